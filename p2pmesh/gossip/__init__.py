@@ -1,0 +1,1 @@
+"""How records spread and how failures are noticed. Pure."""

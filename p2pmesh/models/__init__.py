@@ -1,0 +1,1 @@
+"""GGUF files: what they hold, what they are called, where they lie."""

@@ -1,0 +1,1 @@
+"""Who should serve what: one pure function of the facts. Pure."""

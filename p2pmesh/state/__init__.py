@@ -1,0 +1,1 @@
+"""The merged facts of the mesh, and views of them. Pure."""

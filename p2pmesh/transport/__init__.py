@@ -1,0 +1,1 @@
+"""Links and streams between nodes: TCP, TLS, and an in-memory twin for tests."""

@@ -1,0 +1,1 @@
+"""How facts and messages look as bytes. Pure."""
