@@ -26,12 +26,13 @@ SIGNATURE_BYTES = 64
 
 
 class SigningKey:
-    """An Ed25519 private key with its public key and id at hand."""
+    """An Ed25519 private key with its public key and id at hand.
+
+    Args:
+        seed: The 32 secret bytes; equal seeds make equal keys.
+    """
 
     def __init__(self, seed: bytes) -> None:
-        """Args:
-        seed: The 32 secret bytes; equal seeds make equal keys.
-        """
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self.public: bytes = self._key.public_key().public_bytes_raw()
         self.id: bytes = key_id(self.public)

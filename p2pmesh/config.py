@@ -1,0 +1,328 @@
+"""Every setting of a node, in one table.
+
+From `SETTINGS` come the command line's options, the `P2PMESH_*` variables, the keys of
+`config.toml`, `--help` and the README's table; a test compares them. A value is looked up in
+that order (option, variable, file, default) and parsed by one function per kind, so that the
+same words mean the same thing wherever they stand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from p2pmesh.errors import ConfigError
+
+ENV_PREFIX = "P2PMESH_"
+CONFIG_FILE = "config.toml"
+PORT_MAX = 65535
+NAME_CHARS_MAX = 64
+
+_SIZE_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+    "T": 2**40,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A host (name or IP literal) and a TCP port; port 0 asks for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, *, default: Address | None = None) -> Address:
+    """`HOST:PORT`, `[V6]:PORT`, and with a default also `HOST`, `:PORT` or `PORT`.
+
+    Raises:
+        ValueError: The sentence says what is wrong with `text`.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not an address: write [::1]:9338")
+        port_text = rest[1:]
+    elif text.count(":") > 1:
+        host, port_text = text, ""
+    elif text.isdigit():
+        host, port_text = "", text
+    else:
+        host, _, port_text = text.partition(":")
+    if not host and default is not None:
+        host = default.host
+    if not port_text and default is not None:
+        port_text = str(default.port)
+    if not host or not port_text.isascii() or not port_text.isdigit() or set(host) & set(" /"):
+        raise ValueError(f"{text!r} is not an address: write HOST:PORT, like 192.168.1.5:9338")
+    if int(port_text) > PORT_MAX:
+        raise ValueError(f"port {port_text} does not exist: ports go up to {PORT_MAX}")
+    return Address(host, int(port_text))
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `8GiB`, `8G`, `500MB` or a plain number of bytes.
+
+    Raises:
+        ValueError: The sentence says what is wrong with `text`.
+    """
+    compact = text.strip().upper().replace(" ", "")
+    digits = compact.rstrip("BKMGTI")
+    unit = compact[len(digits) :]
+    try:
+        number = float(digits)
+    except ValueError:
+        number = -1.0
+    if unit not in _SIZE_UNITS or not 0 < number < 2**60:
+        raise ValueError(f"{text!r} is not a size: write it like 8GiB or 500MB")
+    return int(number * _SIZE_UNITS[unit])
+
+
+def _parse_name(text: str) -> str:
+    name = text.strip()
+    if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
+        raise ValueError(f"{text!r} is not a name: 1 to {NAME_CHARS_MAX} printable characters")
+    return name
+
+
+def _parse_count(text: str) -> int:
+    if not text.strip().isascii() or not text.strip().isdigit() or not 0 < int(text) < 2**31:
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _parse_path(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("the path is empty")
+    return Path(text).expanduser()
+
+
+def _parse_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the value is empty")
+    return text.strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        name: Also the option (`--name`), the variable (`P2PMESH_NAME`) and the key in the file.
+        unit: What a value looks like; shown in `--help`.
+        default: As a user would write it; "" when unset.
+        parse: Turns text into the value, or raises ValueError with a sentence.
+        help: One sentence.
+        many: May be given several times (in a variable: separated by commas).
+    """
+
+    name: str
+    unit: str
+    default: str
+    parse: Callable[[str], Any]
+    help: str
+    many: bool = False
+
+
+def _address(default: str) -> Callable[[str], Address]:
+    return lambda text: parse_address(text, default=parse_address(default))
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        name="home",
+        unit="DIR",
+        default="",
+        parse=_parse_path,
+        help="Where this node keeps everything it writes (default: the system's data folder).",
+    ),
+    Setting(
+        name="name",
+        unit="NAME",
+        default="",
+        parse=_parse_name,
+        help="What people call this node (default: the host name).",
+    ),
+    Setting(
+        name="api",
+        unit="HOST:PORT",
+        default="127.0.0.1:9337",
+        parse=_address("127.0.0.1:9337"),
+        help="Where the OpenAI-compatible API listens; port 0 picks a free one.",
+    ),
+    Setting(
+        name="console",
+        unit="HOST:PORT",
+        default="127.0.0.1:3131",
+        parse=_address("127.0.0.1:3131"),
+        help="Where the web console listens; port 0 picks a free one.",
+    ),
+    Setting(
+        name="peer",
+        unit="HOST:PORT",
+        default="0.0.0.0:9338",
+        parse=_address("0.0.0.0:9338"),
+        help="Where other nodes reach this one; port 0 picks a free one.",
+    ),
+    Setting(
+        name="join",
+        unit="HOST:PORT",
+        default="",
+        parse=_address("127.0.0.1:9338"),
+        help="A node of the mesh to join; without it, this node's last mesh or a new one.",
+        many=True,
+    ),
+    Setting(
+        name="model",
+        unit="MODEL",
+        default="",
+        parse=_parse_text,
+        help="A model for the mesh to serve: a GGUF file or the name of one found here.",
+        many=True,
+    ),
+    Setting(
+        name="engine",
+        unit="PATH",
+        default="",
+        parse=_parse_path,
+        help="The llama-server to use (default: the installed one, $PATH, the embedded one).",
+    ),
+    Setting(
+        name="memory",
+        unit="SIZE",
+        default="",
+        parse=parse_size,
+        help="Memory for models, taken exactly, like 8GiB (default: most of what is free).",
+    ),
+    Setting(
+        name="context",
+        unit="TOKENS",
+        default="",
+        parse=_parse_count,
+        help="Context per request (default: the model's own, at most 32768).",
+    ),
+    Setting(
+        name="slots",
+        unit="COUNT",
+        default="4",
+        parse=_parse_count,
+        help="Requests that one engine works on at the same time.",
+    ),
+)
+
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A node's settings, parsed. `given` names those that do not come from the defaults."""
+
+    home: Path | None = None
+    name: str | None = None
+    api: Address = Address("127.0.0.1", 9337)
+    console: Address = Address("127.0.0.1", 3131)
+    peer: Address = Address("0.0.0.0", 9338)  # noqa: S104 - peers come from other machines
+    join: tuple[Address, ...] = ()
+    model: tuple[str, ...] = ()
+    engine: Path | None = None
+    memory: int | None = None
+    context: int | None = None
+    slots: int = 4
+    given: frozenset[str] = frozenset()
+
+
+assert {field.name for field in fields(Settings)} == {*BY_NAME, "given"}, "table and class differ"
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return ENV_PREFIX + name.upper().replace("-", "_")
+
+
+def resolve(
+    options: Mapping[str, str | Sequence[str] | None],
+    environ: Mapping[str, str],
+    file_text: str = "",
+) -> Settings:
+    """Settings from the command line, the environment and the text of a `config.toml`.
+
+    Args:
+        options: By setting name; None or empty where the option was not used.
+        environ: The environment variables.
+        file_text: What the config file holds; "" when there is none.
+
+    Raises:
+        ConfigError: A value or key cannot be used; names where it stands.
+    """
+    in_file = _read_toml(file_text)
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        option = options.get(setting.name)
+        if option:
+            where, raw = f"--{setting.name}", [option] if isinstance(option, str) else list(option)
+        elif text := environ.get(variable(setting.name)):
+            where, raw = variable(setting.name), text.split(",") if setting.many else [text]
+        elif setting.name in in_file:
+            where, raw = f"{CONFIG_FILE}: {setting.name}", in_file[setting.name]
+        else:
+            continue
+        parsed = [_parse(setting, where, text) for text in raw]
+        values[setting.name] = tuple(parsed) if setting.many else parsed[-1]
+    return Settings(**values, given=frozenset(values))
+
+
+def _parse(setting: Setting, where: str, text: str) -> Any:
+    try:
+        return setting.parse(text)
+    except ValueError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
+def _read_toml(text: str) -> dict[str, list[str]]:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{CONFIG_FILE} is not valid TOML: {exc}") from exc
+    found: dict[str, list[str]] = {}
+    for key, value in table.items():
+        if key not in BY_NAME or key == "home":
+            close = difflib.get_close_matches(key, BY_NAME, n=1)
+            hint = f"; did you mean {close[0]}?" if close and close[0] != key else ""
+            raise ConfigError(f"{CONFIG_FILE}: there is no setting {key!r} for it{hint}")
+        many = value if isinstance(value, list) else [value]
+        if not many or not all(type(item) in (str, int) for item in many):
+            raise ConfigError(f"{CONFIG_FILE}: {key} must be text or a number")
+        if len(many) > 1 and not BY_NAME[key].many:
+            raise ConfigError(f"{CONFIG_FILE}: {key} takes one value")
+        found[key] = [str(item) for item in many]
+    return found
+
+
+def settings_table() -> str:
+    """The table of settings as the README shows it, in Markdown."""
+    rows = ["| setting | value | default | what it does |", "| --- | --- | --- | --- |"]
+    for setting in SETTINGS:
+        unit = f"{setting.unit}, repeatable" if setting.many else setting.unit
+        default = f"`{setting.default}`" if setting.default else ""
+        rows.append(f"| `{setting.name}` | {unit} | {default} | {setting.help} |")
+    return "\n".join(rows)

@@ -1,0 +1,192 @@
+"""Where a node keeps what it writes, and how it writes it.
+
+Everything lies under one directory (`--home`, `P2PMESH_HOME`, else the system's data folder); the
+cache is beside it in the system's cache folder unless a home was named. Files are replaced
+whole: written, synced, renamed, so that a crash leaves the old or the new and never a half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from p2pmesh.config import CONFIG_FILE, Settings
+from p2pmesh.errors import ConfigError, LocalError
+
+PRIVATE_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directories of one node.
+
+    Attributes:
+        root: Keys, epoch, address book, logs: what must survive.
+        cache: What can be made again: engines, digests.
+    """
+
+    root: Path
+    cache: Path
+
+    @classmethod
+    def at(cls, root: Path | None) -> Home:
+        """The home below `root`, or the system's folders when None."""
+        if root is not None:
+            root = root.absolute()
+            return cls(root, root / "cache")
+        return cls(
+            platformdirs.user_data_path("p2pmesh", appauthor=False),
+            platformdirs.user_cache_path("p2pmesh", appauthor=False),
+        )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Home:
+        """The home that the settings name."""
+        return cls.at(settings.home)
+
+    @property
+    def node_key(self) -> Path:
+        """The node's private key."""
+        return self.root / "node.key"
+
+    @property
+    def mesh_key(self) -> Path:
+        """The mesh's private key; only its founder has it."""
+        return self.root / "mesh.key"
+
+    @property
+    def mesh_file(self) -> Path:
+        """Which mesh this node belongs to."""
+        return self.root / "mesh.json"
+
+    @property
+    def epoch_file(self) -> Path:
+        """The last epoch under which this node published."""
+        return self.root / "epoch"
+
+    @property
+    def peers_file(self) -> Path:
+        """The address book."""
+        return self.root / "peers.json"
+
+    @property
+    def run_file(self) -> Path:
+        """How to reach the running node: addresses and the control token."""
+        return self.root / "run.json"
+
+    @property
+    def config_file(self) -> Path:
+        """The user's settings."""
+        return self.root / CONFIG_FILE
+
+    @property
+    def logs(self) -> Path:
+        """Log files of the node and its engines."""
+        return self.root / "logs"
+
+    @property
+    def models(self) -> Path:
+        """GGUF files that the user or the mesh put here."""
+        return self.root / "models"
+
+    @property
+    def engine(self) -> Path:
+        """Engines that `p2pmesh engine install` built."""
+        return self.cache / "engine"
+
+    def create(self) -> None:
+        """Make the directories.
+
+        Raises:
+            LocalError: The system does not allow it.
+        """
+        for path in (self.root, self.cache, self.logs):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise LocalError(
+                    f"Cannot create {path} ({exc.strerror}); choose another place with --home"
+                ) from exc
+
+    def read_config(self) -> str:
+        """The text of the config file, "" when there is none."""
+        try:
+            return self.config_file.read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"Cannot read {self.config_file}: {exc}") from exc
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this home for one node; a second one is told so.
+
+        The lock is the system's and ends with the process, however it ends.
+
+        Raises:
+            LocalError: Another node has it.
+        """
+        path = self.root / "lock"
+        try:
+            file = path.open("ab")
+        except OSError as exc:
+            raise LocalError(f"Cannot write {path}: {exc.strerror}") from exc
+        with file:
+            if not _try_lock(file):
+                raise LocalError(
+                    f"A node is running in {self.root} already; "
+                    "start a second one with its own --home DIR"
+                )
+            yield
+
+
+def _try_lock(file: Any) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data`, durably: afterwards it holds the old bytes or the new ones.
+
+    Args:
+        path: The file; its directory must exist.
+        data: The whole new content.
+        mode: Permission bits of the file.
+
+    Raises:
+        LocalError: Disk full, no permission; the old file is untouched.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(mode)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise LocalError(
+            f"Cannot write {path} ({exc.strerror}); make room, or choose another --home"
+        ) from exc
