@@ -1,0 +1,266 @@
+"""The mutual proof of identity that opens every connection between nodes.
+
+Pure. It runs inside TLS, whose certificates are made afresh at each start and prove nothing by
+themselves: here each side signs the whole conversation so far together with the digest of the
+certificate that the server showed, so that a man in the middle would have to show another
+certificate and make both signatures wrong. The client speaks first:
+
+    client  start      versions, nonce, key, mesh, whom it expects, what the connection is for
+    server  challenge  version, nonce, key, mesh, and its signature
+    client  proof      its signature
+    server  verdict    yes, or why not
+
+Python's ssl cannot ask for a client certificate that it does not know beforehand, which is why
+the proof of both sides lives here and not in TLS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+from p2pmesh.errors import PeerError
+from p2pmesh.identity.keys import (
+    ID_BYTES,
+    PUBLIC_KEY_BYTES,
+    SIGNATURE_BYTES,
+    MeshId,
+    NodeId,
+    SigningKey,
+    key_id,
+    verify,
+)
+from p2pmesh.wire.codec import decode, encode
+from p2pmesh.wire.fields import as_map, take, take_list
+
+TAG = "p2pmesh hello 1"
+VERSION = 1
+NONCE_BYTES = 32
+HELLO_BYTES_MAX = 4096
+CLOCK_SKEW_S_MAX = 60
+
+Purpose = Literal["gossip", "stream"]
+
+
+class RefusedError(PeerError):
+    """The other side will not talk to us, or we not to it; the sentence says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Self:
+    """What this node says of itself.
+
+    Attributes:
+        key: The node's key.
+        instance: Random per start.
+        mesh: The mesh it belongs to; None while it has none and takes the server's.
+        mesh_name: What people call that mesh.
+    """
+
+    key: SigningKey
+    instance: int
+    mesh: MeshId | None
+    mesh_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who the other side proved to be.
+
+    Attributes:
+        clock_ahead_s: Its clock minus ours, as it was said.
+    """
+
+    node: NodeId
+    public: bytes
+    instance: int
+    mesh: MeshId
+    mesh_name: str
+    purpose: Purpose
+    clock_ahead_s: int
+
+
+class ClientHello:
+    """The dialling side of one handshake: `start`, then `proof`, then `finish`.
+
+    Args:
+        me: Who we are.
+        purpose: What the connection is for.
+        expected: Whom we mean to reach; None for whoever answers there.
+        certificate: DER bytes of the certificate that the server showed in TLS.
+        nonce: 32 fresh random bytes.
+        now: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        me: Self,
+        *,
+        purpose: Purpose,
+        expected: NodeId | None,
+        certificate: bytes,
+        nonce: bytes,
+        now: float,
+    ) -> None:
+        self._me, self._purpose, self._now = me, purpose, now
+        self._expected = expected
+        self._certificate = certificate
+        self._start = encode(
+            {
+                "v": [VERSION],
+                "n": nonce,
+                "k": me.key.public,
+                "m": me.mesh or b"",
+                "to": expected or b"",
+                "for": purpose,
+                "i": me.instance,
+                "at": int(now),
+            }
+        )
+        self._peer: Peer | None = None
+
+    def start(self) -> bytes:
+        """The first message."""
+        return self._start
+
+    def proof(self, challenge: bytes) -> bytes:
+        """Check who answered and prove who we are.
+
+        Raises:
+            PeerError: The server's message or proof is wrong.
+            RefusedError: It said no, or is not whom we meant to reach.
+        """
+        fields = _fields(challenge)
+        said = as_map(fields.get("c"), "the claim in a hello")
+        claims = encode(said)
+        public = _exactly(said, "k", PUBLIC_KEY_BYTES)
+        mesh = MeshId(_exactly(said, "m", ID_BYTES))
+        node = NodeId(key_id(public))
+        if take(said, "v", int) != VERSION:
+            raise RefusedError("the other side speaks another version of the protocol")
+        _exactly(said, "n", NONCE_BYTES)
+        transcript = _transcript(self._start, claims, self._certificate)
+        if not verify(public, _exactly(fields, "s", SIGNATURE_BYTES), b"server" + transcript):
+            raise PeerError("the other side did not prove its identity")
+        if self._expected is not None and node != self._expected:
+            raise RefusedError("another node answered at that address")
+        if node == self._me.key.id:
+            raise RefusedError("that address is this node's own")
+        if self._me.mesh is not None and mesh != self._me.mesh:
+            raise RefusedError("the node there belongs to another mesh")
+        self._peer = Peer(
+            node=node,
+            public=public,
+            instance=take(said, "i", int),
+            mesh=mesh,
+            mesh_name=take(said, "name", str, size_max=256),
+            purpose=self._purpose,
+            clock_ahead_s=take(said, "at", int) - int(self._now),
+        )
+        return encode({"s": self._me.key.sign(b"client" + transcript)})
+
+    def finish(self, verdict: bytes) -> Peer:
+        """Read the server's yes.
+
+        Raises:
+            PeerError: It is no verdict at all.
+            RefusedError: It said no.
+        """
+        assert self._peer is not None, "finish comes after proof"
+        take(_fields(verdict), "ok", bool)
+        return self._peer
+
+
+class ServerHello:
+    """The accepting side of one handshake: `challenge`, then `verdict`. Arguments as the client's.
+
+    Whatever is refused here raises; the caller sends `refusal(sentence)` and closes.
+    """
+
+    def __init__(self, me: Self, *, certificate: bytes, nonce: bytes, now: float) -> None:
+        assert me.mesh is not None, "a node without a mesh accepts nobody"
+        self._me, self._certificate, self._nonce, self._now = me, certificate, nonce, now
+        self._transcript = b""
+        self._peer: Peer | None = None
+
+    def challenge(self, start: bytes) -> bytes:
+        """Read who calls and what for; prove who we are.
+
+        Raises:
+            PeerError: The message is no start of a hello.
+            RefusedError: It is for another node, mesh or version.
+        """
+        said = _fields(start)
+        public = _exactly(said, "k", PUBLIC_KEY_BYTES)
+        mesh = take(said, "m", bytes, size_max=ID_BYTES)
+        expected = take(said, "to", bytes, size_max=ID_BYTES)
+        purpose = take(said, "for", str, size_max=16)
+        _exactly(said, "n", NONCE_BYTES)
+        assert self._me.mesh is not None
+        if VERSION not in take_list(said, "v", int, size_max=32):
+            raise RefusedError("this node speaks another version of the protocol")
+        if expected and expected != self._me.key.id:
+            raise RefusedError("another node answered at that address")
+        if public == self._me.key.public:
+            raise RefusedError("that address is this node's own")
+        if mesh and mesh != self._me.mesh:
+            raise RefusedError("this node belongs to another mesh")
+        if purpose not in ("gossip", "stream"):
+            raise RefusedError("this node does not know that kind of connection")
+        claim: dict[str, Any] = {
+            "v": VERSION,
+            "n": self._nonce,
+            "k": self._me.key.public,
+            "m": self._me.mesh,
+            "name": self._me.mesh_name,
+            "i": self._me.instance,
+            "at": int(self._now),
+        }
+        self._transcript = _transcript(start, encode(claim), self._certificate)
+        self._peer = Peer(
+            node=NodeId(key_id(public)),
+            public=public,
+            instance=take(said, "i", int),
+            mesh=self._me.mesh,
+            mesh_name=self._me.mesh_name,
+            purpose="gossip" if purpose == "gossip" else "stream",
+            clock_ahead_s=take(said, "at", int) - int(self._now),
+        )
+        return encode({"c": claim, "s": self._me.key.sign(b"server" + self._transcript)})
+
+    def verdict(self, proof: bytes) -> tuple[bytes, Peer]:
+        """Check the caller's proof; returns the last message and who it is.
+
+        Raises:
+            PeerError: The proof is wrong.
+        """
+        assert self._peer is not None, "verdict comes after challenge"
+        signature = _exactly(_fields(proof), "s", SIGNATURE_BYTES)
+        if not verify(self._peer.public, signature, b"client" + self._transcript):
+            raise PeerError("the other side did not prove its identity")
+        return encode({"ok": True}), self._peer
+
+
+def refusal(reason: str) -> bytes:
+    """The message that says no, in place of a challenge or verdict."""
+    return encode({"no": reason})
+
+
+def _fields(message: bytes) -> dict[str, Any]:
+    fields = as_map(decode(message, bytes_max=HELLO_BYTES_MAX), "a hello")
+    if "no" in fields:
+        raise RefusedError(take(fields, "no", str, size_max=256))
+    return fields
+
+
+def _exactly(fields: dict[str, Any], name: str, size: int) -> bytes:
+    value = take(fields, name, bytes)
+    if len(value) != size:
+        raise PeerError(f"field {name!r} of a hello has the wrong length")
+    return value
+
+
+def _transcript(start: bytes, claims: bytes, certificate: bytes) -> bytes:
+    certificate_digest = blake2b(certificate, digest_size=32).digest()
+    return encode([TAG, VERSION, start, claims, certificate_digest])

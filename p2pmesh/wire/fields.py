@@ -1,0 +1,57 @@
+"""Reading fields out of decoded values, each with its type and bound. Pure.
+
+Unknown fields are left alone: a newer peer may say more than this version understands.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from p2pmesh.errors import PeerError
+
+T = TypeVar("T")
+
+
+def as_map(value: Any, what: str) -> dict[str, Any]:
+    """`value` if it is a map.
+
+    Raises:
+        PeerError: It is not; `what` names the place.
+    """
+    if type(value) is not dict:
+        raise PeerError(f"{what} is not a map")
+    return value
+
+
+def take(fields: dict[str, Any], name: str, kind: type[T], *, size_max: int = 4096) -> T:
+    """The field `name`, which must be there and of exactly that type.
+
+    Args:
+        fields: A decoded map.
+        name: The field.
+        kind: Its type; integers must also not be negative.
+        size_max: Bound on the length of text, bytes and lists.
+
+    Raises:
+        PeerError: Missing, of another type, negative, or too long.
+    """
+    value = fields.get(name)
+    if type(value) is not kind:
+        raise PeerError(f"field {name!r} is not of type {kind.__name__}")
+    if isinstance(value, (str, bytes, list)) and len(value) > size_max:
+        raise PeerError(f"field {name!r} is longer than {size_max}")
+    if isinstance(value, int) and value < 0:
+        raise PeerError(f"field {name!r} is negative")
+    return value
+
+
+def take_list(fields: dict[str, Any], name: str, kind: type[T], *, size_max: int) -> tuple[T, ...]:
+    """The list `name`, all of whose items are of exactly that type.
+
+    Raises:
+        PeerError: As `take`, or an item of another type.
+    """
+    items = take(fields, name, list, size_max=size_max)
+    if any(type(item) is not kind for item in items):
+        raise PeerError(f"field {name!r} holds something that is not of type {kind.__name__}")
+    return tuple(items)
