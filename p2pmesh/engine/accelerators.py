@@ -1,0 +1,101 @@
+"""Which accelerators this machine has, and whether an engine can be built for them.
+
+Looks at the system, never at an engine: the difference between the two is what a user has to be
+told. Cheap enough for every start: a few file lookups, no process.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from p2pmesh.engine.devices import Device
+
+Backend = Literal["cuda", "rocm", "vulkan", "metal", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """One kind of accelerator that the operating system knows.
+
+    Attributes:
+        name: For a person: `NVIDIA GPU`.
+        backend: What an engine for it is to be built with; `cpu` while nothing can be built.
+        missing: What has to be installed before such an engine can be built; "" when nothing.
+    """
+
+    name: str
+    backend: Backend
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where to look; the defaults are this machine."""
+
+    environ: Mapping[str, str]
+    root: Path = Path("/")
+    system: str = sys.platform
+    processor: str = platform.machine()
+
+    def which(self, program: str) -> bool:
+        """Whether `program` is on the path or where its toolkit usually puts it."""
+        usual = (self.root / "opt/rocm/bin", self.root / "usr/local/cuda/bin")
+        path = self.environ.get("PATH", "")
+        if shutil.which(program, path=path) is not None:
+            return True
+        return any((directory / program).is_file() for directory in usual)
+
+    def has_vulkan_toolkit(self) -> bool:
+        """Whether Vulkan's shader compiler and headers are here."""
+        sdk = Path(self.environ.get("VULKAN_SDK", self.root / "usr"))
+        return self.which("glslc") and (sdk / "include/vulkan/vulkan.h").is_file()
+
+
+def find_accelerators(machine: Machine) -> tuple[Accelerator, ...]:
+    """The accelerators of the machine, the most capable kind first."""
+    if machine.system == "darwin":
+        # Only Apple's own processors: llama.cpp does not support Metal on Intel Macs well.
+        return (Accelerator(name="Apple GPU", backend="metal"),) * (machine.processor == "arm64")
+    found = []
+    if (machine.root / "proc/driver/nvidia/version").exists() or machine.which("nvidia-smi"):
+        found.append(_buildable(machine, "NVIDIA GPU", "cuda", "nvcc", "the CUDA toolkit"))
+    if (machine.root / "dev/kfd").exists():
+        found.append(_buildable(machine, "AMD GPU", "rocm", "hipcc", "the ROCm toolkit"))
+    return tuple(found)
+
+
+def choose_backend(machine: Machine) -> Backend:
+    """What an engine for this machine is best built with, of what can be built here."""
+    for accelerator in find_accelerators(machine):
+        if accelerator.backend != "cpu":
+            return accelerator.backend
+    has_render_node = any((machine.root / "dev/dri").glob("renderD*"))
+    return "vulkan" if has_render_node and machine.has_vulkan_toolkit() else "cpu"
+
+
+def unused_warnings(machine: Machine, devices: Sequence[Device]) -> tuple[str, ...]:
+    """One sentence for each accelerator that an engine with these devices leaves idle."""
+    if devices:
+        return ()
+    return tuple(
+        f"{found.name} found but unused: p2pmesh engine install"
+        + (f" (first install {found.missing})" if found.missing else "")
+        for found in find_accelerators(machine)
+    )
+
+
+def _buildable(
+    machine: Machine, name: str, backend: Backend, compiler: str, toolkit: str
+) -> Accelerator:
+    """With its own toolkit, else with Vulkan, which every driver brings, else not at all."""
+    if machine.which(compiler):
+        return Accelerator(name=name, backend=backend)
+    if machine.has_vulkan_toolkit():
+        return Accelerator(name=name, backend="vulkan")
+    return Accelerator(name=name, backend="cpu", missing=f"{toolkit}: {compiler} is missing")

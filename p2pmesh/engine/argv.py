@@ -1,0 +1,126 @@
+"""The argument list of an engine for one model.
+
+Pure: values in, strings out. Only flags that every llama-server of the last two years knows and
+that `p2pmesh.engine.embedded` understands as well. Secrets are not among them: the API key goes
+through the environment (`environment_of`), where `ps` does not show it.
+
+`--embeddings` does not forbid chat (b11434 answers both), but it needs a pooling type, reserves
+logits for every row of a batch (hundreds of MB with a large vocabulary), and answers 400 on models
+without pooling. So only embedding and rerank models get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal, Protocol
+
+Modality = Literal["chat", "completion", "embedding", "rerank"]
+
+# An embedding's input must fit into one physical batch, but no batch may eat the memory.
+_EMBEDDING_BATCH_MAX = 8192
+
+# What an engine may see of the environment: where programs, drivers and temporary files are, and
+# which accelerators to use. Never LLAMA_ARG_*: those would quietly override the flags below.
+_PASSED_ON = frozenset(
+    {
+        "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH",
+        "DYLD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "USERPROFILE",
+        "LOCALAPPDATA", "APPDATA", "PROGRAMDATA", "NUMBER_OF_PROCESSORS", "XDG_RUNTIME_DIR",
+    }
+)  # fmt: skip
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_", "GGML_", "OMP_")
+
+
+class Command(Protocol):
+    """The part of an engine that an argument list needs."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What goes before the flags."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One model as an engine is to serve it.
+
+    Attributes:
+        model_paths: The model's files in order; llama.cpp finds the rest from the first.
+        alias: The name that the engine gives the model in its answers.
+        modality: What is asked of the model.
+        context: Tokens that each slot can hold.
+        slots: Requests answered at the same time.
+        host: Where to listen; loopback only.
+        port: Where to listen; 0 lets the engine take a free one and say which.
+        api_key: What callers must show; empty asks for none.
+        devices: llama.cpp's device names to use; empty leaves the choice to the engine.
+        threads: CPU threads; None leaves the choice to the engine.
+    """
+
+    model_paths: tuple[PurePath, ...]
+    alias: str
+    modality: Modality = "chat"
+    context: int = 4096
+    slots: int = 1
+    host: str = "127.0.0.1"
+    port: int = 0
+    api_key: str = field(default="", repr=False)
+    devices: tuple[str, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Our own callers get these right; a user's numbers are checked in `config`."""
+        assert self.model_paths, "a launch needs a model"
+        assert self.context > 0
+        assert self.slots > 0
+        assert "," not in self.api_key, "llama.cpp splits keys at commas"
+
+
+def server_argv(engine: Command, launch: Launch) -> list[str]:
+    """The whole command line, the engine's own command first."""
+    argv = [
+        *engine.command,
+        *("--model", str(launch.model_paths[0])),
+        *("--alias", launch.alias.replace(",", "_")),  # a comma would make two aliases
+        *("--host", launch.host),
+        *("--port", str(launch.port)),
+        *("--ctx-size", str(launch.context * launch.slots)),
+        *("--parallel", str(launch.slots)),
+        "--offline",
+        "--no-webui",
+    ]
+    if launch.modality in ("embedding", "rerank"):
+        batch = str(min(launch.context, _EMBEDDING_BATCH_MAX))
+        argv.append("--embeddings" if launch.modality == "embedding" else "--reranking")
+        argv += ["--batch-size", batch, "--ubatch-size", batch]
+    else:
+        argv.append("--jinja")
+    if launch.devices:
+        argv += ["--device", ",".join(launch.devices)]
+    if launch.threads is not None:
+        argv += ["--threads", str(launch.threads)]
+    return argv
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """The few variables that every engine gets."""
+    passed = {
+        name: value
+        for name, value in environ.items()
+        if name.upper() in _PASSED_ON or name.upper().startswith(_PASSED_ON_PREFIXES)
+    }
+    # Without it an aborting llama.cpp waits inside a debugger instead of ending.
+    passed["GGML_NO_BACKTRACE"] = "1"
+    return passed
+
+
+def environment_of(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the engine of one launch gets: those variables and its API key."""
+    key = {"LLAMA_API_KEY": launch.api_key} if launch.api_key else {}
+    return passed_on(environ) | key
+
+
+def readable(argv: Sequence[str]) -> str:
+    """A command line for a log: readable, on one line."""
+    return " ".join(f"'{part}'" if " " in part else part for part in argv)
