@@ -1,0 +1,141 @@
+"""What every transport offers: authenticated message channels and byte streams between nodes.
+
+Two implementations pass the same contract suite: TLS over TCP, and memory for tests. Whoever
+comes out of here has proved its identity; nothing above asks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import trio
+
+from p2pmesh.config import Address
+from p2pmesh.errors import LinkError
+from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.keys import NodeId
+
+DIAL_TIMEOUT_S = 3.0  # connect, TLS and hello together; DESIGN §4
+SEND_TIMEOUT_S = 10.0  # a peer that takes nothing for so long is gone or stuck
+
+
+class NobodyThereError(LinkError):
+    """The machine itself says that nothing listens at that port: no need to wait for more."""
+
+
+@contextlib.contextmanager
+def link_errors(sentence: str) -> Iterator[None]:
+    """Turn what trio and the system raise about a connection into a `LinkError`.
+
+    Raises:
+        NobodyThereError: The connection was refused.
+        LinkError: Anything else of the network, a passed deadline included.
+    """
+    try:
+        yield
+    except trio.TooSlowError as exc:
+        raise LinkError(f"{sentence}: no answer in time") from exc
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        causes = _causes(exc)
+        if all(isinstance(cause, ConnectionRefusedError) for cause in causes):
+            raise NobodyThereError(f"{sentence}: nothing listens there") from exc
+        reason = str(causes[0]) or "the connection is closed"
+        raise LinkError(f"{sentence}: {reason}") from exc
+
+
+def _causes(exc: BaseException) -> tuple[BaseException, ...]:
+    # trio wraps what the system said, once per address that a name resolved to.
+    if isinstance(exc.__cause__, BaseExceptionGroup):
+        return exc.__cause__.exceptions
+    return (exc if exc.__cause__ is None else exc.__cause__,)
+
+
+class Channel(Protocol):
+    """Whole messages to and from one authenticated node.
+
+    `send` is for one task and must not be cancelled half-way unless the channel is given up:
+    a half frame would swallow the next message.
+    """
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def outgoing(self) -> bool:
+        """Whether this side dialled."""
+        ...
+
+    @property
+    def remote(self) -> Address | None:
+        """The other end's network address, where there is one."""
+        ...
+
+    async def send(self, message: bytes) -> None:
+        """Send one message.
+
+        Raises:
+            LinkError: The channel is broken or closed.
+        """
+        ...
+
+    async def receive(self) -> bytes:
+        """The next message.
+
+        Raises:
+            LinkError: The channel is broken or closed, by either side.
+            PeerError: The peer broke the framing.
+        """
+        ...
+
+
+OnChannel = Callable[[Channel], Awaitable[None]]
+OnStream = Callable[[Peer, trio.abc.Stream], Awaitable[None]]
+
+
+class Transport(Protocol):
+    """One node's access to the others."""
+
+    @property
+    def address(self) -> Address:
+        """Where this node listens."""
+        ...
+
+    async def serve(
+        self,
+        on_channel: OnChannel,
+        on_stream: OnStream,
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept until cancelled. Each connection has its own task and error boundary.
+
+        Args:
+            on_channel: Called with each gossip channel; it is closed on return.
+            on_stream: Called with each byte stream and its peer; it is closed on return.
+            task_status: Told once connections are accepted.
+        """
+        ...
+
+    def dial(
+        self, address: Address, *, expected: NodeId | None
+    ) -> AbstractAsyncContextManager[Channel]:
+        """Open a gossip channel for the length of the block.
+
+        Args:
+            address: Where to.
+            expected: Who has to answer; None for anybody of this mesh.
+
+        Raises:
+            LinkError: Nobody answers there; `NobodyThereError` when the machine says so itself.
+            PeerError: Who answers is not whom we want, or breaks the protocol.
+        """
+        ...
+
+    async def open_stream(self, address: Address, *, expected: NodeId) -> trio.abc.Stream:
+        """Open a byte stream; the caller closes it. Raises as `dial`."""
+        ...

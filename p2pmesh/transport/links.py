@@ -1,0 +1,244 @@
+"""The gossip links of one node: at most one per peer, each with its reader and its writer task.
+
+The shell around the gossip core. It decides only what is about connections: which of two links
+between the same pair stays, when a slow link is given up, how several addresses are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+import trio
+
+from p2pmesh.config import Address
+from p2pmesh.errors import LinkError, MeshError, PeerError
+from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.transport.base import Channel, NobodyThereError, OnStream, Transport
+
+SEND_QUEUE_MAX = 256  # messages; a joining node is sent about ten at once, a stuck one fills it
+ADDRESS_STAGGER_S = 0.25  # between two addresses of one node (RFC 8305 advises the same)
+
+log = structlog.get_logger(__name__)
+
+
+class LinkEvents(Protocol):
+    """What the node wants to know. None of these may block or raise."""
+
+    def link_up(self, peer: Peer) -> None:
+        """A link to `peer` is there; also when it replaces an older one."""
+        ...
+
+    def link_down(self, node: NodeId) -> None:
+        """The link to `node` is gone and none has replaced it."""
+        ...
+
+    def message_received(self, node: NodeId, message: bytes) -> None:
+        """A message came from `node`.
+
+        Raises:
+            PeerError: It breaks the protocol; the link is closed.
+        """
+        ...
+
+    def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
+        """None of the addresses tried led to `node`."""
+        ...
+
+
+class Links:
+    """All gossip links of a node.
+
+    Args:
+        transport: Where they come from.
+        me: This node.
+        events: Who hears of them.
+    """
+
+    def __init__(self, transport: Transport, me: NodeId, events: LinkEvents) -> None:
+        self._transport = transport
+        self._me = me
+        self._events = events
+        self._links: dict[NodeId, _Link] = {}
+        self._dialling: set[NodeId | Address] = set()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(
+        self,
+        on_stream: OnStream,
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept and dial until cancelled.
+
+        Args:
+            on_stream: Called with each forwarded request's stream, see `Transport.serve`.
+            task_status: Told once connections are accepted.
+        """
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self._transport.serve, self._serve, on_stream)
+            task_status.started()
+
+    @property
+    def linked(self) -> frozenset[NodeId]:
+        """The nodes with a link."""
+        return frozenset(self._links)
+
+    def send(self, node: NodeId, message: bytes) -> None:
+        """Queue a message; without a link it is dropped, with a full queue the link is closed."""
+        if link := self._links.get(node):
+            link.send_nowait(message)
+
+    def close(self, node: NodeId) -> None:
+        """Close the link to `node`, if there is one."""
+        if link := self._links.get(node):
+            link.close()
+
+    def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
+        """Try to get a link to `node` (None: to whoever answers) at one of `addresses`.
+
+        Does nothing while an attempt for the same is under way.
+        """
+        assert self._nursery is not None, "dial comes after run"
+        key = node if node is not None else addresses[0]
+        if key not in self._dialling:
+            self._dialling.add(key)
+            self._nursery.start_soon(self._dial, key, node, tuple(addresses))
+
+    async def finish(self, deadline_s: float) -> None:
+        """Send what is queued, then close all links; returns when they are gone."""
+        for link in self._links.values():
+            link.finish()
+        with trio.move_on_after(deadline_s):
+            for link in list(self._links.values()):
+                await link.gone.wait()
+
+    async def _dial(
+        self, key: NodeId | Address, node: NodeId | None, addresses: tuple[Address, ...]
+    ) -> None:
+        attempt = _Attempt(addresses)
+        try:
+            async with trio.open_nursery() as nursery:
+                for position, address in enumerate(addresses):
+                    nursery.start_soon(self._try, attempt, node, address, position)
+        finally:
+            self._dialling.discard(key)
+        if not attempt.connected:
+            self._events.dial_failed(node, nobody_there=attempt.nobody_there)
+
+    async def _try(
+        self, attempt: _Attempt, node: NodeId | None, address: Address, position: int
+    ) -> None:
+        with attempt.scopes[position]:
+            await trio.sleep(position * ADDRESS_STAGGER_S)
+            try:
+                async with self._transport.dial(address, expected=node) as channel:
+                    attempt.won(position)
+                    self._dialling.discard(node if node is not None else address)
+                    await self._serve(channel)
+            except* NobodyThereError:
+                log.debug("dial_refused", address=str(address))
+            except* MeshError as group:
+                attempt.nobody_there = False
+                reasons = [str(exc) for exc in group.exceptions]
+                log.info("dial_failed", address=str(address), reasons=reasons)
+
+    async def _serve(self, channel: Channel) -> None:
+        peer = channel.peer
+        link = _Link(channel)
+        older = self._links.get(peer.node)
+        if older is not None:
+            if not self._replaces(link, older):
+                return
+            older.close()
+        self._links[peer.node] = link
+        log.info("link_opened", node=show_id(peer.node), remote=str(channel.remote))
+        self._events.link_up(peer)
+        try:
+            await link.run(lambda message: self._events.message_received(peer.node, message))
+        finally:
+            log.info("link_closed", node=show_id(peer.node), reason=link.reason)
+            if self._links.get(peer.node) is link:
+                del self._links[peer.node]
+                self._events.link_down(peer.node)
+
+    def _replaces(self, newer: _Link, older: _Link) -> bool:
+        """Both ends keep the link that the smaller id dialled, so that exactly one remains."""
+        if newer.peer.instance != older.peer.instance:
+            return True  # the peer restarted; the old link cannot be alive
+        mine = self._me < newer.peer.node
+        return newer.outgoing == mine or older.outgoing != mine
+
+
+class _Attempt:
+    """Several addresses of one node, tried at once; the first that leads there stays."""
+
+    def __init__(self, addresses: tuple[Address, ...]) -> None:
+        self.scopes = [trio.CancelScope() for _ in addresses]
+        self.connected = False
+        self.nobody_there = True
+
+    def won(self, position: int) -> None:
+        self.connected = True
+        for other, scope in enumerate(self.scopes):
+            if other != position:
+                scope.cancel()
+
+
+class _Link:
+    """One channel with its two tasks.
+
+    Only the writer sends, and nothing cancels a send but the end of the link: a half frame would
+    swallow the next message.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._outbox, self._queued = trio.open_memory_channel[bytes](SEND_QUEUE_MAX)
+        self._scope = trio.CancelScope()
+        self.reason = "closed"
+        self.gone = trio.Event()
+
+    @property
+    def peer(self) -> Peer:
+        return self._channel.peer
+
+    @property
+    def outgoing(self) -> bool:
+        return self._channel.outgoing
+
+    def send_nowait(self, message: bytes) -> None:
+        try:
+            self._outbox.send_nowait(message)
+        except trio.WouldBlock:
+            self.reason = "the peer takes messages too slowly"
+            self.close()
+        except trio.ClosedResourceError:
+            pass  # finishing: nothing new is said
+
+    def close(self) -> None:
+        self._scope.cancel()
+
+    def finish(self) -> None:
+        self._outbox.close()
+
+    async def run(self, on_message: Callable[[bytes], None]) -> None:
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    while True:
+                        on_message(await self._channel.receive())
+        except* (LinkError, PeerError) as group:
+            self.reason = "; ".join(str(exc) for exc in group.exceptions)
+        finally:
+            self.gone.set()
+
+    async def _write(self) -> None:
+        async with self._queued:
+            async for message in self._queued:
+                await self._channel.send(message)
+        self.reason = "finished"
+        self.close()

@@ -1,0 +1,129 @@
+"""A network inside one process: the same hello, channels and contract, without sockets.
+
+For tests and simulations of the whole shell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+import trio
+from trio.testing import memory_stream_pair
+
+from p2pmesh.config import Address
+from p2pmesh.errors import MeshError
+from p2pmesh.identity.hello import Peer, Purpose, Self
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport.base import (
+    DIAL_TIMEOUT_S,
+    Channel,
+    NobodyThereError,
+    OnChannel,
+    OnStream,
+    link_errors,
+)
+from p2pmesh.transport.channel import open_channel
+from p2pmesh.transport.greet import answer, introduce
+
+_CERTIFICATE = b"there is nobody in the middle of a process"
+
+Accept = Callable[[trio.abc.Stream], None]
+
+log = structlog.get_logger(__name__)
+
+
+class MemoryNetwork:
+    """Who listens where; `unreachable` names addresses that swallow what is sent to them."""
+
+    def __init__(self) -> None:
+        self.listening: dict[Address, Accept] = {}
+        self.unreachable: set[Address] = set()
+
+
+class MemoryTransport:
+    """A `Transport` on a `MemoryNetwork`; arguments as `TlsTransport`'s."""
+
+    def __init__(self, me: Callable[[], Self], network: MemoryNetwork, address: Address) -> None:
+        self._me = me
+        self._network = network
+        self._address = address
+
+    @property
+    def address(self) -> Address:
+        """Where this node listens."""
+        return self._address
+
+    async def serve(
+        self,
+        on_channel: OnChannel,
+        on_stream: OnStream,
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept until cancelled; see `Transport.serve`."""
+
+        async def handle(stream: trio.abc.Stream) -> None:
+            try:
+                await self._accept(stream, on_channel, on_stream)
+            except* MeshError as group:
+                log.info("connection_dropped", reasons=[str(exc) for exc in group.exceptions])
+
+        async with trio.open_nursery() as nursery:
+            self._network.listening[self._address] = lambda end: nursery.start_soon(handle, end)
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                del self._network.listening[self._address]
+
+    async def _accept(
+        self, stream: trio.abc.Stream, on_channel: OnChannel, on_stream: OnStream
+    ) -> None:
+        async with stream:
+            with link_errors("the hello failed"), trio.fail_after(DIAL_TIMEOUT_S):
+                peer = await answer(stream, self._me(), certificate=_CERTIFICATE)
+            if peer.purpose == "stream":
+                await on_stream(peer, stream)
+                return
+            nowhere = Address("memory", 0)
+            async with open_channel(stream, peer=peer, remote=nowhere, outgoing=False) as channel:
+                await on_channel(channel)
+
+    @contextlib.asynccontextmanager
+    async def dial(self, address: Address, *, expected: NodeId | None) -> AsyncIterator[Channel]:
+        """Open a gossip channel for the length of the block; see `Transport.dial`."""
+        stream, peer = await self._connect(address, "gossip", expected)
+        async with open_channel(stream, peer=peer, remote=address, outgoing=True) as channel:
+            yield channel
+
+    async def open_stream(self, address: Address, *, expected: NodeId) -> trio.abc.Stream:
+        """Open a byte stream that the caller closes; see `Transport.open_stream`."""
+        return (await self._connect(address, "stream", expected))[0]
+
+    async def _connect(
+        self, address: Address, purpose: Purpose, expected: NodeId | None
+    ) -> tuple[trio.abc.Stream, Peer]:
+        accept = self._network.listening.get(address)
+        if accept is None:
+            raise NobodyThereError(f"nobody answers at {address}: nothing listens there")
+        ours, theirs = memory_stream_pair()
+        if address not in self._network.unreachable:
+            accept(theirs)
+        try:
+            with (
+                link_errors(f"the hello with {address} failed"),
+                trio.fail_after(DIAL_TIMEOUT_S),
+            ):
+                peer = await introduce(
+                    ours,
+                    self._me(),
+                    certificate=_CERTIFICATE,
+                    purpose=purpose,
+                    expected=expected,
+                )
+                return ours, peer
+        except BaseException:
+            await trio.aclose_forcefully(ours)
+            raise

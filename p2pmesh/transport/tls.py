@@ -1,0 +1,223 @@
+"""The real transport: TCP, TLS 1.3 with a certificate made afresh per start, then the hello.
+
+TLS gives secrecy and integrity, the hello gives identity, bound to the certificate. Gossip
+channels are websockets inside that; forwarded requests are the bare TLS stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import ssl
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import structlog
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pmesh.config import Address
+from p2pmesh.errors import MeshError, PeerError
+from p2pmesh.identity.hello import Peer, Purpose, Self
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, OnChannel, OnStream, link_errors
+from p2pmesh.transport.channel import open_channel
+from p2pmesh.transport.greet import answer, introduce
+
+UNAUTHENTICATED_MAX = 64  # connections that have not proved who they are, all together
+UNAUTHENTICATED_PER_HOST_MAX = 4  # one address cannot take all the places of the others
+
+TlsStream = trio.SSLStream[trio.SocketStream]
+
+log = structlog.get_logger(__name__)
+
+
+class TlsTransport:
+    """Listens on TCP and dials others; one per node.
+
+    Args:
+        me: Called for each connection: who this node says that it is.
+        listeners: Bound TCP listeners, closed when `serve` ends.
+    """
+
+    def __init__(self, me: Callable[[], Self], listeners: list[trio.SocketListener]) -> None:
+        self._me = me
+        self._listeners = listeners
+        self._server_context, self._certificate = _server_context()
+        self._client_context = _client_context()
+        self._unauthenticated: Counter[str] = Counter()
+
+    @property
+    def address(self) -> Address:
+        """Where this node listens, as bound."""
+        host, port = self._listeners[0].socket.getsockname()[:2]
+        return Address(host, port)
+
+    async def serve(
+        self,
+        on_channel: OnChannel,
+        on_stream: OnStream,
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept until cancelled; see `Transport.serve`."""
+
+        async def handle(tcp: trio.SocketStream) -> None:
+            remote = _remote(tcp)
+            try:
+                await self._accept(tcp, remote, on_channel, on_stream)
+            except* MeshError as group:
+                log.info("connection_dropped", remote=str(remote), reason=_sentences(group))
+            except* Exception:
+                log.exception("connection_failed", remote=str(remote))
+
+        await trio.serve_listeners(handle, self._listeners, task_status=task_status)
+
+    async def _accept(
+        self, tcp: trio.SocketStream, remote: Address, on_channel: OnChannel, on_stream: OnStream
+    ) -> None:
+        tls = trio.SSLStream(tcp, self._server_context, server_side=True, https_compatible=True)
+        async with _closing(tls):
+            with self._place_for(remote.host), _greeting_errors(remote):
+                await tls.do_handshake()
+                peer = await answer(tls, self._me(), certificate=self._certificate)
+            if peer.purpose == "stream":
+                await on_stream(peer, tls)
+                return
+            async with open_channel(tls, peer=peer, remote=remote, outgoing=False) as channel:
+                await on_channel(channel)
+
+    @contextlib.contextmanager
+    def _place_for(self, host: str) -> Iterator[None]:
+        # Nodes of one machine share its address, and nobody else can come from there.
+        per_host = UNAUTHENTICATED_MAX if _is_loopback(host) else UNAUTHENTICATED_PER_HOST_MAX
+        if (
+            self._unauthenticated.total() >= UNAUTHENTICATED_MAX
+            or self._unauthenticated[host] >= per_host
+        ):
+            raise PeerError("too many connections that have not said who they are")
+        self._unauthenticated[host] += 1
+        try:
+            yield
+        finally:
+            self._unauthenticated[host] -= 1
+            if not self._unauthenticated[host]:
+                del self._unauthenticated[host]
+
+    @contextlib.asynccontextmanager
+    async def dial(self, address: Address, *, expected: NodeId | None) -> AsyncIterator[Channel]:
+        """Open a gossip channel for the length of the block; see `Transport.dial`."""
+        tls, peer = await self._connect(address, "gossip", expected)
+        async with open_channel(tls, peer=peer, remote=address, outgoing=True) as channel:
+            yield channel
+
+    async def open_stream(self, address: Address, *, expected: NodeId) -> TlsStream:
+        """Open a byte stream that the caller closes; see `Transport.open_stream`."""
+        return (await self._connect(address, "stream", expected))[0]
+
+    async def _connect(
+        self, address: Address, purpose: Purpose, expected: NodeId | None
+    ) -> tuple[TlsStream, Peer]:
+        with link_errors(f"nobody answers at {address}"), trio.fail_after(DIAL_TIMEOUT_S):
+            tcp = await trio.open_tcp_stream(address.host, address.port)
+        tls = trio.SSLStream(tcp, self._client_context, https_compatible=True)
+        try:
+            with _greeting_errors(address):
+                await tls.do_handshake()
+                peer = await introduce(
+                    tls,
+                    self._me(),
+                    certificate=tls.getpeercert(binary_form=True),
+                    purpose=purpose,
+                    expected=expected,
+                )
+                return tls, peer
+        except BaseException:
+            await trio.aclose_forcefully(tls)
+            raise
+
+
+@contextlib.contextmanager
+def _greeting_errors(remote: Address) -> Iterator[None]:
+    """A deadline around TLS and hello; junk instead of TLS is the peer's fault."""
+    with link_errors(f"the hello with {remote} failed"), trio.fail_after(DIAL_TIMEOUT_S):
+        try:
+            yield
+        except trio.BrokenResourceError as exc:
+            if isinstance(exc.__cause__, ssl.SSLError):
+                raise PeerError(f"{remote} does not speak TLS 1.3") from exc
+            raise
+
+
+@contextlib.asynccontextmanager
+async def _closing(tls: TlsStream) -> AsyncIterator[None]:
+    # Closed without a farewell: https_compatible peers expect none, and none may hang here.
+    try:
+        yield
+    finally:
+        await trio.aclose_forcefully(tls)
+
+
+def _server_context() -> tuple[ssl.SSLContext, bytes]:
+    """A TLS 1.3 context with a certificate nobody has seen before, and its DER bytes."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "p2pmesh")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=3650))
+        .sign(key, None)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # no resumption: each connection proves itself
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    with tempfile.TemporaryDirectory() as folder:  # ssl reads keys from files only; mode 0700
+        path = Path(folder) / "certificate.pem"
+        path.write_bytes(pem)
+        context.load_cert_chain(path)
+    return context, certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _client_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the hello proves identity, bound to the certificate
+    return context
+
+
+def _remote(tcp: trio.SocketStream) -> Address:
+    try:
+        host, port = tcp.socket.getpeername()[:2]
+    except OSError:  # gone already
+        return Address("unknown", 0)
+    return Address(host, port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _sentences(group: BaseExceptionGroup[MeshError]) -> str:
+    return "; ".join(
+        _sentences(exc) if isinstance(exc, BaseExceptionGroup) else str(exc)
+        for exc in group.exceptions
+    )

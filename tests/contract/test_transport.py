@@ -1,0 +1,135 @@
+"""What every transport promises, run on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from p2pmesh.errors import LinkError, MeshError, PeerError
+from p2pmesh.identity.hello import Peer, RefusedError, Self
+from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.transport.base import Channel, NobodyThereError, Transport
+from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
+from tests.transport.networks import MemoryNodes, Nodes, TlsNodes, someone
+
+ANNA, BERT = someone(1), someone(2)
+
+
+@pytest.fixture(params=[MemoryNodes, TlsNodes], ids=["memory", "tls"])
+async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
+    made: Nodes = request.param()
+    yield made
+    await made.aclose()
+
+
+class Host:
+    """A listening node that keeps what reaches it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._channels, self.channels = trio.open_memory_channel[Channel](8)
+        self._streams, self.streams = trio.open_memory_channel[tuple[Peer, trio.abc.Stream]](8)
+
+    async def on_channel(self, channel: Channel) -> None:
+        await self._channels.send(channel)
+        await trio.sleep_forever()
+
+    async def on_stream(self, peer: Peer, stream: trio.abc.Stream) -> None:
+        await self._streams.send((peer, stream))
+        await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def hosting(nodes: Nodes, me: Self) -> AsyncIterator[Host]:
+    host = Host(await nodes.add(me))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.transport.serve, host.on_channel, host.on_stream)
+        with trio.fail_after(10):
+            yield host
+        nursery.cancel_scope.cancel()
+
+
+async def test_messages_pass_both_ways_whole_and_in_order(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        async with anna.dial(bert.transport.address, expected=NodeId(BERT.key.id)) as near:
+            far = await bert.channels.receive()
+            assert (near.peer.node, near.outgoing) == (BERT.key.id, True)
+            assert (far.peer.node, far.outgoing) == (ANNA.key.id, False)
+            for message in (b"", b"one", bytes(MESSAGE_BYTES_MAX // 2)):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(near.send, message)
+                    assert await far.receive() == message
+            await far.send(b"back")
+            assert await near.receive() == b"back"
+
+
+async def test_the_end_of_a_channel_reaches_the_other_side(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        async with anna.dial(bert.transport.address, expected=None):
+            far = await bert.channels.receive()
+        with pytest.raises(LinkError):
+            await far.receive()
+
+
+async def test_streams_carry_bytes_and_their_end(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        near = await anna.open_stream(bert.transport.address, expected=NodeId(BERT.key.id))
+        peer, far = await bert.streams.receive()
+        assert (peer.node, peer.purpose) == (ANNA.key.id, "stream")
+        await near.send_all(b"request")
+        assert await far.receive_some(100) == b"request"
+        await far.send_all(b"response")
+        assert await near.receive_some(100) == b"response"
+        await near.aclose()
+        assert await far.receive_some(100) == b""
+
+
+async def test_another_node_than_expected_is_refused(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        with pytest.raises(RefusedError, match="another node"):
+            await anna.open_stream(bert.transport.address, expected=NodeId(b"x" * 16))
+
+
+async def test_a_node_of_another_mesh_is_told_so(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        stranger = await nodes.add(someone(3, mesh=MeshId(b"n" * 16)))
+        with pytest.raises(RefusedError, match="another mesh"):
+            async with stranger.dial(bert.transport.address, expected=None):
+                pass
+
+
+async def test_a_newcomer_without_a_mesh_learns_which_it_is(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        newcomer = await nodes.add(someone(3, mesh=None))
+        async with newcomer.dial(bert.transport.address, expected=None) as channel:
+            assert channel.peer.mesh == BERT.mesh
+            assert channel.peer.mesh_name == "home"
+
+
+async def test_nobody_there_is_told_apart_at_once(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        address = bert.transport.address
+    anna = await nodes.add(ANNA)
+    with pytest.raises(NobodyThereError):
+        async with anna.dial(address, expected=None):
+            pass
+
+
+async def test_a_message_over_the_limit_ends_the_channel(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        with pytest.RaisesGroup(MeshError, flatten_subgroups=True):
+            async with anna.dial(bert.transport.address, expected=None) as near:
+                far = await bert.channels.receive()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(near.send, bytes(MESSAGE_BYTES_MAX + 1))
+                    with pytest.raises((LinkError, PeerError)):
+                        await far.receive()
+                await near.receive()

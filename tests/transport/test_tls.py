@@ -1,0 +1,140 @@
+"""What only the real transport can get wrong: junk instead of TLS, crowds, silence."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from p2pmesh.config import Address
+from p2pmesh.errors import PeerError
+from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport import tls
+from p2pmesh.transport.base import Channel
+from p2pmesh.transport.tls import TlsTransport
+from tests.transport.networks import someone
+
+ANNA, BERT = someone(1), someone(2)
+
+
+class Greeter:
+    """Says hello on every channel, so that a test sees whether the node still lives."""
+
+    async def on_channel(self, channel: Channel) -> None:
+        await channel.send(b"hello")
+        await trio.sleep_forever()
+
+    async def on_stream(self, peer: Peer, stream: trio.abc.Stream) -> None:
+        raise RuntimeError("a bug in a handler ends its own connection only")
+
+
+@asynccontextmanager
+async def bert_listening() -> AsyncIterator[TlsTransport]:
+    transport = TlsTransport(lambda: BERT, await trio.open_tcp_listeners(0, host="127.0.0.1"))
+    greeter = Greeter()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.serve, greeter.on_channel, greeter.on_stream)
+        with trio.fail_after(20):
+            yield transport
+        nursery.cancel_scope.cancel()
+
+
+async def assert_alive(transport: TlsTransport) -> None:
+    async with listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own)
+        async with anna.dial(transport.address, expected=None) as channel:
+            assert await channel.receive() == b"hello"
+
+
+@asynccontextmanager
+async def listeners() -> AsyncIterator[list[trio.SocketListener]]:
+    own = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    yield own
+    for listener in own:
+        await listener.aclose()
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
+        secrets.token_bytes(20_000),
+    ],
+    ids=["nothing", "http", "forged client hello", "random"],
+)
+async def test_junk_is_dropped_and_the_node_lives(junk: bytes) -> None:
+    async with bert_listening() as bert:
+        for _ in range(5):
+            stream = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+            async with stream:
+                await stream.send_all(junk)
+        await assert_alive(bert)
+
+
+async def test_junk_inside_tls_is_dropped_and_the_node_lives() -> None:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    async with bert_listening() as bert:
+        for junk in (b"\xff\xff\xff\xff", b"\0\0\0\x05hello", b"\0\0\0\0" * 50):
+            tcp = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+            stream = trio.SSLStream(tcp, context, https_compatible=True)
+            async with stream:
+                await stream.send_all(junk)
+                with trio.move_on_after(1):
+                    while await stream.receive_some():
+                        pass
+        await assert_alive(bert)
+
+
+async def test_a_crowd_that_says_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "UNAUTHENTICATED_MAX", 3)
+    async with bert_listening() as bert, trio.open_nursery() as nursery:
+        silent = [
+            await trio.open_tcp_stream(bert.address.host, bert.address.port) for _ in range(3)
+        ]
+        surplus = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+        assert await surplus.receive_some() == b""
+        for stream in (*silent, surplus):
+            nursery.start_soon(stream.aclose)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await assert_alive(bert)
+
+
+async def test_a_server_that_does_not_speak_tls_is_a_peers_fault() -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"220 ready\r\n" * 20)
+
+    async with trio.open_nursery() as nursery, listeners() as own:
+        there = await nursery.start(trio.serve_tcp, answer, 0)
+        port = there[0].socket.getsockname()[1]
+        anna = TlsTransport(lambda: ANNA, own)
+        with pytest.raises(PeerError, match="does not speak TLS"):
+            async with anna.dial(Address("127.0.0.1", port), expected=None):
+                pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_failing_handler_ends_its_own_connection_only() -> None:
+    async with bert_listening() as bert, listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own)
+        stream = await anna.open_stream(bert.address, expected=NodeId(BERT.key.id))
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            assert await stream.receive_some() != b""
+        await trio.aclose_forcefully(stream)
+        await assert_alive(bert)
+
+
+async def test_the_certificate_is_new_at_each_start() -> None:
+    async with listeners() as own:
+        one, other = TlsTransport(lambda: ANNA, own), TlsTransport(lambda: ANNA, own)
+        assert one._certificate != other._certificate
