@@ -1,1 +1,8 @@
-"""Who should serve what: one pure function of the facts. Pure."""
+"""Who should serve what: the same answer on every node, without anybody asking anybody.
+
+Each node turns the signed records into `Facts`, computes `plan(facts)` and then changes only its
+own processes, as `reconcile` says. There is no leader whose loss would stop this, and nothing to
+agree on beyond the records themselves: equal facts give equal plan bytes on every machine. So
+everything here is pure and made of integers, with total orders and no clock, no floating point,
+no `hash()`, no order of arrival, and (but for `reconcile`) no idea of which node is computing.
+"""

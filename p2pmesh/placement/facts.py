@@ -1,0 +1,121 @@
+"""What a plan is made from: the signed records, reduced to what placement may depend on.
+
+Pure. Facts are sets: neither order nor repetition of their parts means anything, and equal facts
+have equal bytes. They hold only what owners have signed, never what one node happens to measure
+or believe, so that all nodes with the same records have the same facts. All sizes are bytes, none
+is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal, TypeVar
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.wire.codec import encode
+
+FORMAT = 1
+FACTS_DIGEST_BYTES = 16
+
+ResidentState = Literal["loading", "ready"]
+Part = TypeVar("Part", bound="NodeFacts | ModelFacts | Want | Resident")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class NodeFacts:
+    """A live node and the memory it gives to models."""
+
+    node: NodeId
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ModelFacts:
+    """A model that some record describes.
+
+    Attributes:
+        need_bytes: Memory that one running copy takes, caches included.
+        holders: The nodes that have its file, sorted.
+        fallback: The embedded model: one copy of it runs while nobody wants any other.
+    """
+
+    digest: ModelDigest
+    need_bytes: int
+    holders: tuple[NodeId, ...]
+    fallback: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Want:
+    """What an owner asked the mesh to serve. It outlives its owner and ends by expiry.
+
+    Attributes:
+        replicas: Copies wanted; less than one counts as one.
+        priority: The higher one gets memory first.
+    """
+
+    owner: NodeId
+    digest: ModelDigest
+    replicas: int = 1
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Resident:
+    """A copy that a node has signed to be running. A failed one is no resident."""
+
+    node: NodeId
+    digest: ModelDigest
+    state: ResidentState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything that a plan depends on, in canonical form from the moment it is made.
+
+    Should two parts claim the same thing (two budgets of one node), the larger stands, which for a
+    resident is `ready`: any rule would do, as long as all nodes follow the same.
+    """
+
+    nodes: tuple[NodeFacts, ...] = ()
+    models: tuple[ModelFacts, ...] = ()
+    wants: tuple[Want, ...] = ()
+    residents: tuple[Resident, ...] = ()
+
+    def __post_init__(self) -> None:
+        canonical = {
+            "nodes": _canonical(self.nodes, lambda part: part.node),
+            "models": _canonical(self.models, lambda part: part.digest),
+            "wants": _canonical(self.wants, lambda part: (part.owner, part.digest)),
+            "residents": _canonical(self.residents, lambda part: (part.node, part.digest)),
+        }
+        for name, parts in canonical.items():
+            object.__setattr__(self, name, parts)
+
+    def encode(self) -> bytes:
+        """The canonical bytes: equal for equal facts, different for different ones."""
+        return encode(
+            [
+                FORMAT,
+                [[part.node, part.budget_bytes] for part in self.nodes],
+                [[m.digest, m.need_bytes, m.holders, m.fallback] for m in self.models],
+                [[w.owner, w.digest, w.replicas, w.priority] for w in self.wants],
+                [[part.node, part.digest, part.state] for part in self.residents],
+            ]
+        )
+
+
+def facts_digest(facts: Facts) -> bytes:
+    """BLAKE2b-16 of the canonical bytes, by which nodes compare what they know."""
+    return blake2b(facts.encode(), digest_size=FACTS_DIGEST_BYTES).digest()
+
+
+def _canonical(parts: Iterable[Part], key: Callable[[Part], Any]) -> tuple[Part, ...]:
+    """Sorted, with one part for each key: the last one in the sorted order, so the largest."""
+    return tuple({key(part): part for part in sorted(parts)}.values())

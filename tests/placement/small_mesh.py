@@ -1,0 +1,173 @@
+"""A small mesh that lives by the plan: nodes with processes, and old news about each other.
+
+Each node signs what it runs; others learn of it later, one by one and in any order. In each step
+one thing happens at random: news arrives, a node does one of its actions, a load ends, a process
+is gone. No node ever loads more than fits: that is asserted at each start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
+from p2pmesh.placement.plan import plan
+from p2pmesh.placement.reconcile import Action, Start, Stop, StopReason, reconcile
+from tests.placement.worlds import GIB, MODELS, NODES
+
+Signed = tuple[Resident, ...]
+
+
+class SmallMesh:
+    """Attributes:
+    stale: Whether nodes act on old news.
+    failing: Whether loads may fail.
+    stops: Every stop so far.
+    """
+
+    def __init__(self, rng: Random, *, priorities: int, stale: bool, failing: bool = False) -> None:
+        self.rng = rng
+        self.stale = stale
+        self.failing = failing
+        self.priorities = priorities
+        self.budgets = {n: rng.randint(2, 8) * GIB for n in NODES}
+        self.needs = {digest: rng.randint(1, 4) * GIB for digest in MODELS}
+        self.models = tuple(
+            ModelFacts(
+                digest=digest,
+                need_bytes=need,
+                holders=tuple(rng.sample(NODES, rng.randint(1, len(NODES)))),
+                fallback=digest == MODELS[0],
+            )
+            for digest, need in self.needs.items()
+        )
+        self.wants: tuple[Want, ...] = ()
+        self.running: dict[NodeId, dict[ModelDigest, str]] = {n: {} for n in NODES}
+        self.signed: dict[NodeId, list[Signed]] = {n: [()] for n in NODES}
+        self.known = {n: dict.fromkeys(NODES, 0) for n in NODES}
+        self.stops: list[Stop] = []
+        self.acted = 0
+        self.change_wants()
+
+    # What happens from outside.
+
+    def change_wants(self) -> None:
+        rng = self.rng
+        self.wants = tuple(
+            Want(
+                owner=rng.choice(NODES),
+                digest=digest,
+                replicas=rng.randint(1, 3),
+                priority=rng.randrange(self.priorities),
+            )
+            for digest in rng.sample(MODELS, rng.randint(0, len(MODELS)))
+        )
+
+    def crash(self) -> None:
+        gone = self.rng.choice(sorted(self.budgets))
+        del self.budgets[gone]
+        del self.running[gone]
+
+    def join(self) -> None:
+        for n in NODES:
+            if n not in self.budgets:
+                self.budgets[n] = self.rng.randint(2, 8) * GIB
+                self.running[n] = {}
+                self._sign(n)
+
+    def shrink(self) -> NodeId:
+        n = self.rng.choice(sorted(self.budgets))
+        self.budgets[n] //= 2
+        return n
+
+    # What happens inside.
+
+    def step(self) -> None:
+        n = self.rng.choice(sorted(self.budgets))
+        turn = self.rng.choice((self._hear, self._act, self._progress))
+        turn(n)
+
+    def settle(self) -> None:
+        """Brings all news everywhere and lets all nodes act until nothing happens any more."""
+        self.stale = self.failing = False
+        for _ in range(100):
+            if self.at_rest():
+                return
+            for n in self.rng.sample(sorted(self.budgets), len(self.budgets)):
+                self._act(n)
+                self._progress(n)
+        raise AssertionError("the mesh does not come to rest")
+
+    def at_rest(self) -> bool:
+        states = [state for models in self.running.values() for state in models.values()]
+        return set(states) <= {"ready"} and not any(self.todo(n) for n in self.budgets)
+
+    def facts(self, reader: NodeId | None = None) -> Facts:
+        """What `reader` knows; the whole truth for None."""
+        heard: Iterable[Signed] = (
+            self.signed[n][self.known[reader][n] if reader and self.stale and n != reader else -1]
+            for n in self.budgets
+        )
+        return Facts(
+            nodes=tuple(NodeFacts(node=n, budget_bytes=b) for n, b in self.budgets.items()),
+            models=self.models,
+            wants=self.wants,
+            residents=tuple(resident for part in heard for resident in part),
+        )
+
+    def todo(self, n: NodeId) -> tuple[Action, ...]:
+        facts = self.facts(n)
+        return reconcile(me=n, plan=plan(facts), facts=facts, running=dict(self.running[n]))
+
+    def ready(self, digest: ModelDigest) -> int:
+        return sum(models.get(digest) == "ready" for models in self.running.values())
+
+    def count(self, reason: StopReason) -> int:
+        return sum(stop.reason is reason for stop in self.stops)
+
+    def held_bytes(self, n: NodeId) -> int:
+        return sum(self.needs[digest] for digest in self.running[n])
+
+    def _hear(self, n: NodeId) -> None:
+        about = self.rng.choice(NODES)
+        self.known[n][about] = self.rng.randint(self.known[n][about], len(self.signed[about]) - 1)
+
+    def _act(self, n: NodeId) -> None:
+        actions = self.todo(n)
+        if not actions:
+            return
+        self.acted += 1
+        action = self.rng.choice(actions)
+        if isinstance(action, Start):
+            assert action.digest not in self.running[n]
+            self.running[n][action.digest] = "loading"
+            assert self.held_bytes(n) <= self.budgets[n], "loaded more than fits"
+        else:
+            self.running[n][action.digest] = "stopping"
+            self.stops.append(action)
+        self._sign(n)
+
+    def _progress(self, n: NodeId) -> None:
+        if not self.running[n]:
+            return
+        digest = self.rng.choice(sorted(self.running[n]))
+        state = self.running[n][digest]
+        if state == "stopping":
+            del self.running[n][digest]
+        elif state == "loading":
+            failed = self.failing and self.rng.random() < 0.3
+            self.running[n][digest] = "failed" if failed else "ready"
+        elif state == "failed":
+            self.running[n][digest] = "loading"
+        self._sign(n)
+
+    def _sign(self, n: NodeId) -> None:
+        self.signed[n].append(
+            tuple(
+                Resident(node=n, digest=digest, state="ready" if state == "ready" else "loading")
+                for digest, state in self.running[n].items()
+                if state in {"loading", "ready"}
+            )
+        )

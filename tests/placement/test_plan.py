@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want, facts_digest
+from p2pmesh.placement.plan import Assignment, Plan, Reason, explain, plan
+from p2pmesh.placement.rendezvous import rank
+from tests.placement.worlds import (
+    GIB,
+    MIB,
+    STATES,
+    actions_of,
+    after,
+    any_facts,
+    facts_of,
+    model,
+    node,
+)
+
+A, B, C = node("a"), node("b"), node("c")
+NAMES = {A: "attic", B: "bench", C: "cellar"}
+BIG, SMALL, DEMO = model("big"), model("small"), model("demo")
+
+
+def only(result: Plan, digest: ModelDigest) -> Assignment:
+    (found,) = (a for a in result.assignments if a.digest == digest)
+    return found
+
+
+def described(digest: ModelDigest, need_bytes: int, *holders: NodeId) -> ModelFacts:
+    return ModelFacts(digest=digest, need_bytes=need_bytes, holders=holders)
+
+
+def want(digest: ModelDigest, replicas: int = 1, priority: int = 0, owner: NodeId = A) -> Want:
+    return Want(owner=owner, digest=digest, replicas=replicas, priority=priority)
+
+
+def ready(where: NodeId, digest: ModelDigest) -> Resident:
+    return Resident(node=where, digest=digest, state="ready")
+
+
+def loading(where: NodeId, digest: ModelDigest) -> Resident:
+    return Resident(node=where, digest=digest, state="loading")
+
+
+# What always holds.
+
+
+@settings(max_examples=400)
+@given(any_facts, st.data())
+def test_any_part_of_a_plan_leads_to_the_same_plan(facts: Facts, data: st.DataObject) -> None:
+    wanted = plan(facts)
+    starts, stops = actions_of(wanted, facts)
+    started = {
+        Resident(node=n, digest=digest, state=data.draw(st.sampled_from(STATES)))
+        for n, digest in starts
+        if data.draw(st.booleans())
+    }
+    stopped = {stop for stop in stops if data.draw(st.booleans())}
+    again = plan(after(facts, started, stopped))
+    assert again.encode() == wanted.encode()
+    assert again == wanted, "the figures of the reasons differ"
+
+
+@settings(max_examples=400)
+@given(any_facts)
+def test_a_plan_fits_and_gives_what_is_wanted(facts: Facts) -> None:
+    result = plan(facts)
+    budgets = {part.node: part.budget_bytes for part in facts.nodes}
+    needs = {part.digest: part.need_bytes for part in facts.models}
+    holders = {part.digest: part.holders for part in facts.models}
+    running = {(part.digest, part.node) for part in facts.residents}
+    used = dict.fromkeys(budgets, 0)
+    for assignment in result.assignments:
+        assert len(assignment.nodes) <= assignment.copies
+        assert list(assignment.nodes) == sorted(set(assignment.nodes))
+        for n in assignment.nodes:
+            used[n] += needs.get(assignment.digest, 0)
+            assert n in holders.get(assignment.digest, ()) or (assignment.digest, n) in running
+    assert all(used[n] <= budgets[n] for n in budgets if used[n])
+    if not any(part.fallback for part in facts.models):
+        wanted = {part.digest for part in facts.wants}
+        assert {a.digest for a in result.assignments if a.copies} == wanted
+
+
+@settings(max_examples=400)
+@given(any_facts)
+def test_a_place_is_left_empty_only_for_the_reason_given(facts: Facts) -> None:
+    result = plan(facts)
+    budgets = {part.node: part.budget_bytes for part in facts.nodes}
+    rows = result.assignments
+    for row in rows:
+        holders = [n for part in facts.models for n in part.holders if part.digest == row.digest]
+        free = [n for n in holders if n in budgets and n not in row.nodes]
+        if row.reason in {Reason.UNWANTED, Reason.STANDBY}:
+            assert row.copies == 0
+        elif row.reason is Reason.PLACED:
+            assert len(row.nodes) == row.copies
+        elif row.reason is Reason.NO_HOLDER:
+            assert not free
+            assert not row.nodes
+        elif row.reason is Reason.FEW_HOLDERS:
+            assert not free
+            assert 0 < len(row.nodes) < row.copies
+        elif row.reason is Reason.TOO_LARGE:
+            assert row.room_bytes == max(budgets[n] for n in free) < row.need_bytes
+        else:
+            assert row.room_bytes < row.need_bytes
+            assert bool(row.nodes) == (row.reason is Reason.LITTLE_ROOM)
+        assert explain(row, {})
+
+
+@given(any_facts)
+def test_facts_without_running_copies_still_give_one_digest_per_plan(facts: Facts) -> None:
+    result = plan(facts)
+    assert result.digest == plan(replace(facts)).digest
+    assert len({a.fingerprint() for a in result.assignments}) == len(result.assignments)
+
+
+@settings(max_examples=200)
+@given(any_facts, st.data())
+def test_a_node_that_goes_moves_only_what_it_had(facts: Facts, data: st.DataObject) -> None:
+    """With room for everything, the loss of one node changes the places on no other."""
+    roomy = replace(
+        facts, nodes=tuple(replace(part, budget_bytes=100 * GIB) for part in facts.nodes)
+    )
+    before = plan(roomy)
+    settled = after(roomy, {ready(n, a.digest) for a in before.assignments for n in a.nodes}, set())
+    if not roomy.nodes:
+        return
+    gone = data.draw(st.sampled_from(roomy.nodes)).node
+    left = replace(settled, nodes=tuple(part for part in settled.nodes if part.node != gone))
+    for row in plan(left).assignments:
+        assert {n for n in only(before, row.digest).nodes if n != gone} <= set(row.nodes)
+
+
+# The rules, one by one.
+
+
+def test_one_copy_goes_to_the_first_of_the_rendezvous_order() -> None:
+    budgets = {A: 64 * GIB, B: 16 * GIB, C: 8 * GIB}
+    facts = facts_of(budgets, [described(SMALL, GIB, A, B, C)], [want(SMALL)])
+    first = rank(SMALL, [(n, budget // MIB) for n, budget in budgets.items()])[0]
+    row = only(plan(facts), SMALL)
+    assert row.nodes == (first,)
+    assert explain(row, NAMES) == "1 of 1 copy"
+
+
+def test_the_most_demanding_want_counts() -> None:
+    wants = [want(SMALL, 2, 1), want(SMALL, 1, 5, owner=B), want(BIG, 1, 3)]
+    facts = facts_of(
+        {A: 4 * GIB, B: 4 * GIB}, [described(SMALL, GIB, A, B), described(BIG, GIB, A)], wants
+    )
+    result = plan(facts)
+    assert [a.digest for a in result.assignments] == [SMALL, BIG]
+    assert only(result, SMALL).nodes == tuple(sorted((A, B)))
+    assert explain(only(result, SMALL), NAMES) == "2 of 2 copies"
+
+
+def test_less_than_one_copy_counts_as_one() -> None:
+    facts = facts_of({A: GIB}, [described(SMALL, GIB, A)], [want(SMALL, 0)])
+    assert only(plan(facts), SMALL).nodes == (A,)
+
+
+@pytest.mark.parametrize("keeper", [A, B, C])
+def test_a_running_copy_stays_wherever_it_is(keeper: NodeId) -> None:
+    facts = facts_of(
+        {A: 64 * GIB, B: 8 * GIB, C: 8 * GIB},
+        [described(SMALL, GIB, A, B, C)],
+        [want(SMALL)],
+        [loading(keeper, SMALL)],
+    )
+    assert only(plan(facts), SMALL).nodes == (keeper,)
+
+
+@pytest.mark.parametrize("keeper", [A, B, C])
+def test_ready_is_kept_before_loading(keeper: NodeId) -> None:
+    states = [ready(n, SMALL) if n == keeper else loading(n, SMALL) for n in (A, B, C)]
+    facts = facts_of(
+        {A: GIB, B: GIB, C: GIB}, [described(SMALL, GIB, A, B, C)], [want(SMALL)], states
+    )
+    assert only(plan(facts), SMALL).nodes == (keeper,)
+
+
+def test_a_larger_newcomer_of_equal_priority_moves_nobody() -> None:
+    facts = facts_of(
+        {A: 8 * GIB},
+        [described(SMALL, 2 * GIB, A), described(BIG, 7 * GIB, A)],
+        [want(SMALL), want(BIG)],
+        [ready(A, SMALL)],
+    )
+    result = plan(facts)
+    assert only(result, SMALL).nodes == (A,)
+    assert explain(only(result, BIG), NAMES) == (
+        "needs 7.0 GiB, the largest free budget of a node that holds it is 6.0 GiB on attic: the"
+        " rest is taken by models that run there or have a higher priority"
+    )
+
+
+def test_a_higher_priority_takes_the_room() -> None:
+    facts = facts_of(
+        {A: 8 * GIB, B: 2 * GIB},
+        [described(SMALL, 2 * GIB, A, B), described(BIG, 7 * GIB, A)],
+        [want(SMALL), want(BIG, 1, 1)],
+        [ready(A, SMALL)],
+    )
+    result = plan(facts)
+    assert only(result, BIG).nodes == (A,)
+    assert only(result, SMALL).nodes == (B,)
+
+
+def test_an_overcommitted_node_keeps_the_higher_priority() -> None:
+    facts = facts_of(
+        {A: 3 * GIB},
+        [described(SMALL, 2 * GIB, A), described(BIG, 3 * GIB, A)],
+        [want(SMALL, 1, 1), want(BIG)],
+        [ready(A, SMALL), ready(A, BIG)],
+    )
+    result = plan(facts)
+    assert result.on(A) == (SMALL,)
+    assert only(result, BIG).reason is Reason.NO_ROOM
+
+
+def test_a_plan_from_scratch_packs_the_larger_first() -> None:
+    facts = facts_of(
+        {A: 8 * GIB, B: 2 * GIB},
+        [described(SMALL, 2 * GIB, A, B), described(BIG, 8 * GIB, A)],
+        [want(SMALL), want(BIG)],
+    )
+    result = plan(facts)
+    assert result.on(A) == (BIG,)
+    assert result.on(B) == (SMALL,)
+
+
+def test_what_runs_on_dead_nodes_does_not_count() -> None:
+    facts = facts_of({B: 8 * GIB}, [described(SMALL, GIB, A, B)], [want(SMALL)], [ready(A, SMALL)])
+    assert only(plan(facts), SMALL).nodes == (B,)
+
+
+def test_a_running_copy_of_a_model_that_nobody_describes_stays() -> None:
+    facts = facts_of({A: GIB, B: GIB}, [], [want(SMALL)], [ready(A, SMALL)])
+    assert only(plan(facts), SMALL).nodes == (A,)
+
+
+# The embedded model.
+
+
+def demo(*wants: Want, holders: tuple[NodeId, ...] = (A, B)) -> Plan:
+    models = [
+        ModelFacts(digest=DEMO, need_bytes=MIB, holders=holders, fallback=True),
+        described(SMALL, GIB, A),
+    ]
+    return plan(facts_of({A: GIB, B: GIB}, models, wants))
+
+
+def test_the_fallback_runs_while_nobody_wants_another() -> None:
+    assert len(only(demo(), DEMO).nodes) == 1
+    assert explain(only(demo(), SMALL), NAMES) == "nobody wants it"
+    other = only(demo(want(SMALL)), DEMO)
+    assert other.nodes == ()
+    assert explain(other, NAMES) == "served only while nobody wants another model"
+
+
+def test_the_fallback_can_be_asked_for_like_any_model() -> None:
+    assert len(only(demo(want(DEMO, 2)), DEMO).nodes) == 2
+    assert len(only(demo(want(DEMO), want(SMALL)), DEMO).nodes) == 1
+
+
+# Reasons.
+
+
+def test_no_holder() -> None:
+    facts = facts_of({A: GIB}, [described(SMALL, GIB, B)], [want(SMALL), want(BIG)])
+    result = plan(facts)
+    assert explain(only(result, SMALL), NAMES) == "no live node holds the file"
+    assert explain(only(result, BIG), NAMES) == "no live node holds the file"
+
+
+def test_too_large_names_the_largest_budget_and_rounds_honestly() -> None:
+    need = 41 * GIB + 100 * MIB
+    facts = facts_of(
+        {A: 4 * GIB, B: 16 * GIB - 1, C: 99 * GIB}, [described(BIG, need, A, B)], [want(BIG)]
+    )
+    assert explain(only(plan(facts), BIG), NAMES) == (
+        "needs 41.1 GiB, the largest budget of a node that holds it is 15.9 GiB on bench: it"
+        " takes more memory, a smaller quantisation or a shorter context"
+    )
+    assert show_id(B) in explain(only(plan(facts), BIG), {})
+
+
+def test_too_few_copies() -> None:
+    few = facts_of({A: GIB, B: GIB}, [described(SMALL, MIB, A)], [want(SMALL, 3)])
+    assert explain(only(plan(few), SMALL), NAMES) == "only 1 of 3 copies: 1 node holds the file"
+    little = facts_of(
+        {A: 13 * MIB, B: 7 * MIB}, [described(SMALL, 8 * MIB + 1, A, B)], [want(SMALL, 3)]
+    )
+    assert explain(only(plan(little), SMALL), NAMES) == (
+        "only 1 of 3 copies: 2 nodes hold the file, but bench has 7.0 MiB free and a copy needs"
+        " 8.1 MiB"
+    )
+
+
+# Equal facts, equal bytes: on every Python and platform, for ever.
+
+
+GOLDEN_FACTS = "6a1702c48fbe230d69a40c48fdd4fce3"
+GOLDEN_PLAN = "65b04cd0b186c2db68b53709c7af2cb5"
+GOLDEN_EMPTY = "753d151d77a933c562ac862c3fc15736"
+GOLDEN_FINGERPRINTS = (
+    "ab466fe7afb66a15afb835acf90fff01f4bf00bcea7cf88d3f7023b3bbada716"
+    "ffea8bd52edaf80f6addbcaf67f5325a2bbdde9a6f6e1c08af6857363a109c62"
+    "881b362586342d16"
+)
+GOLDEN_REASONS = {Reason.LITTLE_ROOM, Reason.PLACED, Reason.STANDBY, Reason.TOO_LARGE}
+
+
+def golden_facts() -> Facts:
+    """A mixed world in which every rule has something to do."""
+    nodes = [node(f"golden {number}") for number in range(12)]
+    models = [model(f"golden {number}") for number in range(9)]
+    return Facts(
+        nodes=tuple(
+            NodeFacts(node=n, budget_bytes=(8 << (number % 4)) * GIB - number)
+            for number, n in enumerate(nodes[:11])
+        ),
+        models=tuple(
+            ModelFacts(
+                digest=digest,
+                need_bytes=(number * number + 1) * GIB + number,
+                holders=tuple(nodes[(number * 5 + step * 3) % 12] for step in range(7)),
+                fallback=number == 8,
+            )
+            for number, digest in enumerate(models)
+        ),
+        wants=tuple(
+            Want(
+                owner=nodes[number * 7 % 12],
+                digest=models[number % 8],
+                replicas=number % 4,
+                priority=number % 3 - 1,
+            )
+            for number in range(13)
+        ),
+        residents=tuple(
+            Resident(
+                node=nodes[number * 5 % 12],
+                digest=models[number * 2 % 9],
+                state=STATES[number % 2],
+            )
+            for number in range(10)
+        ),
+    )
+
+
+def test_golden_vectors() -> None:
+    facts = golden_facts()
+    result = plan(facts)
+    assert {a.reason for a in result.assignments} == GOLDEN_REASONS
+    assert facts_digest(facts).hex() == GOLDEN_FACTS
+    assert result.digest.hex() == GOLDEN_PLAN
+    assert b"".join(a.fingerprint() for a in result.assignments).hex() == GOLDEN_FINGERPRINTS
+    assert plan(Facts()).digest.hex() == GOLDEN_EMPTY
