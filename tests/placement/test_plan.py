@@ -168,7 +168,7 @@ def test_less_than_one_copy_counts_as_one() -> None:
     assert only(plan(facts), SMALL).nodes == (A,)
 
 
-@pytest.mark.parametrize("keeper", [A, B, C])
+@pytest.mark.parametrize("keeper", [A, B, C], ids="abc")
 def test_a_running_copy_stays_wherever_it_is(keeper: NodeId) -> None:
     facts = facts_of(
         {A: 64 * GIB, B: 8 * GIB, C: 8 * GIB},
@@ -179,7 +179,7 @@ def test_a_running_copy_stays_wherever_it_is(keeper: NodeId) -> None:
     assert only(plan(facts), SMALL).nodes == (keeper,)
 
 
-@pytest.mark.parametrize("keeper", [A, B, C])
+@pytest.mark.parametrize("keeper", [A, B, C], ids="abc")
 def test_ready_is_kept_before_loading(keeper: NodeId) -> None:
     states = [ready(n, SMALL) if n == keeper else loading(n, SMALL) for n in (A, B, C)]
     facts = facts_of(

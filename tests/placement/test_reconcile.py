@@ -78,6 +78,22 @@ def test_a_copy_goes_only_when_the_planned_ones_are_ready() -> None:
         assert len(actions(A, early, low="ready")) == expected
 
 
+def test_a_copy_goes_only_when_all_planned_ones_are_ready() -> None:
+    budgets = {A: 4 * GIB, B: 4 * GIB, C: 4 * GIB}
+    running = [(A, LOW), (B, LOW), (C, LOW)]
+    loading = world(budgets, {LOW: (2, 0)}, *((n, d, "loading") for n, d in running))
+    (spare,) = {A, B, C} - {n for a in plan(loading).assignments for n in a.nodes}
+    first = next(n for n in (A, B, C) if n != spare)
+    for ready, expected in (((first,), 0), ((A, B, C), 1)):
+        facts = world(
+            budgets,
+            {LOW: (2, 0)},
+            *((n, d, "ready" if n in ready else "loading") for n, d in running),
+        )
+        assert spare not in {n for a in plan(facts).assignments for n in a.nodes}
+        assert len(actions(spare, facts, low="loading")) == expected
+
+
 def test_a_start_waits_until_its_memory_is_free() -> None:
     facts = world({A: 3 * GIB}, {HIGH: (1, 1), LOW: (1, 0)}, (A, LOW, "ready"))
     evict = Stop(digest=LOW, reason=StopReason.EVICTED)
