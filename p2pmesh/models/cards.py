@@ -1,0 +1,242 @@
+"""Cards: what other nodes, placement and people need to know about a model.
+
+Pure. A card is made from GGUF headers and travels in signed records, so it is small, holds only
+integers and short texts, and is checked field by field when it comes from a peer. It says nothing
+of where the file lies or what it is called. Sizes are bytes; keys and values of the attention
+cache count as 16 bit floats, which is what llama-server stores unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NewType
+
+from p2pmesh.errors import ModelError, PeerError
+from p2pmesh.models.gguf import Header
+from p2pmesh.models.metadata import (
+    CONTEXT_MAX,
+    EXPERTS_MAX,
+    LAYERS_MAX,
+    MODALITIES,
+    NAME_CHARACTERS_MAX,
+    WIDTH_MAX,
+    Metadata,
+    Modality,
+    plain_text,
+)
+from p2pmesh.models.tensors import TensorInfo
+
+ModelDigest = NewType("ModelDigest", str)
+
+BYTES_MAX = 2**63 - 1  # what msgpack, SQL and other people's integers hold
+
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One model, as the mesh knows it.
+
+    Attributes:
+        architecture: llama.cpp's name of it, such as "qwen3moe".
+        name: The model's own name, "" when it has none.
+        layers: Transformer blocks.
+        layer_bytes: Weights per block.
+        other_bytes: Weights outside the blocks: embeddings, output, norms.
+        size_bytes: Of the file or files.
+        kv_bytes_per_token: What one token of context needs, all layers, as f16.
+        experts: Per layer; 0 for a dense model.
+        experts_used: Of them, for each token.
+        context: Tokens the model was made for.
+        width: Elements of the hidden state.
+        vocabulary: Tokens the model knows.
+        modality: What can be asked of it.
+        chat_template: Whether it brings one.
+        parameters: Elements of all tensors.
+        quantisation: Such as "Q4_K_M".
+    """
+
+    architecture: str
+    name: str
+    layers: int
+    layer_bytes: tuple[int, ...]
+    other_bytes: int
+    size_bytes: int
+    kv_bytes_per_token: int
+    experts: int
+    experts_used: int
+    context: int
+    width: int
+    vocabulary: int
+    modality: Modality
+    chat_template: bool
+    parameters: int
+    quantisation: str
+
+
+def card_of(headers: Sequence[Header]) -> Card:
+    """The card of a model.
+
+    Args:
+        headers: Of its parts, in order; the first holds the metadata.
+
+    Raises:
+        ModelError: No model that could be served, or its parts do not belong together.
+    """
+    assert headers, "a model has at least one file"
+    facts = Metadata(headers[0])
+    facts.refuse_others()
+    tensors = _tensors(headers)
+    layers = facts.number("block_count", LAYERS_MAX, least=1)
+    layer_bytes = [0] * layers
+    other_bytes = 0
+    for tensor in tensors:
+        layer = _LAYER.match(tensor.name)
+        if layer is None:
+            other_bytes += tensor.size_bytes
+        elif int(layer[1]) < layers:
+            layer_bytes[int(layer[1])] += tensor.size_bytes
+        else:
+            raise ModelError(
+                f"tensor {tensor.name!r} lies beyond its {layers} layers; it is damaged or forged"
+            )
+    return Card(
+        architecture=facts.architecture,
+        name=plain_text(facts.text("general.name")),
+        layers=layers,
+        layer_bytes=tuple(layer_bytes),
+        other_bytes=other_bytes,
+        size_bytes=sum(header.size_bytes for header in headers),
+        kv_bytes_per_token=facts.kv_bytes_per_token(layers),
+        experts=facts.number("expert_count", EXPERTS_MAX, default=0),
+        experts_used=max(facts.per_layer("expert_used_count", EXPERTS_MAX, layers, default=0)),
+        context=facts.number("context_length", CONTEXT_MAX, least=1),
+        width=facts.number("embedding_length", WIDTH_MAX, least=1),
+        vocabulary=facts.vocabulary(),
+        modality=facts.modality(),
+        chat_template=facts.has("tokenizer.chat_template"),
+        parameters=sum(tensor.elements for tensor in tensors),
+        quantisation=facts.quantisation(tensors),
+    )
+
+
+def _tensors(headers: Sequence[Header]) -> list[TensorInfo]:
+    """All tensors of all parts, checked to be the parts of one model."""
+    count = headers[0].metadata.get("split.count", 1)
+    if count != len(headers) and not (count == 0 and len(headers) == 1):
+        raise ModelError(f"it is one of {count} parts of a model, and {len(headers)} are here")
+    for number, header in enumerate(headers if len(headers) > 1 else ()):
+        if header.metadata.get("split.no") != number or header.metadata.get("split.count") != count:
+            raise ModelError(f"part {number + 1} does not belong to this model; download it again")
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ModelError("two of its parts hold the same tensor; download them again")
+    promised = headers[0].metadata.get("split.tensors.count", len(tensors))
+    if len(headers) > 1 and promised != len(tensors):
+        raise ModelError(
+            f"its parts hold {len(tensors)} of {promised} tensors; download them again"
+        )
+    if not tensors:
+        raise ModelError("it holds no weights, only a vocabulary; get the model itself")
+    return tensors
+
+
+# Memory beside weights and cache, in llama.cpp's terms. Rough on purpose and never too small for
+# usual models; the engine's own report replaces it once a model has run.
+UBATCH = 512  # tokens that llama-server computes at once
+CONTEXT_STEP = 256  # it rounds the cache of a slot up to this
+LIVE_STATES = 8  # hidden states of a batch beside its logits; 1 or 2 were seen, more with experts
+ENGINE_BYTES = 128 * 2**20  # program, vocabulary, HTTP server: 60 MiB seen, more when embedded
+
+
+def need_bytes(card: Card, *, context: int, slots: int) -> int:
+    """Memory to serve a model whole on one node.
+
+    weights + cache + batch + engine, where cache = kv_bytes_per_token x tokens of all slots and
+    batch = 512 x (4 x (vocabulary + 8 x width) + 2 x tokens of all slots): logits and hidden
+    states as 32 bit floats, the attention mask as 16 bit floats.
+
+    Args:
+        card: The model.
+        context: Tokens of one slot.
+        slots: Requests served at once.
+    """
+    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP * slots
+    batch = UBATCH * (4 * (card.vocabulary + LIVE_STATES * card.width) + 2 * tokens)
+    return card.size_bytes + card.kv_bytes_per_token * tokens + batch + ENGINE_BYTES
+
+
+def to_wire(card: Card) -> dict[str, Any]:
+    """The card as plain values for the codec; equal layers are counted, not repeated."""
+    wire = {field.name: getattr(card, field.name) for field in fields(card)}
+    wire["layer_bytes"] = _runs(card.layer_bytes)
+    del wire["layers"]  # the runs add up to it
+    return wire
+
+
+def _runs(values: Sequence[int]) -> list[int]:
+    runs: list[int] = []
+    for value in values:
+        if runs and runs[-1] == value:
+            runs[-2] += 1
+        else:
+            runs += (1, value)
+    return runs
+
+
+_TEXT_LIMITS = {"architecture": 64, "name": NAME_CHARACTERS_MAX, "quantisation": 32}
+_NUMBER_LIMITS = {
+    "other_bytes": BYTES_MAX,
+    "size_bytes": BYTES_MAX,
+    "kv_bytes_per_token": BYTES_MAX,
+    "experts": EXPERTS_MAX,
+    "experts_used": EXPERTS_MAX,
+    "context": CONTEXT_MAX,
+    "width": WIDTH_MAX,
+    "vocabulary": CONTEXT_MAX,
+    "parameters": BYTES_MAX,
+}
+
+
+def from_wire(obj: object) -> Card:
+    """The card that a peer sent. Fields that a newer peer added are ignored.
+
+    Raises:
+        PeerError: It is no card.
+    """
+    if not isinstance(obj, Mapping):
+        raise PeerError("a model card is not a map")
+    layer_bytes = _expand(obj.get("layer_bytes"))
+    values: dict[str, Any] = {"layers": len(layer_bytes), "layer_bytes": layer_bytes}
+    for key, limit in _TEXT_LIMITS.items():
+        text = obj.get(key)
+        if not isinstance(text, str) or len(text) > limit or text != plain_text(text, limit):
+            raise PeerError(f"a model card has a bad {key}")
+        values[key] = text
+    for key, limit in _NUMBER_LIMITS.items():
+        values[key] = _bounded(obj.get(key), key, limit)
+    values["modality"] = obj.get("modality")
+    values["chat_template"] = obj.get("chat_template")
+    if values["modality"] not in MODALITIES or not isinstance(values["chat_template"], bool):
+        raise PeerError("a model card has a bad modality or chat_template")
+    return Card(**values)
+
+
+def _bounded(value: object, key: str, limit: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+        raise PeerError(f"a model card has a bad {key}")
+    return value
+
+
+def _expand(runs: object) -> tuple[int, ...]:
+    if not isinstance(runs, list | tuple) or len(runs) % 2 or not 0 < len(runs) <= 2 * LAYERS_MAX:
+        raise PeerError("a model card has bad layer_bytes")
+    layers: list[int] = []
+    for count, size in zip(runs[::2], runs[1::2], strict=True):
+        room = LAYERS_MAX - len(layers)
+        layers += [_bounded(size, "layer size", BYTES_MAX)] * _bounded(count, "layer count", room)
+    if _runs(layers) != list(runs):
+        raise PeerError("a model card has layer_bytes in a form of its own")
+    return tuple(layers)
