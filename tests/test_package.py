@@ -193,6 +193,18 @@ def test_needs_are_followed_through_extras_and_markers(lock: ModuleType) -> None
 # The build
 
 
+def test_the_build_is_pinned_to_the_last_tool(project: dict[str, Any]) -> None:
+    pins = [Requirement(text) for text in project["build-system"]["requires"]]
+    assert all(re.fullmatch(r"==[\w.]+", str(need.specifier)) for need in pins)
+    todo, needed = ["hatchling"], set()
+    while todo:
+        name = todo.pop()
+        needed.add(name)
+        further = [Requirement(text) for text in importlib.metadata.requires(name) or ()]
+        todo += [n.name for n in further if n.marker is None or n.marker.evaluate({"extra": ""})]
+    assert {need.name for need in pins} == needed
+
+
 def test_the_pythons_that_are_promised_are_locked(
     lock: ModuleType, project: dict[str, Any]
 ) -> None:
