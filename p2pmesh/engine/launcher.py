@@ -60,14 +60,20 @@ class Log:
         try:
             if self._file is None:
                 self._open()
-            elif self._size + len(line) > self._max:
-                self._file.close()
-                os.replace(self._path, f"{self._path}.1")  # noqa: PTH105 - pathlib doubles the start-up time
+            if self._size + len(line) > self._max and self._size > 0:
+                self.close()
+                os.replace(self._path, f"{self._path}.1")  # noqa: PTH105 - doubles start-up time
                 self._open()
             assert self._file is not None
             self._file.write(line)
             self._size += len(line)
         except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the file; a further line opens it again."""
+        if self._file is not None:
+            self._file.close()
             self._file = None
 
     def _open(self) -> None:
@@ -88,13 +94,15 @@ def main(arguments: list[str]) -> int:
     try:
         engine = _start(command)
     except OSError as exc:
-        _tell(b"log %s: %s" % (os.fsencode(command[0]), str(exc.strerror).encode()))
+        _tell(f"log error: cannot start {command[0]}: {exc.strerror}".encode())
         _tell(b"exit 127")
         return 127
     _tell(b"pid %d" % engine.pid)
     threading.Thread(target=_watch_node, args=(engine,), daemon=True).start()
     assert engine.stdout is not None
-    last_words = _follow(engine.stdout, Log(log_path), secret)
+    log = Log(log_path)
+    last_words = _follow(engine.stdout, log, secret)
+    log.close()
     code = engine.wait()
     for line in last_words:
         _tell(b"log " + line)

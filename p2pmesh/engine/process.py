@@ -201,7 +201,8 @@ class EngineProcess:
                 self._become("stopping", "ending the engine", life)
             with trio.CancelScope(shield=True):  # each wait inside has a deadline
                 await _put_down(life)
-        end = life.end if life.end is not None else _End(last_words(life.words, life.exit_code))
+        words = last_words(tuple(life.words), life.exit_code)
+        end = life.end if life.end is not None else _End(words)
         ready_s = 0.0 if life.ready_since_s is None else trio.current_time() - life.ready_since_s
         return replace(end, ready_s=ready_s)
 

@@ -1,20 +1,22 @@
 """An engine's last words: which of its lines say why it ended.
 
 Pure: lines in, one sentence out. llama.cpp reports one failure many times on its way out, so the
-*first* complaint names the cause and the last ones only that there was one.
+*first* complaint of a kind names the cause and the last ones only that there was one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-# "0.00.004.186 E srv    load_model: text": time since start, level, and mostly a component.
-_LEVELLED = re.compile(r"^[\d.]+ (?P<level>[DITWE]) (?P<text>.*)$")
-# Where it was said: "srv    load_model: ", "gguf_init_from_file: ".
-_COMPONENT = re.compile(r"^(?:(?:srv|cmn|slot|que|res)\s+)?(?:\w+_\w+: )?")
-_COMPLAINT = re.compile(
-    r"\berror\b|\bfailed\b|GGML_ASSERT|terminate called|what\(\)|out of memory", re.IGNORECASE
+# What comes before a message: "0.00.178.334 E ", "srv    load_model: ", "gguf_init_from_file: ".
+_PREFIX = re.compile(r"^(?:[\d.]+ [A-Z] )?(?:(?:srv|cmn|slot|que|res)\s+)?(?:\w+_\w+: )?")
+# What names a cause, the surest kind first: an abort, an error of llama.cpp, anybody's complaint
+# (its log is written by a thread of its own, so others may speak before it).
+_COMPLAINTS = (
+    re.compile(r"GGML_ASSERT|terminate called|what\(\)"),
+    re.compile(r"^[\d.]+ E "),
+    re.compile(r"\berror\b|\bfailed\b|out of memory", re.IGNORECASE),
 )
 _WORDS_MAX = 300
 
@@ -27,7 +29,7 @@ _SIGNALS = {
 }
 
 
-def last_words(lines: Iterable[str], exit_code: int | None) -> str:
+def last_words(lines: Sequence[str], exit_code: int | None) -> str:
     """Why the engine ended, as well as it said itself.
 
     Args:
@@ -44,10 +46,9 @@ def last_words(lines: Iterable[str], exit_code: int | None) -> str:
     return f"{complaint} ({end})" if complaint else end
 
 
-def _first_complaint(lines: Iterable[str]) -> str:
-    for line in lines:
-        match = _LEVELLED.match(line)
-        text = match["text"] if match else line
-        if match["level"] == "E" if match else _COMPLAINT.search(line):
-            return _COMPONENT.sub("", text).strip()[:_WORDS_MAX]
+def _first_complaint(lines: Sequence[str]) -> str:
+    for pattern in _COMPLAINTS:
+        for line in lines:
+            if pattern.search(line):
+                return _PREFIX.sub("", line).strip()[:_WORDS_MAX]
     return ""

@@ -1,0 +1,41 @@
+"""What the engine tests share: the small model and ways to look at processes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import p2pmesh
+
+MODEL = Path(p2pmesh.__file__).parent / "models" / "data" / "p2pmesh-demo-tiny.gguf"
+EMBEDDED = (sys.executable, "-P", "-m", "p2pmesh.engine.embedded")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An engine that is only a command."""
+
+    command: tuple[str, ...]
+
+
+def lives(pid: int) -> bool:
+    """Whether the process is there and not a zombie."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
+    """Polls real processes; the caller asserts."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.01)
+    return True

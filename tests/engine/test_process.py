@@ -1,0 +1,339 @@
+"""Engines under supervision: the embedded one for real, and programs that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from p2pmesh.engine import process as process_module
+from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.process import EngineProcess, EngineStatus
+from tests.engine.samples import EMBEDDED, MODEL, Plain, lives, wait_until
+
+DEADLINE_S = 30.0  # of any single step, on a machine that is busy with something else
+
+
+@dataclass
+class Watched:
+    """A supervised engine and the statuses it went through."""
+
+    engine: EngineProcess = field(init=False)
+    history: list[EngineStatus] = field(default_factory=list)
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    def take(self, status: EngineStatus) -> None:
+        self.history.append(status)
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait(self, condition: Callable[[EngineStatus], bool]) -> EngineStatus:
+        """The next status, from the present one on, for which `condition` holds."""
+        with trio.fail_after(DEADLINE_S):
+            while not condition(self.engine.status):
+                await self.changed.wait()
+        return self.engine.status
+
+    def states(self) -> list[str]:
+        """The states without immediate repetition."""
+        states = [status.state for status in self.history]
+        return [s for i, s in enumerate(states) if i == 0 or s != states[i - 1]]
+
+
+@asynccontextmanager
+async def supervised(
+    logs: Path, command: tuple[str, ...] = EMBEDDED, model: Path = MODEL, alias: str = "tiny"
+) -> AsyncIterator[Watched]:
+    launch = Launch(model_paths=(model,), alias=alias, context=512)
+    watched = Watched()
+    engine = EngineProcess(Plain(command), launch, logs=logs, on_change=watched.take)
+    watched.engine = engine
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: engine.run(task_status=task_status))
+        yield watched
+        nursery.cancel_scope.cancel()
+
+
+def is_ready(status: EngineStatus) -> bool:
+    return status.state == "ready"
+
+
+def program(tmp_path: Path, code: str) -> tuple[str, ...]:
+    """An engine made of a few lines of Python that ignores its flags."""
+    path = tmp_path / "engine.py"
+    path.write_text(textwrap.dedent(code))
+    return (sys.executable, str(path))
+
+
+def ask(status: EngineStatus, key: str) -> str:
+    request = urllib.request.Request(
+        f"http://{status.host}:{status.port}/v1/chat/completions",
+        data=json.dumps(
+            {
+                "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                "temperature": 0,
+            }
+        ).encode(),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        return str(json.load(answer)["choices"][0]["message"]["content"])
+
+
+async def test_it_serves_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as watched:
+        status = await watched.wait(is_ready)
+        assert status.pid is not None
+        assert lives(status.pid)
+        answer = await trio.to_thread.run_sync(ask, status, status.api_key)
+        assert answer == "The capital of France is Paris."
+        launcher = psutil.Process(status.pid).parent()
+        assert launcher is not None
+        assert launcher.ppid() == os.getpid()
+    assert watched.states() == ["loading", "ready", "stopping", "stopped"]
+    assert not lives(status.pid)
+    assert not launcher.is_running()
+    assert watched.engine.status.port == 0
+    log = watched.engine.log_path.read_text()
+    assert "listening on http://127.0.0.1:" in log
+    assert status.api_key not in log
+
+
+async def test_only_who_has_the_key_is_answered(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as watched:
+        status = await watched.wait(is_ready)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            await trio.to_thread.run_sync(ask, status, "wrong")
+        refused.value.close()
+        assert refused.value.code == 401
+        process = psutil.Process(status.pid)
+        assert status.api_key not in " ".join(process.cmdline())
+        assert status.api_key not in repr(status)
+        assert process.environ()["GGML_NO_BACKTRACE"] == "1"
+
+
+async def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as watched:
+        first = await watched.wait(is_ready)
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+        again = await watched.wait(lambda s: s.state == "loading")
+        assert again.detail == "starting again: it was killed, perhaps for want of memory"
+        assert again.port == 0
+        second = await watched.wait(is_ready)
+        assert second.pid != first.pid
+        assert second.api_key == first.api_key
+
+
+async def test_a_killed_launcher_takes_its_engine_along(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as watched:
+        first = await watched.wait(is_ready)
+        assert first.pid is not None
+        launcher = psutil.Process(first.pid).parent()
+        assert launcher is not None
+        launcher.kill()
+        second = await watched.wait(lambda s: is_ready(s) and s.pid != first.pid)
+        assert not lives(first.pid)
+        assert second.state == "ready"
+
+
+@pytest.mark.parametrize("whom", ["engine", "launcher"])
+async def test_what_is_stopped_is_ended_all_the_same(tmp_path: Path, whom: str) -> None:
+    async with supervised(tmp_path) as watched:
+        status = await watched.wait(is_ready)
+        engine = psutil.Process(status.pid)
+        launcher = engine.parent()
+        assert launcher is not None
+        (engine if whom == "engine" else launcher).suspend()
+        begun_s = trio.current_time()
+    assert not lives(engine.pid)
+    assert not launcher.is_running()
+    assert trio.current_time() - begun_s < 8.0
+
+
+async def test_an_engine_that_hangs_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "HEALTH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(process_module, "HEALTH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process_module, "TERMINATE_S", 0.2)
+    async with supervised(tmp_path) as watched:
+        first = await watched.wait(is_ready)
+        psutil.Process(first.pid).suspend()
+        again = await watched.wait(lambda s: s.state == "loading")
+        assert "it stopped answering" in again.detail or again.detail == "starting"
+        second = await watched.wait(is_ready)
+        assert second.pid != first.pid
+        assert first.pid is not None
+        assert not lives(first.pid)
+
+
+async def test_a_model_that_cannot_be_loaded_fails_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "RETRY_S", (0.01, 0.02))
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"this is not a model")
+    async with supervised(tmp_path, model=junk, alias="../a b") as watched:
+        status = await watched.wait(lambda s: s.state == "failed")
+    assert status.detail == (
+        "invalid magic characters: 'this', expected 'GGUF' (it ended with exit code 1)"
+    )
+    assert sum(s.detail == "starting" for s in watched.history) == 3
+    assert watched.engine.log_path == tmp_path / "engine-.._a_b.log"
+
+
+async def test_an_engine_that_cannot_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "RETRY_S", ())
+    async with supervised(tmp_path, command=("/nowhere/llama-server",)) as watched:
+        status = await watched.wait(lambda s: s.state == "failed")
+    assert status.detail == (
+        "error: cannot start /nowhere/llama-server: No such file or directory "
+        "(it ended with exit code 127)"
+    )
+
+
+async def test_a_load_has_a_deadline_and_is_not_tried_at_once_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "LOAD_BASE_S", 0.3)
+    command = program(
+        tmp_path,
+        """
+        import signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+        """,
+    )
+    monkeypatch.setattr(process_module, "TERMINATE_S", 0.2)
+    async with supervised(tmp_path, command=command) as watched:
+        loading = await watched.wait(lambda s: s.pid is not None)
+        status = await watched.wait(lambda s: s.state == "failed")
+        assert "it did not load within" in status.detail
+        assert loading.pid is not None
+        assert not lives(loading.pid)
+        assert [s.detail for s in watched.history].count("starting") == 1
+
+
+async def test_ready_means_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that listens, says 503 twice and then refuses is never called ready."""
+    monkeypatch.setattr(process_module, "RETRY_S", ())
+    command = program(
+        tmp_path,
+        """
+        import http.server
+        answers = [503, 503, 400]
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = b'{"error": {"message": "Pooling type none"}}'
+                self.send_response(answers.pop(0))
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            def log_message(self, *args): pass
+        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
+        server.serve_forever()
+        """,
+    )
+    async with supervised(tmp_path, command=command) as watched:
+        status = await watched.wait(lambda s: s.state == "failed")
+    assert status.detail == "the engine answered a first request with 400: Pooling type none"
+    assert "ready" not in watched.states()
+
+
+async def test_pauses_grow_and_a_steady_engine_wins_its_tries_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = iter([0.0, 0.0, 0.0, 0.0, 0.0, 31.0, 0.0])
+    pauses: list[float] = []
+    launch = Launch(model_paths=(MODEL,), alias="x")
+    engine = EngineProcess(Plain(("x",)), launch, logs=tmp_path, on_change=lambda _: None)
+
+    async def live() -> process_module._End:
+        try:
+            return process_module._End("words", next(ends))
+        except StopIteration:
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+            raise AssertionError from None
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(engine, "_live", live)
+    monkeypatch.setattr(trio, "sleep", sleep)
+    with trio.CancelScope() as scope:
+        await engine.run()
+    assert pauses == [0.5, 1.0, 2.0, 60.0, 120.0, 0.5, 1.0]
+    assert engine.status.state == "stopped"
+
+
+NODE = """
+import sys, trio
+from pathlib import Path
+from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.process import EngineProcess
+
+class Engine:
+    command = (sys.executable, "-P", "-m", "p2pmesh.engine.embedded")
+
+def told(status):
+    if status.state == "ready":
+        print(status.pid, flush=True)
+
+launch = Launch(model_paths=(Path(sys.argv[1]),), alias="tiny", context=512)
+trio.run(EngineProcess(Engine(), launch, logs=Path(sys.argv[2]), on_change=told).run)
+"""
+
+
+def node_with_engine(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
+    node = subprocess.Popen(
+        [sys.executable, "-c", NODE, str(MODEL), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert node.stdout is not None
+    for line in node.stdout:  # log events come before the process id
+        if line.strip().isdigit():
+            return node, int(line)
+    raise AssertionError("the engine never became ready")
+
+
+def end_and_look(node: subprocess.Popen[bytes], engine_pid: int) -> None:
+    launcher = psutil.Process(engine_pid).parent()
+    assert launcher is not None
+    node.kill()
+    assert wait_until(lambda: not lives(engine_pid) and not lives(launcher.pid), 1.0)
+    node.wait()
+    assert node.stdout is not None
+    node.stdout.close()
+
+
+def test_no_engine_survives_its_killed_node(tmp_path: Path) -> None:
+    end_and_look(*node_with_engine(tmp_path))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.environ.get("P2PMESH_TESTS") != "full", reason="P2PMESH_TESTS=full")
+def test_an_engine_outlives_30_s_of_an_idle_node_and_not_its_end(tmp_path: Path) -> None:
+    """trio's worker threads end after 10 s: a death signal tied to one would strike here."""
+    node, engine_pid = node_with_engine(tmp_path)
+    assert not wait_until(lambda: not lives(engine_pid), 30.0)
+    end_and_look(node, engine_pid)
