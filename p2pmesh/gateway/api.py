@@ -1,0 +1,257 @@
+"""Answers one request after the other on a connection: the paths of the API.
+
+Rules: a request is looked at in the order host, origin, path, method, body, model, so that nothing
+is spent on one that is refused. A peer's request names the model by digest and is answered by a
+local engine or not at all: there is no second hop, ever.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import h11
+import trio
+
+from p2pmesh.gateway.backends import Backends
+from p2pmesh.gateway.client import ClientConnection
+from p2pmesh.gateway.guard import allowed_origin, check_host
+from p2pmesh.gateway.headers import MODEL as MODEL_HEADER
+from p2pmesh.gateway.headers import WHERE, Header, cors_headers, preflight_headers
+from p2pmesh.gateway.limits import RETRY_AFTER_S, Admission, BodyBudget, Limits
+from p2pmesh.gateway.openai import (
+    MODEL,
+    MODELS,
+    PARSE_BYTES_MAX,
+    ApiError,
+    Endpoint,
+    ambiguous_model,
+    find_endpoint,
+    health,
+    model_entry,
+    model_list,
+    requested_model,
+    unknown_model,
+    wrong_modality,
+)
+from p2pmesh.gateway.proxy import Job, Proxy
+from p2pmesh.gateway.route import ServedModel, choose_auto
+from p2pmesh.gateway.statistics import Counters
+from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
+
+# Long bodies are scanned one at a time: they compete with the event loop for the processor.
+_SCANNERS = 1
+
+
+class Origin(enum.Enum):
+    """Who is at the other end of a connection."""
+
+    CLIENT = "client"
+    PEER = "peer"
+
+
+class Api:
+    """The paths of the API over one node's view of the mesh."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        proxy: Proxy,
+        *,
+        limits: Limits,
+        counters: Counters,
+        hosts: Sequence[str],
+        origins: Sequence[str],
+    ) -> None:
+        self._backends = backends
+        self._proxy = proxy
+        self._counters = counters
+        self._hosts = frozenset(hosts)
+        self._origins = frozenset(origins)
+        self._bodies = BodyBudget(limits)
+        self._scanners = trio.CapacityLimiter(_SCANNERS)
+        self._places = {origin: Admission(limits) for origin in Origin}
+        self.draining = False
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a place."""
+        return sum(places.queued for places in self._places.values())
+
+    async def handle(self, client: ClientConnection, head: h11.Request, origin: Origin) -> None:
+        """Answer one request whose head was read.
+
+        Raises:
+            AnswerBrokenError, ClientGoneError, h11.RemoteProtocolError: The connection is over.
+        """
+        self._counters.requests += 1
+        cors: list[Header] = []
+        try:
+            if origin is Origin.CLIENT:
+                cors = self._check_page(head)
+            await self._dispatch(client, head, origin, cors)
+        except ApiError as exc:
+            await self.refuse(client, exc, cors)
+
+    async def refuse(
+        self, client: ClientConnection, error: ApiError, extra: Sequence[Header] = ()
+    ) -> None:
+        """Answer with an error."""
+        headers = list(extra)
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        await self._respond(client, error.status, error.body(), headers)
+
+    def _check_page(self, head: h11.Request) -> list[Header]:
+        """The CORS headers for the answer; refuses what a stranger's web page sends."""
+        host, page = _header(head, b"host"), _header(head, b"origin")
+        check_host(host, self._hosts)
+        if not allowed_origin(page, host, self._origins):
+            message = f"Web pages from {page!s:.200} may not use this API"
+            raise ApiError(403, message, code="origin_not_allowed")
+        return cors_headers(page.encode("latin-1") if page else None)
+
+    async def _dispatch(
+        self, client: ClientConnection, head: h11.Request, origin: Origin, cors: list[Header]
+    ) -> None:
+        endpoint, name = find_endpoint(head.target.decode("latin-1"))
+        method = head.method.decode("latin-1")
+        if method == "OPTIONS":
+            methods = ", ".join([*_methods(endpoint), "OPTIONS"])
+            asked = _header(head, b"access-control-request-headers")
+            headers = preflight_headers(asked.encode("latin-1") if asked else None, methods)
+            await self._respond(client, 204, b"", [*cors, *headers])
+            return
+        if method not in _methods(endpoint):
+            message = f"{endpoint.path} takes {endpoint.method}, not {method[:20]}"
+            raise ApiError(405, message, code="method_not_allowed")
+        if self.draining:
+            raise _stopping()
+        if endpoint.modalities:
+            await self._infer(client, head, endpoint, origin, cors)
+            return
+        status, value = self._describe(endpoint, name)
+        await self._respond(client, status, json.dumps(value).encode(), cors)
+
+    def _describe(self, endpoint: Endpoint, name: str) -> tuple[int, dict[str, Any]]:
+        models = self._backends.models()
+        if endpoint is MODELS:
+            return 200, model_list(models)
+        if endpoint is MODEL:
+            return 200, model_entry(self._resolve(name))
+        return health(models)
+
+    async def _respond(
+        self, client: ClientConnection, status: int, body: bytes, headers: Sequence[Header]
+    ) -> None:
+        self._counters.responses[status] += 1
+        described = [*headers]
+        if status != 204:
+            described.append((b"content-type", b"application/json"))
+            described.append((b"content-length", b"%d" % len(body)))
+        client.start(status, described)
+        if body:
+            client.write(body)
+        client.finish()
+        await client.flush()
+
+    async def _infer(
+        self,
+        client: ClientConnection,
+        head: h11.Request,
+        endpoint: Endpoint,
+        origin: Origin,
+        cors: list[Header],
+    ) -> None:
+        length = _header(head, b"content-length")
+        self._bodies.check(int(length) if length else 0)
+        body = await client.read_body(self._bodies)
+        try:
+            model = await self._model_for(head, body, endpoint, origin)
+            job = Job(
+                method=endpoint.method,
+                path=endpoint.path,
+                headers=list(head.headers),
+                body=body,
+                model=model,
+                extra_headers=cors,
+                here_only=origin is Origin.PEER or _stays_here(head),
+                wait=origin is Origin.CLIENT and not _stays_here(head),
+            )
+            with client.work():
+                async with self._places[origin].place():
+                    await self._proxy.answer(client, job)
+        finally:
+            self._bodies.give_back(len(body))
+
+    async def _model_for(
+        self, head: h11.Request, body: bytes, endpoint: Endpoint, origin: Origin
+    ) -> ServedModel:
+        if origin is Origin.PEER:
+            return self._by_digest(_header(head, MODEL_HEADER) or "")
+        content_type = _header(head, b"content-type") or ""
+        if len(body) > PARSE_BYTES_MAX:
+            name = await trio.to_thread.run_sync(
+                requested_model, body, content_type, limiter=self._scanners
+            )
+        else:
+            name = requested_model(body, content_type)
+        if name is None:
+            return self._auto(endpoint)
+        model = self._resolve(name)
+        if model.modality not in endpoint.modalities:
+            raise wrong_modality(model, endpoint)
+        return model
+
+    def _auto(self, endpoint: Endpoint) -> ServedModel:
+        models = self._backends.models()
+        model = choose_auto(models, endpoint.modalities)
+        if model is not None:
+            return model
+        wanted = " or ".join(endpoint.modalities)
+        message = f"No model for {wanted} is ready in this mesh"
+        raise ApiError(503, message, code="model_not_ready", retry_after_s=RETRY_AFTER_S)
+
+    def _resolve(self, name: str) -> ServedModel:
+        try:
+            digest = self._backends.catalogue().resolve(name)
+        except AmbiguousModel as exc:
+            raise ambiguous_model(name, exc.choices) from exc
+        except UnknownModel as exc:
+            raise unknown_model(name, self._backends.models()) from exc
+        return self._by_digest(digest)
+
+    def _by_digest(self, digest: str) -> ServedModel:
+        models = self._backends.models()
+        for model in models:
+            if model.digest == digest:
+                return model
+        raise unknown_model(digest, models)
+
+
+def _stopping() -> ApiError:
+    message = "This node is stopping; ask another one"
+    return ApiError(503, message, code="stopping", retry_after_s=RETRY_AFTER_S)
+
+
+def _methods(endpoint: Endpoint) -> Sequence[str]:
+    return ("GET", "HEAD") if endpoint.method == "GET" else (endpoint.method,)
+
+
+def _header(head: h11.Request, name: bytes) -> str | None:
+    for key, value in head.headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def _stays_here(head: h11.Request) -> bool:
+    """Whether the client forbids that its request leaves this machine."""
+    where = _header(head, WHERE) or "mesh"
+    if where.lower() not in ("local", "mesh"):
+        raise ApiError(
+            400, f"X-P2PMesh-Where is local or mesh, not {where[:50]!r}", code="bad_header"
+        )
+    return where.lower() == "local"

@@ -1,0 +1,229 @@
+"""The shapes of the OpenAI API: its paths, what routing reads of a request, errors, the model list.
+
+Pure. Bodies are read only as far as routing needs and are never written again: what a client sent
+is what the engine gets. Every refusal is an `ApiError`, which knows its own JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from p2pmesh.errors import MeshError
+from p2pmesh.gateway.route import READY, ServedModel
+from p2pmesh.gateway.scan import top_level
+
+AUTO = "auto"
+
+# Longer bodies are scanned instead of parsed, and not on the event loop.
+PARSE_BYTES_MAX = 256 * 1024
+
+# How many names an error lists; the rest is in /v1/models.
+LISTED_MAX = 20
+
+CHAT, COMPLETION, EMBEDDING = "chat", "completion", "embedding"
+
+
+class ApiError(MeshError):
+    """A request that is refused, as the client will see it.
+
+    Attributes:
+        status: The HTTP status.
+        message: What is wrong and what to do, in a sentence.
+        type: OpenAI's class of error.
+        param: The part of the request that is at fault, if one is.
+        code: A word that programs can match.
+        retry_after_s: When to come again; None when that would not help.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """The JSON of the error, in OpenAI's shape."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return json.dumps({"error": error}).encode()
+
+    def event(self) -> bytes:
+        """The error as one event of a stream that had already begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+_TYPES = {429: "rate_limit_error", 502: "server_error", 503: "service_unavailable_error"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One path of the API.
+
+    Attributes:
+        path: The canonical path, under which an engine knows it.
+        method: The only one that it answers, besides HEAD for GET and OPTIONS for all.
+        modalities: Kinds of models that can answer, the most fitting first; empty for the paths
+            that the gateway answers itself.
+    """
+
+    path: str
+    method: str
+    modalities: tuple[str, ...] = ()
+
+
+HEALTH = Endpoint(path="/health", method="GET")
+MODELS = Endpoint(path="/v1/models", method="GET")
+MODEL = Endpoint(path="/v1/models/{id}", method="GET")
+ENDPOINTS = (
+    Endpoint(path="/v1/chat/completions", method="POST", modalities=(CHAT, COMPLETION)),
+    Endpoint(path="/v1/completions", method="POST", modalities=(COMPLETION, CHAT)),
+    Endpoint(path="/v1/embeddings", method="POST", modalities=(EMBEDDING,)),
+    MODELS,
+    MODEL,
+    HEALTH,
+)
+# People write the base address with and without /v1; both mean the same.
+_BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
+_BY_PATH |= {endpoint.path.removeprefix("/v1"): endpoint for endpoint in ENDPOINTS}
+_BY_PATH |= {"/v1/health": HEALTH}
+_MODEL_PREFIXES = ("/v1/models/", "/models/")
+
+
+def find_endpoint(target: str) -> tuple[Endpoint, str]:
+    """The endpoint of a request target, and the model id in its path if it has one.
+
+    Raises:
+        ApiError: 404, no such path.
+    """
+    path = target.partition("?")[0]
+    if len(path) > 1:
+        path = path.rstrip("/")
+    endpoint = _BY_PATH.get(path)
+    if endpoint is not None and endpoint is not MODEL:
+        return endpoint, ""
+    for prefix in _MODEL_PREFIXES:
+        if path.startswith(prefix):
+            return MODEL, unquote(path[len(prefix) :])
+    known = ", ".join(endpoint.path for endpoint in ENDPOINTS)
+    raise ApiError(404, f"There is no {path[:200]} here; there are {known}", code="unknown_url")
+
+
+def requested_model(body: bytes, content_type: str) -> str | None:
+    """The model that a request names; None when it leaves the choice to the mesh.
+
+    Long bodies take time: call it in a thread for more than `PARSE_BYTES_MAX` bytes.
+
+    Args:
+        body: The bytes as they came.
+        content_type: The header as it came. JSON is taken under any name but a form's with parts,
+            since curl and many scripts send it under none.
+
+    Raises:
+        ApiError: 400 or 415, the body is not a JSON object or its model is not a name.
+    """
+    if content_type.lower().startswith("multipart/"):
+        raise ApiError(415, "This path takes JSON, not multipart/form-data", code="not_json")
+    if not body.strip():
+        raise ApiError(400, "The request has no body; send a JSON object", code="invalid_json")
+    try:
+        model = _read_model(body)
+    except json.JSONDecodeError as exc:
+        place = f"line {exc.lineno} column {exc.colno}"
+        raise ApiError(
+            400, f"The body is not JSON: {exc.msg} at {place}", code="invalid_json"
+        ) from exc
+    except (ValueError, RecursionError) as exc:
+        raise ApiError(400, f"The body is not JSON: {exc}", code="invalid_json") from exc
+    if model is None or model == "":
+        return None
+    if not isinstance(model, str):
+        raise ApiError(400, "model must be a string", param="model", code="invalid_type")
+    return None if model == AUTO else model
+
+
+def _read_model(body: bytes) -> Any:
+    if len(body) > PARSE_BYTES_MAX:
+        return top_level(body, frozenset({"model"})).get("model")
+    value = json.loads(body)
+    if not isinstance(value, dict):
+        raise ValueError("it must be an object")  # noqa: TRY004 - one kind for all that JSON can be
+    return value.get("model")
+
+
+def unknown_model(name: str, models: Sequence[ServedModel]) -> ApiError:
+    """404 for a model that nobody serves, with the names of those that are served."""
+    listed = ", ".join(model.id for model in models[:LISTED_MAX]) or "none yet"
+    message = f"The model {name[:200]!r} is not in this mesh; there are: {listed}"
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def ambiguous_model(name: str, choices: Sequence[str]) -> ApiError:
+    """409 for a name that several models share, with the ids that tell them apart."""
+    message = f"Several models are called {name[:200]!r}; say which: {', '.join(choices)}"
+    return ApiError(409, message, param="model", code="model_ambiguous")
+
+
+def wrong_modality(model: ServedModel, endpoint: Endpoint) -> ApiError:
+    """400 for a model that cannot do what the path asks."""
+    wanted = " or ".join(endpoint.modalities)
+    message = f"{model.id} is a model for {model.modality}; {endpoint.path} needs one for {wanted}"
+    return ApiError(400, message, param="model", code="model_not_supported")
+
+
+def not_ready(model: ServedModel, why: str, *, retry_after_s: int) -> ApiError:
+    """503 for a model that is known and cannot answer now."""
+    parts = [f"{model.id} cannot answer now ({model.state})", why, model.reason]
+    message = ": ".join(part for part in parts if part)
+    return ApiError(503, message, code="model_not_ready", retry_after_s=retry_after_s)
+
+
+def model_entry(model: ServedModel) -> dict[str, Any]:
+    """A model as /v1/models shows it: OpenAI's four fields, and ours under `p2pmesh`."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "p2pmesh",
+        "p2pmesh": {
+            "state": model.state,
+            "reason": model.reason,
+            "modality": model.modality,
+            "digest": model.digest,
+            "context": model.context_tokens,
+            "size_bytes": model.size_bytes,
+            "nodes": list(model.nodes),
+        },
+    }
+
+
+def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
+    """The answer of /v1/models: all models of the mesh, ready ones first."""
+    ordered = sorted(models, key=lambda model: model.state != READY)
+    return {"object": "list", "data": [model_entry(model) for model in ordered]}
+
+
+def health(models: Sequence[ServedModel]) -> tuple[int, dict[str, Any]]:
+    """Status and body of /health: 200 as soon as something can answer, as llama-server has it."""
+    ready = sum(model.state == READY for model in models)
+    if ready:
+        return 200, {"status": "ok", "models": ready}
+    return 503, {"status": "no model is ready", "models": 0}

@@ -1,0 +1,196 @@
+"""Connections to engines and owners, kept for the next request.
+
+Rules: a connection carries one request at a time and is kept only when its answer was read to the
+end. An idle one may have been closed at the other end; that shows when it is used, and whoever
+uses it then takes a fresh one (`Upstream.reused`). Knows nothing of models, clients or retries.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+
+import h11
+import trio
+
+from p2pmesh.errors import EngineError, LinkError
+from p2pmesh.gateway.headers import Header
+from p2pmesh.gateway.route import ReplicaKey, Target
+
+# Under the 5 s after which llama-server closes an idle connection itself.
+IDLE_TIMEOUT_S = 4.0
+# Per replica: as many as one of them answers at once in practice, and a burst on top.
+IDLE_PER_REPLICA_MAX = 64
+# All idle connections together: they cost files, here and there.
+IDLE_MAX = 128
+# To a process on this machine, or a new stream on a link that exists.
+CONNECT_DEADLINE_S = 5.0
+# The request goes out at the speed of the network; nothing accepted for so long is a dead peer.
+SEND_DEADLINE_S = 30.0
+RECEIVE_BYTES = 64 * 1024
+# Heads of engines are small; a peer must not fill our memory with one.
+HEAD_BYTES_MAX = 64 * 1024
+# Bodies up to this size travel in one piece with the head.
+JOIN_BYTES_MAX = 64 * 1024
+
+Connect = Callable[[Target], Awaitable[trio.abc.Stream]]
+
+_BROKEN = (
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+    h11.RemoteProtocolError,
+    EngineError,
+)
+
+
+class Upstream:
+    """One connection to a replica. Every failure of it is a `LinkError`."""
+
+    def __init__(self, key: ReplicaKey, stream: trio.abc.Stream) -> None:
+        self.key = key
+        self.reused = False
+        self.idle_since = 0.0
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+
+    async def send(self, method: str, path: str, headers: Sequence[Header], body: bytes) -> None:
+        """Send a whole request; `headers` hold a content-length that fits `body`."""
+        head = self._http.send(h11.Request(method=method, target=path, headers=list(headers)))
+        assert head is not None, "only ConnectionClosed has no bytes"
+        if body:
+            self._http.send_with_data_passthrough(h11.Data(data=body))
+        self._http.send(h11.EndOfMessage())
+        try:
+            with trio.fail_after(SEND_DEADLINE_S):
+                if len(body) <= JOIN_BYTES_MAX:
+                    await self._stream.send_all(head + body)
+                else:
+                    await self._stream.send_all(head)
+                    for start in range(0, len(body), JOIN_BYTES_MAX):
+                        await self._stream.send_all(
+                            memoryview(body)[start : start + JOIN_BYTES_MAX]
+                        )
+        except _BROKEN as exc:
+            raise LinkError(f"the request could not be sent: {_words(exc)}") from exc
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA]:
+        """The next part of the answer that is already here, or NEED_DATA."""
+        try:
+            event = self._http.next_event()
+        except h11.RemoteProtocolError as exc:
+            raise LinkError(f"the answer is broken: {_words(exc)}") from exc
+        if isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
+            raise LinkError("the connection was closed before the answer ended")
+        return event  # type: ignore[return-value]  # PAUSED was raised; h11 types it loosely
+
+    async def receive(self) -> None:
+        """Wait for more bytes of the answer."""
+        try:
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+            self._http.receive_data(bytes(data))
+        except _BROKEN as exc:
+            raise LinkError(f"the connection broke: {_words(exc)}") from exc
+
+    def recycle(self) -> bool:
+        """Make ready for another request; False when the connection cannot have one."""
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        if self._http.trailing_data != (b"", False):
+            return False
+        self._http.start_next_cycle()
+        self.reused = True
+        self.idle_since = trio.current_time()
+        return True
+
+    async def aclose(self) -> None:
+        """Close at once, which makes the other end stop working on it. Never waits."""
+        await trio.aclose_forcefully(self._stream)
+
+
+def _words(exc: BaseException) -> str:
+    return str(exc) or type(exc).__name__
+
+
+class Pool:
+    """Idle connections by replica, the last used first."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        # By age: all of them, the one that has been idle longest first.
+        self._idle: OrderedDict[int, Upstream] = OrderedDict()
+        self._by_key: dict[ReplicaKey, list[Upstream]] = {}
+        self.filled = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def take(self, key: ReplicaKey) -> Upstream | None:
+        """An idle connection to this replica that has not timed out."""
+        idle = self._by_key.get(key)
+        if not idle or idle[-1].idle_since + IDLE_TIMEOUT_S < trio.current_time():
+            return None
+        upstream = idle[-1]
+        self._forget(upstream)
+        return upstream
+
+    async def open(self, target: Target) -> Upstream:
+        """A fresh connection.
+
+        Raises:
+            LinkError: The replica cannot be reached.
+        """
+        try:
+            with trio.fail_after(CONNECT_DEADLINE_S):
+                stream = await self._connect(target)
+        except _BROKEN as exc:
+            where = "the local engine" if target.local else target.node_name
+            raise LinkError(f"{where} cannot be reached: {_words(exc)}") from exc
+        return Upstream(target.key, stream)
+
+    async def release(self, upstream: Upstream) -> None:
+        """Keep a connection whose answer was read to the end, or close it. Never waits."""
+        idle = self._by_key.setdefault(upstream.key, [])
+        if len(idle) >= IDLE_PER_REPLICA_MAX or not upstream.recycle():
+            if not idle:
+                del self._by_key[upstream.key]
+            await upstream.aclose()
+            return
+        idle.append(upstream)
+        self._idle[id(upstream)] = upstream
+        self.filled.set()
+        if len(self._idle) > IDLE_MAX:
+            await self._close_oldest()
+
+    async def prune(self) -> None:
+        """Close what has been idle too long."""
+        limit = trio.current_time() - IDLE_TIMEOUT_S
+        while self._idle and next(iter(self._idle.values())).idle_since <= limit:
+            await self._close_oldest()
+
+    async def run(self) -> None:
+        """Prune as long as there is something to prune; at the end close all."""
+        try:
+            while True:
+                self.filled = trio.Event()
+                if not self._idle:
+                    await self.filled.wait()
+                await trio.sleep(IDLE_TIMEOUT_S)
+                await self.prune()
+        finally:
+            with trio.CancelScope(shield=True):  # closing forcefully does not wait
+                while self._idle:
+                    await self._close_oldest()
+
+    async def _close_oldest(self) -> None:
+        upstream = next(iter(self._idle.values()))
+        self._forget(upstream)
+        await upstream.aclose()
+
+    def _forget(self, upstream: Upstream) -> None:
+        del self._idle[id(upstream)]
+        idle = self._by_key[upstream.key]
+        idle.remove(upstream)
+        if not idle:
+            del self._by_key[upstream.key]

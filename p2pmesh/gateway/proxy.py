@@ -1,0 +1,264 @@
+"""Finds a replica that answers, and passes its answer on as it comes.
+
+Rules: bodies are bytes and stay what they are. Until the first byte has gone to the client, any
+failure of a replica means the next one; after it, the answer breaks off visibly, never with a
+clean end. A client that leaves cancels everything that is done for it, by closing the connection
+to the engine. Knows models and replicas, not paths or JSON.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import h11
+import structlog
+import trio
+
+from p2pmesh.errors import LinkError, MeshError
+from p2pmesh.gateway.backends import Backends
+from p2pmesh.gateway.client import ClientConnection
+from p2pmesh.gateway.headers import Header, request_headers, response_headers
+from p2pmesh.gateway.limits import RETRY_AFTER_S, Limits
+from p2pmesh.gateway.openai import ApiError, not_ready
+from p2pmesh.gateway.pool import Pool, Upstream
+from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target, choose
+from p2pmesh.gateway.statistics import Counters
+from p2pmesh.gateway.suspicion import Guard, SuspicionWatch
+
+# A long answer that is not streamed says nothing until it is done; an hour is a broken engine.
+ANSWER_DEADLINE_S = 3600.0
+# Between two pieces of an answer; an engine that thinks longer than this about a token is stuck.
+SILENCE_DEADLINE_S = 600.0
+# When every replica failed and nothing changes: try them again, but not in a tight loop.
+RETRY_PAUSE_S = 0.5
+RETRY_FLOOR_S = 0.05
+# The replica, or the owner's gateway, says that it cannot now; another may.
+ELSEWHERE = frozenset({502, 503, 504})
+
+_log = structlog.get_logger(__name__)
+
+
+class AnswerBrokenError(MeshError):
+    """The replica failed in the middle of its answer. The connection has to be closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request for a model.
+
+    Attributes:
+        path: The path under which engines know it.
+        headers: Those of the client.
+        extra_headers: Added to the answer (CORS).
+        here_only: Only a local engine may answer: a peer asked, or the client wants it so.
+        wait: Whether to wait for a replica when there is none; a peer would rather go elsewhere.
+    """
+
+    method: str
+    path: str
+    headers: Sequence[Header]
+    body: bytes
+    model: ServedModel
+    extra_headers: Sequence[Header]
+    here_only: bool
+    wait: bool
+
+
+class Proxy:
+    """Answers jobs from replicas."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        *,
+        limits: Limits,
+        counters: Counters,
+        rng: random.Random,
+    ) -> None:
+        self._backends = backends
+        self._limits = limits
+        self._counters = counters
+        self._rng = rng
+        self._in_flight: Counter[ReplicaKey] = Counter()
+        self.pool = Pool(backends.connect)
+        self.suspicion = SuspicionWatch(backends.suspected)
+
+    async def answer(self, client: ClientConnection, job: Job) -> None:
+        """Answer `job` on `client`, from whichever replica can.
+
+        Raises:
+            ApiError: None can; nothing was sent yet.
+            AnswerBrokenError: The answer was begun and could not be finished.
+            ClientGoneError: Nobody is left to answer.
+        """
+        tried: set[ReplicaKey] = set()
+        failure = ""
+        began = trio.current_time()
+        while True:
+            target = choose(self._candidates(job), self._in_flight, self._rng, tried=tried)
+            if target is None:
+                await self._wait_for_replica(job, began, retry=bool(tried), failure=failure)
+                tried.clear()
+                continue
+            try:
+                await self._try_one(client, job, target)
+            except LinkError as exc:
+                failure = f"{target.node_name}: {exc}"
+                _log.info("replica_failed", model=job.model.id, node=target.node_name, why=str(exc))
+                if client.started:
+                    raise AnswerBrokenError(failure) from exc
+                tried.add(target.key)
+                self._counters.retries += 1
+            else:
+                return
+
+    def _candidates(self, job: Job) -> Sequence[Target]:
+        targets = self._backends.targets(job.model.digest)
+        return [target for target in targets if target.local] if job.here_only else targets
+
+    async def _wait_for_replica(self, job: Job, began: float, *, retry: bool, failure: str) -> None:
+        """Return when it is worth looking again.
+
+        Args:
+            job: What to wait for.
+            began: When the request came, on trio's clock.
+            retry: Whether there are replicas, which all failed.
+            failure: What the last one said.
+
+        Raises:
+            ApiError: 503, it is not worth waiting; 429, too many wait.
+        """
+        digest = job.model.digest
+        model = next((m for m in self._backends.models() if m.digest == digest), job.model)
+        limits, now = self._limits, trio.current_time()
+        hopeful = model.state in (READY, LOADING)
+        deadline = began + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
+        if not job.wait or now >= deadline:
+            raise not_ready(model, failure, retry_after_s=RETRY_AFTER_S)
+        if self._counters.waiting >= limits.waiting:
+            message = f"Too many requests wait for {model.id} to be ready; try again soon"
+            code = "too_many_requests"
+            raise ApiError(429, message, code=code, retry_after_s=RETRY_AFTER_S)
+        self._counters.waiting += 1
+        try:
+            with trio.move_on_at(min(deadline, now + RETRY_PAUSE_S) if retry else deadline):
+                await self._backends.changed()
+            if retry:
+                await trio.sleep_until(now + RETRY_FLOOR_S)
+        finally:
+            self._counters.waiting -= 1
+
+    async def _try_one(self, client: ClientConnection, job: Job, target: Target) -> None:
+        watch: AbstractContextManager[Guard] = (
+            nullcontext(Guard()) if target.local else self.suspicion.guard(target.node)
+        )
+        self._in_flight[target.key] += 1
+        self._counters.in_flight[job.model.id] += 1
+        try:
+            with watch as guard:
+                await self._exchange(client, job, target, guard)
+        finally:
+            self._counters.in_flight[job.model.id] -= 1
+            self._in_flight[target.key] -= 1
+            if not self._in_flight[target.key]:
+                del self._in_flight[target.key]
+
+    async def _exchange(
+        self, client: ClientConnection, job: Job, target: Target, guard: Guard
+    ) -> None:
+        upstream, head = await self._ask(job, target, guard)
+        whole = False
+        try:
+            if head.status_code in ELSEWHERE:
+                raise LinkError(f"it answered {head.status_code}")
+            served_by = f"{target.node_name}/{target.shard}" if target.local else None
+            headers = response_headers(head.headers, served_by=served_by)
+            headers.extend(job.extra_headers)
+            await self._relay(client, upstream, head, headers, guard)
+            whole = True
+        finally:
+            if whole:
+                await self.pool.release(upstream)
+            else:
+                await upstream.aclose()
+
+    async def _ask(self, job: Job, target: Target, guard: Guard) -> tuple[Upstream, h11.Response]:
+        """Send the request and wait for the head of the answer."""
+        idle = self.pool.take(target.key)
+        if idle is not None:
+            try:
+                return idle, await self._head(idle, job, target, guard)
+            except LinkError:
+                # Most likely it was closed while idle, which says nothing about the replica.
+                await trio.lowlevel.checkpoint()
+        with guard.wait(ANSWER_DEADLINE_S):
+            fresh = await self.pool.open(target)
+        return fresh, await self._head(fresh, job, target, guard)
+
+    async def _head(
+        self, upstream: Upstream, job: Job, target: Target, guard: Guard
+    ) -> h11.Response:
+        key = self._backends.engine_key(target.digest) if target.local else None
+        headers = request_headers(
+            job.headers,
+            body_bytes=len(job.body),
+            key=key,
+            model=None if target.local else target.digest,
+        )
+        try:
+            with guard.wait(ANSWER_DEADLINE_S):
+                await upstream.send(job.method, job.path, headers, job.body)
+                while True:
+                    event = upstream.next_event()
+                    if isinstance(event, h11.Response):
+                        guard.answering = True
+                        return event
+                    if event is h11.NEED_DATA:
+                        await upstream.receive()
+        except BaseException:
+            await upstream.aclose()
+            raise
+
+    async def _relay(
+        self,
+        client: ClientConnection,
+        upstream: Upstream,
+        head: h11.Response,
+        headers: list[Header],
+        guard: Guard,
+    ) -> None:
+        """Pass the answer on. The head waits for the first of the body: until then all is open."""
+        try:
+            while True:
+                event = upstream.next_event()
+                if event is h11.NEED_DATA:
+                    await client.flush()
+                    with guard.wait(SILENCE_DEADLINE_S):
+                        await upstream.receive()
+                    continue
+                if not client.started:
+                    self._counters.responses[head.status_code] += 1
+                    client.start(head.status_code, headers, reason=head.reason)
+                if isinstance(event, h11.Data):
+                    client.write(event.data)
+                elif isinstance(event, h11.EndOfMessage):
+                    client.finish()
+                    await client.flush()
+                    return
+        except LinkError as exc:
+            if client.started and _is_event_stream(headers):
+                lost = ApiError(502, f"The answer broke off: {exc}", code="answer_interrupted")
+                client.write(b"\n\n" + lost.event())  # the last event may have been cut in two
+                await client.flush()
+            raise
+
+
+def _is_event_stream(headers: Sequence[Header]) -> bool:
+    return any(
+        name == b"content-type" and value.lower().startswith(b"text/event-stream")
+        for name, value in headers
+    )

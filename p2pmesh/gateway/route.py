@@ -1,0 +1,153 @@
+"""Which model a request means, and which replica answers it.
+
+Pure: what is served where comes in, a choice goes out; randomness is an argument. The same inputs
+give the same choice on every node, apart from the draw between two replicas. Knows nothing of
+HTTP, of connections, or of how a replica is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
+
+DEMO_MODEL_ID = "p2pmesh-demo-tiny"
+READY = "ready"
+LOADING = "loading"
+
+
+class ReplicaKey(NamedTuple):
+    """What tells one replica from another."""
+
+    node: NodeId
+    digest: ModelDigest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One ready replica of a model.
+
+    Attributes:
+        node_name: The node as people know it.
+        model_id: The model's public id.
+        local: Whether the engine is a child of this very node.
+        slots: How many requests it works on at once; 0 when that is not known.
+        shard: Which part of the model it holds; `whole` for all of it.
+    """
+
+    node: NodeId
+    node_name: str
+    digest: ModelDigest
+    model_id: str
+    local: bool
+    slots: int = 0
+    shard: str = "whole"
+
+    @property
+    def key(self) -> ReplicaKey:
+        """What tells this replica from every other."""
+        return ReplicaKey(self.node, self.digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One model that somebody in the mesh serves or wants served.
+
+    Attributes:
+        id: Its public id.
+        modality: `chat`, `completion`, `embedding` or `rerank`.
+        state: `ready`, `loading`, `failed` or `not served`.
+        reason: Why it is in that state, for a person; may be empty.
+        nodes: Names of the nodes that hold a ready replica.
+        context_tokens: The longest context it was made for.
+        created_s: Unix time shown as its creation; 0 when not known.
+    """
+
+    digest: ModelDigest
+    id: str
+    modality: str
+    state: str
+    reason: str = ""
+    nodes: tuple[str, ...] = ()
+    context_tokens: int = 0
+    size_bytes: int = 0
+    created_s: int = 0
+
+
+class Sampler(Protocol):
+    """The part of `random.Random` that a draw needs."""
+
+    def sample(self, population: Sequence[Target], k: int) -> list[Target]:
+        """`k` different members of `population`."""
+        ...
+
+
+def choose(
+    candidates: Sequence[Target],
+    in_flight: Mapping[ReplicaKey, int],
+    rng: Sampler,
+    *,
+    tried: Collection[ReplicaKey] = (),
+) -> Target | None:
+    """The replica that should answer next, or None when all were tried.
+
+    The local one while it has a free slot; else the less busy of two drawn at random, which
+    keeps entry nodes that do not talk to each other from all choosing the same one.
+
+    Args:
+        candidates: Ready replicas of one model.
+        in_flight: How many requests of this node each replica is answering.
+        rng: Draws the two.
+        tried: Replicas that already failed this request.
+    """
+    left = [target for target in candidates if target.key not in tried]
+    if len(left) <= 1:
+        return left[0] if left else None
+    for target in left:
+        if target.local and _has_room(target, in_flight):
+            return target
+    first, second = rng.sample(left, 2)
+    return second if _busier(first, second, in_flight) else first
+
+
+def _has_room(target: Target, in_flight: Mapping[ReplicaKey, int]) -> bool:
+    return target.slots == 0 or in_flight.get(target.key, 0) < target.slots
+
+
+def _busier(first: Target, second: Target, in_flight: Mapping[ReplicaKey, int]) -> bool:
+    """Whether `first` has more requests per slot than `second`; no division, no rounding."""
+    here, there = in_flight.get(first.key, 0), in_flight.get(second.key, 0)
+    return here * max(second.slots, 1) > there * max(first.slots, 1)
+
+
+def choose_auto(models: Sequence[ServedModel], modalities: Sequence[str]) -> ServedModel | None:
+    """The model that a request without a model means, or None when none is of a fitting kind.
+
+    Ready before loading, anything before the demonstration model, the wanted modality first, then
+    the largest, which is the most able as a rule; equals by id. Every node picks the same one.
+
+    Args:
+        models: All of the mesh.
+        modalities: Those that can answer, the most fitting first.
+    """
+    fitting = [
+        model
+        for model in models
+        if model.modality in modalities and model.state in (READY, LOADING)
+    ]
+    if not fitting:
+        return None
+    return min(
+        fitting,
+        key=lambda model: (
+            model.state != READY,
+            model.id == DEMO_MODEL_ID,
+            modalities.index(model.modality),
+            -model.size_bytes,
+            model.id,
+            model.digest,
+        ),
+    )

@@ -1,0 +1,355 @@
+"""A mesh in memory: `FakeBackends`, and scripted engines that are real HTTP servers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import h11
+import trio
+import trio.testing
+
+from p2pmesh.errors import LinkError
+from p2pmesh.gateway.limits import Limits
+from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.serve import Gateway
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.catalogue import Catalogue, Named
+
+HERE = NodeId(b"h" * 16)
+THERE = NodeId(b"t" * 16)
+YONDER = NodeId(b"y" * 16)
+NAMES = {HERE: "here", THERE: "there", YONDER: "yonder"}
+
+ALPHA = ModelDigest("a" * 64)
+BETA = ModelDigest("b" * 64)
+
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+def model(
+    digest: ModelDigest = ALPHA,
+    name: str = "alpha",
+    *,
+    modality: str = "chat",
+    state: str = "ready",
+    size_bytes: int = 1,
+) -> ServedModel:
+    return ServedModel(
+        digest=digest, id=name, modality=modality, state=state, size_bytes=size_bytes
+    )
+
+
+def target(node: NodeId = HERE, digest: ModelDigest = ALPHA, *, slots: int = 0) -> Target:
+    return Target(
+        node=node,
+        node_name=NAMES[node],
+        digest=digest,
+        model_id="alpha",
+        local=node == HERE,
+        slots=slots,
+    )
+
+
+class FakeBackends:
+    """Who serves what is whatever the test says."""
+
+    def __init__(self, *models: ServedModel) -> None:
+        self._models = list(models) or [model()]
+        self.ways: dict[ReplicaKey, tuple[Target, Dial]] = {}
+        self.dialled: list[str] = []
+        self.keys: dict[ModelDigest, str] = {}
+        self._suspected: dict[NodeId, trio.Event] = {}
+        self._changed = trio.Event()
+
+    def put(self, replica: Target, dial: Dial) -> None:
+        self.ways[replica.key] = (replica, dial)
+        self.announce()
+
+    def drop(self, replica: Target) -> None:
+        del self.ways[replica.key]
+        self.announce()
+
+    def set_models(self, *models: ServedModel) -> None:
+        self._models = list(models)
+        self.announce()
+
+    def announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def models(self) -> Sequence[ServedModel]:
+        return self._models
+
+    def catalogue(self) -> Catalogue:
+        return Catalogue(Named(digest=m.digest, stem=m.id, name="") for m in self._models)
+
+    def targets(self, digest: ModelDigest) -> Sequence[Target]:
+        found = [replica for replica, _ in self.ways.values() if replica.digest == digest]
+        return sorted(found, key=lambda replica: (not replica.local, replica.node))
+
+    async def connect(self, target: Target) -> trio.abc.Stream:
+        self.dialled.append(target.node_name)
+        if target.key not in self.ways:
+            raise LinkError("nobody is there")
+        return await self.ways[target.key][1]()
+
+    def engine_key(self, digest: ModelDigest) -> str | None:
+        return self.keys.get(digest)
+
+    def suspected(self, node: NodeId) -> trio.Event:
+        return self._suspected.setdefault(node, trio.Event())
+
+    def suspect(self, node: NodeId) -> None:
+        self.suspected(node).set()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+
+async def refuse() -> trio.abc.Stream:
+    await trio.lowlevel.checkpoint()
+    raise ConnectionRefusedError("refused")
+
+
+@dataclass
+class Asked:
+    """One request as an engine got it."""
+
+    head: h11.Request
+    body: bytes
+
+    def header(self, name: bytes) -> bytes | None:
+        return dict(list(self.head.headers)).get(name)
+
+
+class Reply:
+    """What a script may do with one request: whole answers, or raw events and bytes."""
+
+    def __init__(self, stream: trio.abc.Stream, http: h11.Connection) -> None:
+        self.stream = stream
+        self.http = http
+
+    async def send(self, *events: h11.Event) -> None:
+        data = b"".join(self.http.send(event) or b"" for event in events)
+        await self.stream.send_all(data)
+
+    async def head(self, status: int = 200, *headers: tuple[str, str]) -> None:
+        await self.send(h11.Response(status_code=status, headers=list(headers)))
+
+    async def data(self, data: bytes) -> None:
+        await self.send(h11.Data(data=data))
+
+    async def end(self) -> None:
+        await self.send(h11.EndOfMessage())
+
+    async def whole(self, body: bytes, status: int = 200, *headers: tuple[str, str]) -> None:
+        framing = ("Content-Length", str(len(body)))
+        response = h11.Response(status_code=status, headers=[framing, *headers])
+        await self.send(response, h11.Data(data=body), h11.EndOfMessage())
+
+
+Script = Callable[[Asked, Reply], Awaitable[None]]
+
+
+async def hello(asked: Asked, reply: Reply) -> None:
+    await reply.whole(b'{"hello": 1}', 200, ("Content-Type", "application/json"))
+
+
+async def echo(asked: Asked, reply: Reply) -> None:
+    await reply.whole(asked.body)
+
+
+async def silent(asked: Asked, reply: Reply) -> None:
+    await trio.sleep_forever()
+
+
+@dataclass
+class FakeEngine:
+    """An HTTP server over memory streams: `dial` connects to it.
+
+    Attributes:
+        asked: Every request that came whole.
+        closed: How many connections the other end closed while a script ran.
+    """
+
+    nursery: trio.Nursery
+    script: Script = hello
+    asked: list[Asked] = field(default_factory=list)
+    connections: int = 0
+    closed: int = 0
+    servers: list[trio.abc.Stream] = field(default_factory=list)
+
+    async def dial(self) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.nursery.start_soon(self.serve, theirs)
+        return ours
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        self.connections += 1
+        self.servers.append(stream)
+        http = h11.Connection(h11.SERVER)
+        async with stream:
+            while await self._one(stream, http):
+                http.start_next_cycle()
+
+    async def _one(self, stream: trio.abc.Stream, http: h11.Connection) -> bool:
+        head: h11.Request | None = None
+        body = b""
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                try:
+                    http.receive_data(bytes(await stream.receive_some()))
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return False
+            elif isinstance(event, h11.Request):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            else:
+                return False
+        assert head is not None
+        asked = Asked(head, body)
+        self.asked.append(asked)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._notice, stream, nursery.cancel_scope)
+            try:
+                await self.script(asked, Reply(stream, http))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return False
+            nursery.cancel_scope.cancel()
+        return http.our_state is h11.DONE and http.their_state is h11.DONE
+
+    async def _notice(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+        """As llama-server does: stop working when the other end is gone."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.receive_some()
+        self.closed += 1
+        scope.cancel()
+
+
+class Caller:
+    """A client of a gateway, over a memory stream; speaks bytes and reads answers."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self.stream = stream
+        self.http = h11.Connection(h11.CLIENT)
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", **headers: str
+    ) -> tuple[h11.Response, bytes]:
+        await self.send(method, path, body, **headers)
+        return await self.answer()
+
+    async def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
+        fields = {"host": "localhost"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        if body:
+            fields["content-length"] = str(len(body))
+        request = h11.Request(method=method, target=path, headers=list(fields.items()))
+        data = self.http.send(request) or b""
+        data += (self.http.send(h11.Data(data=body)) or b"") if body else b""
+        data += self.http.send(h11.EndOfMessage()) or b""
+        await self.stream.send_all(data)
+
+    async def event(self) -> h11.Event:
+        while True:
+            event = self.http.next_event()
+            if event is h11.NEED_DATA:
+                self.http.receive_data(bytes(await self.stream.receive_some()))
+                continue
+            assert isinstance(event, h11.Event), event
+            return event
+
+    async def answer(self) -> tuple[h11.Response, bytes]:
+        """The next whole answer; a broken one raises h11.RemoteProtocolError."""
+        head: h11.Response | None = None
+        body = b""
+        while True:
+            event = await self.event()
+            if isinstance(event, h11.Response):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                assert head is not None
+                if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE:
+                    self.http.start_next_cycle()
+                return head, body
+
+    async def raw(self, data: bytes) -> bytes:
+        """Send bytes; everything that comes until the gateway closes."""
+        await self.stream.send_all(data)
+        return await self.rest()
+
+    async def rest(self) -> bytes:
+        got = b""
+        while True:
+            try:
+                data = await self.stream.receive_some()
+            except trio.BrokenResourceError:
+                return got
+            if not data:
+                return got
+            got += data
+
+
+def field_of(head: h11.Response, name: str) -> str | None:
+    """A header of an answer."""
+    for key, value in head.headers:
+        if key == name.encode():
+            return value.decode()
+    return None
+
+
+class World:
+    """A gateway with fake backends inside a test's nursery."""
+
+    def __init__(self, nursery: trio.Nursery, backends: FakeBackends, gateway: Gateway) -> None:
+        self.nursery = nursery
+        self.backends = backends
+        self.gateway = gateway
+
+    def engine(self, script: Script = hello, replica: Target | None = None) -> FakeEngine:
+        """A new engine behind a replica (the local one unless said)."""
+        engine = FakeEngine(self.nursery, script)
+        self.backends.put(replica or target(), engine.dial)
+        return engine
+
+    def caller(self, *, peer: bool = False) -> Caller:
+        """A new connection to the gateway."""
+        ours, theirs = trio.testing.memory_stream_pair()
+        if peer:
+            self.nursery.start_soon(self.gateway.serve_peer_stream, theirs)
+        else:
+            self.nursery.start_soon(self.gateway.serve_client, theirs)
+        return Caller(ours)
+
+
+class Deserted(trio.abc.Listener[trio.abc.Stream]):
+    """A port that nobody connects to; callers get their streams from `World.caller`."""
+
+    async def accept(self) -> trio.abc.Stream:
+        await trio.sleep_forever()
+        raise AssertionError("it sleeps for ever")
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def open_world(*models: ServedModel, limits: Limits | None = None) -> AsyncIterator[World]:
+    """A running gateway; everything ends with the block, and within ten minutes of its clock."""
+    backends = FakeBackends(*models)
+    gateway = Gateway(backends, limits=limits, rng=random.Random(7))
+    with trio.fail_after(600):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.serve, [Deserted()])
+            yield World(nursery, backends, gateway)
+            nursery.cancel_scope.cancel()

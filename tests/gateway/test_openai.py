@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pmesh.gateway.openai import (
+    ENDPOINTS,
+    MODEL,
+    PARSE_BYTES_MAX,
+    ApiError,
+    ambiguous_model,
+    find_endpoint,
+    health,
+    model_entry,
+    model_list,
+    not_ready,
+    requested_model,
+    unknown_model,
+)
+from tests.gateway.fake import BETA, model
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_every_path_is_found_with_and_without_prefix_slash_and_query(endpoint: object) -> None:
+    assert endpoint in ENDPOINTS
+    if endpoint is MODEL:
+        return
+    path = getattr(endpoint, "path", "")
+    for spelling in (path, path.removeprefix("/v1"), path + "/", path + "?a=b"):
+        assert find_endpoint(spelling) == (endpoint, "")
+
+
+def test_a_model_path_carries_the_id() -> None:
+    assert find_endpoint("/v1/models/alpha") == (MODEL, "alpha")
+    assert find_endpoint("/models/org%2Falpha") == (MODEL, "org/alpha")
+    assert find_endpoint("/v1/models/org/alpha?x") == (MODEL, "org/alpha")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "", "*", "/v1", "/v2/models", "/v1/models/{id}x/..", "/slots"]
+)
+def test_other_paths_are_404_with_the_list(path: str) -> None:
+    if path.startswith("/v1/models/"):
+        assert find_endpoint(path)[0] is MODEL
+        return
+    with pytest.raises(ApiError, match=r"/v1/chat/completions") as caught:
+        find_endpoint(path)
+    assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"model": "alpha"}', "alpha"),
+        (b'{"model": "auto"}', None),
+        (b'{"model": ""}', None),
+        (b'{"model": null}', None),
+        (b"{}", None),
+        (b' {"stream": true, "model": "\\u00e4"} ', "ä"),
+    ],
+)
+def test_the_model_of_a_request(body: bytes, name: str | None) -> None:
+    assert requested_model(body, JSON) == name
+    padding = b'"x": "%s", ' % (b"y" * PARSE_BYTES_MAX)
+    if body.strip() != b"{}":
+        assert requested_model(body.replace(b"{", b"{" + padding, 1), "") == name
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "no body"),
+        (b"  ", "no body"),
+        (b"{bad", "line 1 column 2"),
+        (b'{"a": 1,\n  b}', "line 2 column 3"),
+        (b"[1]", "must be an object"),
+        (b"3", "must be an object"),
+        (b"\xff\xfe\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"model": 3}', "must be a string"),
+        (b'{"model": ["a"]}', "must be a string"),
+    ],
+)
+def test_a_bad_body_is_400_and_says_where(body: bytes, says: str) -> None:
+    with pytest.raises(ApiError, match=says) as caught:
+        requested_model(body, JSON)
+    assert caught.value.status == 400
+
+
+def test_a_form_is_415_and_curls_default_type_is_not() -> None:
+    assert requested_model(b'{"model": "a"}', "application/x-www-form-urlencoded") == "a"
+    with pytest.raises(ApiError) as caught:
+        requested_model(b"--x", "Multipart/form-data; boundary=x")
+    assert caught.value.status == 415
+
+
+@given(st.binary())
+def test_junk_is_400_or_read(body: bytes) -> None:
+    try:
+        requested_model(body, "")
+    except ApiError as exc:
+        status, shape = exc.status, json.loads(exc.body())
+    else:
+        return
+    assert status == 400
+    assert shape["error"]["message"]
+
+
+def test_errors_have_the_shape_that_clients_know() -> None:
+    error = unknown_model("gamma", [model(), model(BETA, "beta")])
+    assert error.status == 404
+    assert json.loads(error.body()) == {
+        "error": {
+            "message": "The model 'gamma' is not in this mesh; there are: alpha, beta",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+    }
+    assert error.event() == b"data: " + error.body() + b"\n\n"
+    assert "none yet" in unknown_model("gamma", []).message
+
+
+def test_an_ambiguous_name_is_409_with_the_choices() -> None:
+    error = ambiguous_model("m", ["m@1", "m@2"])
+    assert (error.status, error.code) == (409, "model_ambiguous")
+    assert "m@1, m@2" in error.message
+
+
+def test_not_ready_says_the_state_and_the_reasons() -> None:
+    error = not_ready(model(state="loading"), "kitchen: refused", retry_after_s=5)
+    assert (error.status, error.type) == (503, "service_unavailable_error")
+    assert error.message == "alpha cannot answer now (loading): kitchen: refused"
+    assert error.retry_after_s == 5
+
+
+def test_the_model_list_has_openais_fields_and_the_ready_first() -> None:
+    listed = model_list([model(state="failed"), model(BETA, "beta")])
+    assert listed["object"] == "list"
+    assert [entry["id"] for entry in listed["data"]] == ["beta", "alpha"]
+    entry = model_entry(model(BETA, "beta"))
+    assert {key: entry[key] for key in ("id", "object", "created", "owned_by")} == {
+        "id": "beta",
+        "object": "model",
+        "created": 0,
+        "owned_by": "p2pmesh",
+    }
+    assert entry["p2pmesh"]["digest"] == BETA
+    assert entry["p2pmesh"]["state"] == "ready"
+
+
+def test_health_is_200_when_something_can_answer() -> None:
+    assert health([model(), model(BETA, state="loading")]) == (200, {"status": "ok", "models": 1})
+    assert health([model(state="loading")])[0] == 503

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import h11
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pmesh.gateway.limits import READY_WAIT_S, UNSERVED_WAIT_S, Limits
+from p2pmesh.gateway.suspicion import SUSPECT_SILENCE_S
+from tests.gateway.fake import (
+    HERE,
+    THERE,
+    YONDER,
+    Asked,
+    Caller,
+    Reply,
+    Script,
+    echo,
+    field_of,
+    hello,
+    model,
+    open_world,
+    refuse,
+    silent,
+    target,
+)
+
+CHAT = "/v1/chat/completions"
+BODY = b'{"model": "alpha", "messages": []}'
+SSE = ("Content-Type", "text/event-stream")
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return dict(error)
+
+
+def status_script(status: int) -> Script:
+    async def answer(asked: Asked, reply: Reply) -> None:
+        await reply.whole(b"{}", status)
+
+    return answer
+
+
+async def hang_up(asked: Asked, reply: Reply) -> None:
+    await reply.stream.aclose()
+
+
+async def junk(asked: Asked, reply: Reply) -> None:
+    await reply.stream.send_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+
+
+async def head_only_then_close(asked: Asked, reply: Reply) -> None:
+    await reply.head(200, SSE)
+    await reply.stream.aclose()
+
+
+async def test_a_local_answer_passes_untouched(autojump_clock: MockClock) -> None:
+    odd = b'{"b": 1.50,"a":"\\u00e9",  "model":"alpha"}'
+    async with open_world() as world:
+        engine = world.engine(echo)
+        head, body = await world.caller().ask("POST", CHAT, odd)
+        assert (head.status_code, body) == (200, odd)
+        assert engine.asked[0].body == odd
+        assert engine.asked[0].head.target == CHAT.encode()
+        assert field_of(head, "x-p2pmesh-served-by") == "here/whole"
+
+
+async def test_the_engine_gets_its_own_key_and_not_the_clients(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        engine = world.engine()
+        world.backends.keys[target().digest] = "engine-key"
+        await world.caller().ask("POST", CHAT, BODY, authorization="Bearer mine")
+        assert engine.asked[0].header(b"authorization") == b"Bearer engine-key"
+
+
+async def test_connections_are_used_again_and_a_stale_one_costs_no_replica(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        engine = world.engine()
+        caller = world.caller()
+        for _ in range(3):
+            await caller.ask("POST", CHAT, BODY)
+        assert engine.connections == 1
+        await engine.servers[0].aclose()
+        head, _ = await caller.ask("POST", CHAT, BODY)
+        assert head.status_code == 200
+        assert engine.connections == 2
+        assert world.gateway.statistics().retries == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [hang_up, junk, head_only_then_close, *map(status_script, (502, 503, 504))],
+    ids=["hangs up", "junk", "head only", "502", "503", "504"],
+)
+async def test_before_the_first_byte_another_replica_answers(
+    autojump_clock: MockClock, broken: Script
+) -> None:
+    async with open_world() as world:
+        bad = world.engine(broken, target(HERE))
+        good = world.engine(hello, target(THERE))
+        head, body = await world.caller().ask("POST", CHAT, BODY)
+        assert (head.status_code, body) == (200, b'{"hello": 1}')
+        assert (len(bad.asked), len(good.asked)) == (1, 1)
+        assert world.gateway.statistics().retries == 1
+
+
+async def test_a_refused_connection_means_the_next_replica(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.backends.put(target(HERE), refuse)
+        world.backends.put(target(THERE), refuse)
+        world.engine(hello, target(YONDER))
+        head, _ = await world.caller().ask("POST", CHAT, BODY)
+        assert head.status_code == 200
+        assert world.backends.dialled[-1] == "yonder"
+        assert world.gateway.statistics().retries <= 2
+
+
+async def test_an_error_of_the_engine_is_the_answer(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.engine(status_script(500), target(HERE))
+        other = world.engine(hello, target(THERE))
+        head, _ = await world.caller().ask("POST", CHAT, BODY)
+        assert head.status_code == 500
+        assert not other.asked
+
+
+async def test_a_peer_learns_the_digest_and_its_answer_keeps_its_name(
+    autojump_clock: MockClock,
+) -> None:
+    async def named(asked: Asked, reply: Reply) -> None:
+        await reply.whole(b"{}", 200, ("X-P2PMesh-Served-By", "there/whole"))
+
+    async with open_world() as world:
+        world.backends.keys[target().digest] = "local-only"
+        peer = world.engine(named, target(THERE))
+        head, _ = await world.caller().ask("POST", CHAT, b"{}")
+        assert peer.asked[0].header(b"x-p2pmesh-model") == target().digest.encode()
+        assert peer.asked[0].header(b"authorization") is None
+        assert field_of(head, "x-p2pmesh-served-by") == "there/whole"
+
+
+async def test_a_suspicion_while_waiting_means_the_next_replica_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        stopped = world.engine(silent, target(THERE))
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        await trio.sleep(30)
+        assert len(stopped.asked) == 1
+        world.engine(hello, target(YONDER))
+        began = trio.current_time()
+        world.backends.suspect(THERE)
+        head, _ = await caller.answer()
+        assert head.status_code == 200
+        assert trio.current_time() - began < 0.1
+        assert stopped.closed == 1
+
+
+async def test_a_suspicion_during_an_answer_ends_only_silence(autojump_clock: MockClock) -> None:
+    async def slow(asked: Asked, reply: Reply) -> None:
+        await reply.head(200, SSE)
+        for _ in range(10):
+            await reply.data(b"data: x\n\n")
+            await trio.sleep(SUSPECT_SILENCE_S / 2)
+        await trio.sleep_forever()
+
+    async with open_world() as world:
+        world.engine(slow, target(THERE))
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        assert isinstance(await caller.event(), h11.Response)
+        began = trio.current_time()
+        world.backends.suspect(THERE)
+        text = b""
+        with pytest.raises(h11.RemoteProtocolError):
+            while isinstance(event := await caller.event(), h11.Data):
+                text += event.data
+        assert text.count(b"data: x\n\n") == 10
+        assert b"answer_interrupted" in text
+        assert trio.current_time() - began == pytest.approx(5.5 * SUSPECT_SILENCE_S, abs=0.1)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_after_the_first_byte_nothing_is_tried_again(
+    autojump_clock: MockClock, *, streamed: bool
+) -> None:
+    async def half(asked: Asked, reply: Reply) -> None:
+        if streamed:
+            await reply.head(200, SSE)
+            await reply.data(b"data: one\n\nda")
+        else:
+            await reply.head(200, ("Content-Length", "100"))
+            await reply.data(b"half")
+        await trio.sleep(1)
+        await reply.stream.aclose()
+
+    async with open_world() as world:
+        world.engine(half, target(HERE))
+        other = world.engine(hello, target(THERE))
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        text = (await caller.rest()).partition(b"\r\n\r\n")[2]
+        if streamed:
+            assert b"data: one\n\nda" in text
+            last = [line for line in text.split(b"\n") if line.startswith(b"data: {")][-1]
+            assert error_of(last[6:])["code"] == "answer_interrupted"
+            assert b"\r\n0\r\n" not in text
+        else:
+            assert text == b"half"
+        assert not other.asked
+        assert world.gateway.statistics().failures == 1
+
+
+async def test_events_pass_one_by_one(autojump_clock: MockClock) -> None:
+    go_on = [trio.Event() for _ in range(3)]
+
+    async def stepwise(asked: Asked, reply: Reply) -> None:
+        await reply.head(200, SSE)
+        for number, event in enumerate(go_on):
+            await reply.data(b"data: %d\n\n" % number)
+            await event.wait()
+        await reply.end()
+
+    async with open_world() as world:
+        world.engine(stepwise)
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        head = await caller.event()
+        assert isinstance(head, h11.Response)
+        assert field_of(head, "transfer-encoding") == "chunked"
+        for number, event in enumerate(go_on):
+            data = await caller.event()
+            assert isinstance(data, h11.Data)
+            assert data.data == b"data: %d\n\n" % number
+            event.set()
+        assert isinstance(await caller.event(), h11.EndOfMessage)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_client_that_leaves_frees_the_engine_at_once(
+    autojump_clock: MockClock, *, streaming: bool
+) -> None:
+    async def endless(asked: Asked, reply: Reply) -> None:
+        if streaming:
+            await reply.head(200, SSE)
+            await reply.data(b"data: x\n\n")
+        await trio.sleep_forever()
+
+    async with open_world() as world:
+        engine = world.engine(endless)
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        if streaming:
+            await caller.event()
+        await trio.sleep(1)
+        assert world.gateway.statistics().in_flight == {"alpha": 1}
+        await caller.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert engine.closed == 1
+        statistics = world.gateway.statistics()
+        assert statistics.in_flight == {}
+        assert statistics.clients_gone == 1
+        assert statistics.connections == 0
+
+
+async def test_a_replacement_is_waited_for(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.backends.put(target(THERE), refuse)
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        await trio.sleep(1)
+        assert world.gateway.statistics().waiting == 1
+        world.backends.drop(target(THERE))
+        world.backends.set_models(model(state="loading"))
+        await trio.sleep(READY_WAIT_S / 2)
+        world.engine(hello, target(YONDER))
+        head, _ = await caller.answer()
+        assert head.status_code == 200
+        assert world.gateway.statistics().waiting == 0
+
+
+async def test_the_same_replica_is_tried_again_after_a_pause_though_nothing_changed(
+    autojump_clock: MockClock,
+) -> None:
+    async def first_busy(asked: Asked, reply: Reply) -> None:
+        await (status_script(503) if len(engine.asked) < 4 else hello)(asked, reply)
+
+    async with open_world() as world:
+        engine = world.engine(first_busy)
+        began = trio.current_time()
+        head, _ = await world.caller().ask("POST", CHAT, BODY)
+        assert head.status_code == 200
+        assert len(engine.asked) == 4
+        assert 1 < trio.current_time() - began < 2
+
+
+async def test_failing_replicas_are_not_tried_in_a_tight_loop(autojump_clock: MockClock) -> None:
+    async with open_world(limits=Limits(ready_wait_s=2)) as world:
+        world.backends.put(target(), refuse)
+
+        async def restless() -> None:
+            while True:
+                await trio.sleep(0.001)
+                world.backends.announce()
+
+        world.nursery.start_soon(restless)
+        head, body = await world.caller().ask("POST", CHAT, BODY)
+        assert head.status_code == 503
+        assert "refused" in error_of(body)["message"]
+        assert len(world.backends.dialled) <= 41
+
+
+@pytest.mark.parametrize(
+    ("state", "waits_s"),
+    [("ready", READY_WAIT_S), ("loading", READY_WAIT_S), ("failed", UNSERVED_WAIT_S)],
+)
+async def test_waiting_ends_with_503_and_a_time_to_come_again(
+    autojump_clock: MockClock, state: str, waits_s: float
+) -> None:
+    async with open_world(model(state=state)) as world:
+        began = trio.current_time()
+        head, body = await world.caller().ask("POST", CHAT, BODY)
+        assert head.status_code == 503
+        assert error_of(body)["code"] == "model_not_ready"
+        assert field_of(head, "retry-after") == "5"
+        assert trio.current_time() - began == pytest.approx(waits_s, abs=0.01)
+
+
+async def test_waiting_is_bounded(autojump_clock: MockClock) -> None:
+    async with open_world(model(state="loading"), limits=Limits(waiting=2)) as world:
+        callers = [world.caller() for _ in range(2)]
+        for caller in callers:
+            await caller.send("POST", CHAT, BODY)
+        await trio.sleep(1)
+        head, body = await world.caller().ask("POST", CHAT, BODY)
+        assert head.status_code == 429
+        assert field_of(head, "retry-after") == "5"
+        assert error_of(body)["type"] == "rate_limit_error"
+        await callers[0].stream.aclose()
+        await trio.sleep(1)
+        assert world.gateway.statistics().waiting == 1
+
+
+async def test_a_peer_is_never_sent_on_and_never_kept_waiting(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        other = world.engine(hello, target(THERE))
+        caller = world.caller(peer=True)
+        began = trio.current_time()
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+        assert head.status_code == 503
+        assert not other.asked
+        assert trio.current_time() - began < 1
+        local = world.engine(hello, target(HERE))
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+        assert head.status_code == 200
+        assert len(local.asked) == 1
+        assert field_of(head, "x-p2pmesh-served-by") == "here/whole"
+
+
+async def test_where_local_never_leaves_this_machine(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        other = world.engine(hello, target(THERE))
+        caller = world.caller()
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_where="local")
+        assert head.status_code == 503
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_where="moon")
+        assert head.status_code == 400
+        assert not other.asked
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_where="mesh")
+        assert head.status_code == 200
+
+
+async def test_a_hop_between_two_gateways(autojump_clock: MockClock) -> None:
+    async with open_world() as owner, open_world() as entry:
+        engine = owner.engine(echo)
+
+        async def dial() -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            owner.nursery.start_soon(owner.gateway.serve_peer_stream, theirs)
+            return ours
+
+        entry.backends.put(target(THERE), dial)
+        caller = entry.caller()
+        for _ in range(3):
+            head, body = await caller.ask("POST", CHAT, BODY)
+            assert (head.status_code, body) == (200, BODY)
+            assert field_of(head, "x-p2pmesh-served-by") == "here/whole"
+        assert entry.backends.dialled == ["there"]
+        engine.script = silent
+        await caller.send("POST", CHAT, BODY)
+        await trio.sleep(1)
+        await caller.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert engine.closed == 1
+        assert owner.gateway.statistics().in_flight == {}
+
+
+async def test_a_large_body_goes_out_whole() -> None:
+    # On the real clock: a long body is scanned in a thread, which a jumping clock does not wait for.
+    large = b'{"model": "alpha", "x": "%s"}' % (b"y" * 3_000_000)
+    async with open_world() as world:
+        world.engine(echo)
+        head, body = await world.caller().ask("POST", CHAT, large)
+        assert head.status_code == 200
+        assert body == large
+
+
+async def test_callers_are_independent(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.engine(echo)
+
+        async def one(number: int) -> None:
+            body = b'{"model": "alpha", "n": %d}' % number
+            assert (await world.caller().ask("POST", CHAT, body))[1] == body
+            done.append(number)
+
+        done: list[int] = []
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(one, number)
+        assert len(done) == 50
+        assert isinstance(world.caller(), Caller)

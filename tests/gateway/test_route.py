@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pmesh.gateway.route import DEMO_MODEL_ID, choose, choose_auto
+from p2pmesh.models.cards import ModelDigest
+from tests.gateway.fake import HERE, THERE, YONDER, model, target
+
+RNG = random.Random(1)
+
+
+def test_nobody_is_chosen_from_none() -> None:
+    assert choose([], {}, RNG) is None
+
+
+def test_the_local_replica_is_first_while_it_has_room() -> None:
+    here, there = target(HERE, slots=2), target(THERE, slots=2)
+    for busy in (0, 1):
+        for _ in range(10):
+            assert choose([there, here], {here.key: busy}, RNG) == here
+
+
+def test_a_local_replica_of_unknown_size_is_first() -> None:
+    here, there = target(HERE), target(THERE)
+    assert choose([here, there], {here.key: 99}, RNG) == here
+
+
+def test_a_full_local_replica_competes_with_the_others() -> None:
+    here, there = target(HERE, slots=2), target(THERE, slots=2)
+    assert choose([here, there], {here.key: 2, there.key: 1}, RNG) == there
+    assert choose([here, there], {here.key: 2, there.key: 3}, RNG) == here
+
+
+def test_load_counts_per_slot() -> None:
+    small, large = target(THERE, slots=1), target(YONDER, slots=8)
+    for _ in range(10):
+        assert choose([small, large], {small.key: 1, large.key: 7}, RNG) == large
+        assert choose([small, large], {small.key: 1, large.key: 9}, RNG) == small
+
+
+def test_what_was_tried_is_not_chosen_again() -> None:
+    here, there = target(HERE), target(THERE)
+    assert choose([here, there], {}, RNG, tried={here.key}) == there
+    assert choose([here, there], {}, RNG, tried={here.key, there.key}) is None
+
+
+def test_equally_idle_replicas_share_the_requests() -> None:
+    there, yonder = target(THERE), target(YONDER)
+    drawn: Counter[str] = Counter()
+    for _ in range(400):
+        chosen = choose([there, yonder], {}, RNG)
+        assert chosen is not None
+        drawn[chosen.node_name] += 1
+    assert min(drawn["there"], drawn["yonder"]) > 150
+
+
+@given(
+    loads=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    tried=st.sets(st.integers(0, 2)),
+    seed=st.integers(),
+)
+def test_a_choice_is_a_candidate_that_was_not_tried(
+    loads: list[int], tried: set[int], seed: int
+) -> None:
+    nodes = [HERE, THERE, YONDER][: len(loads)]
+    candidates = [target(node, slots=4) for node in nodes]
+    in_flight = {t.key: load for t, load in zip(candidates, loads, strict=True)}
+    used = {candidates[i].key for i in tried if i < len(candidates)}
+    chosen = choose(candidates, in_flight, random.Random(seed), tried=used)
+    if len(used) == len(candidates):
+        assert chosen is None
+    else:
+        assert chosen in candidates
+        assert chosen is not None
+        assert chosen.key not in used
+
+
+def test_auto_prefers_ready_then_anything_but_the_demo_then_the_kind_then_the_largest() -> None:
+    def digest(letter: str) -> ModelDigest:
+        return ModelDigest(letter * 64)
+
+    demo = model(digest("0"), DEMO_MODEL_ID, size_bytes=999)
+    loading = model(digest("1"), "big", state="loading", size_bytes=500)
+    plain = model(digest("2"), "plain", modality="completion", size_bytes=400)
+    small = model(digest("3"), "small", size_bytes=10)
+    large = model(digest("4"), "large", size_bytes=20)
+    failed = model(digest("5"), "failed", state="failed", size_bytes=900)
+    vectors = model(digest("6"), "vectors", modality="embedding", size_bytes=900)
+    wanted = ("chat", "completion")
+    ranking = [large, small, plain, demo, loading]
+    everything = [vectors, failed, *reversed(ranking)]
+    while ranking:
+        assert choose_auto(everything, wanted) == ranking[0]
+        everything.remove(ranking.pop(0))
+    assert choose_auto(everything, wanted) is None
+
+
+def test_auto_is_the_same_in_any_order() -> None:
+    twins = [model(ModelDigest(c * 64), f"m{c}") for c in "abc"]
+    assert choose_auto(twins, ("chat",)) == choose_auto(twins[::-1], ("chat",)) == twins[0]
