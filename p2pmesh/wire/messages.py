@@ -18,7 +18,7 @@ from p2pmesh.wire.records import DIGEST_BYTES, RECORD_BYTES_MAX
 
 MESSAGE_BYTES_MAX = 1 << 20  # also what a link's websocket accepts
 RECORDS_BYTES_MAX = 256 * 1024  # per message: probes behind it wait some milliseconds at most
-SUMMARY_ENTRIES_MAX = 8192  # versions named in one message; about 600 KiB
+SUMMARY_ENTRIES_MAX = 16384  # versions named in one message; they fit its bound
 FINGERPRINT_BYTES = 16
 PLAN_DIGEST_BYTES = 16
 

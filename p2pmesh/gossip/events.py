@@ -1,0 +1,156 @@
+"""What goes into the gossip core and what comes out of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from p2pmesh.config import Address
+from p2pmesh.identity.keys import NodeId
+
+
+class Health(Enum):
+    """What this node itself sees of another one. Local, immediate, reversible."""
+
+    LIVE = "live"
+    SUSPECT = "suspect"  # not answering right now: routing avoids it
+    DEAD = "dead"  # placement does without it
+
+
+# --- in ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkUp:
+    """A link to `node` is there."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkDown:
+    """The link to `node` is gone."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialFailed:
+    """No address led to `node` (None: to the node that a user named by address).
+
+    Attributes:
+        nobody_there: The machine itself said that nothing listens.
+    """
+
+    node: NodeId | None
+    nobody_there: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A message came over the link to `node`."""
+
+    node: NodeId
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired:
+    """A timer set by `SetTimer` ran out."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """One of this node's own registers has a new value; None withdraws it."""
+
+    register: str
+    body: dict[str, Any] | None
+
+
+Event = LinkUp | LinkDown | DialFailed | Received | TimerFired | Publish
+
+
+# --- out --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Queue `message` on the link to `node`."""
+
+    node: NodeId
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTimer:
+    """Give `TimerFired(token)` back after that time."""
+
+    after_s: float
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dial:
+    """Try to get a link to `node`."""
+
+    node: NodeId | None
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnect:
+    """Close the link to `node`."""
+
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersistEpoch:
+    """Sync `epoch` to disk before anything that follows goes out."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged:
+    """Records of these owners changed."""
+
+    owners: frozenset[NodeId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthChanged:
+    """What this node sees of `node` changed."""
+
+    node: NodeId
+    health: Health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwinFound:
+    """Another running node uses this node's key, and this one has to give way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """Something that `node` sent was not believed; for the log."""
+
+    node: NodeId
+    reason: str
+
+
+Out = (
+    Send
+    | SetTimer
+    | Dial
+    | Disconnect
+    | PersistEpoch
+    | StateChanged
+    | HealthChanged
+    | TwinFound
+    | Rejected
+)

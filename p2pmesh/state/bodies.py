@@ -1,0 +1,250 @@
+"""What stands in the registers: one class per register, to and from its body on the wire.
+
+Pure. A body comes from a peer and is checked field by field; unknown fields are left alone, so
+that a newer node can say more. What does not read is that node's fault and is not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from p2pmesh.config import Address, parse_address
+from p2pmesh.errors import PeerError
+from p2pmesh.models.cards import Card, ModelDigest
+from p2pmesh.models.cards import from_wire as card_from_wire
+from p2pmesh.models.cards import to_wire as card_to_wire
+from p2pmesh.wire.codec import encode
+from p2pmesh.wire.fields import as_map, take, take_list
+from p2pmesh.wire.records import RECORD_BYTES_MAX
+
+MEMBER, CAPS, SERVES, WANTS = "member", "caps", "models/0", "wants"
+HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models
+ADDRESSES_MAX = 16
+SERVES_MAX = 64
+WANTS_MAX = 16
+DETAIL_CHARS_MAX = 200
+PAGE_BYTES_MAX = RECORD_BYTES_MAX - 1024  # leaves room for the record around it
+
+ServeState = Literal["loading", "ready", "failed", "stopping"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """That a node is here, and how to reach it.
+
+    Attributes:
+        name: What people call it.
+        addresses: Where it listens for other nodes.
+        version: Of p2pmesh.
+        left: Its goodbye: it stopped on purpose.
+    """
+
+    name: str
+    addresses: tuple[Address, ...]
+    version: str
+    left: bool = False
+
+    def to_wire(self) -> dict[str, Any]:
+        """The body of the register `member`."""
+        return {
+            "name": self.name,
+            "addresses": [str(address) for address in self.addresses],
+            "version": self.version,
+            "left": self.left,
+        }
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Member:
+        """Read a body.
+
+        Raises:
+            PeerError: It is not one of this register.
+        """
+        return cls(
+            name=take(body, "name", str, size_max=64),
+            addresses=tuple(
+                _address(text) for text in take_list(body, "addresses", str, size_max=ADDRESSES_MAX)
+            ),
+            version=take(body, "version", str, size_max=64),
+            left=take(body, "left", bool),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """What a node can give.
+
+    Attributes:
+        budget_bytes: Memory for models, all devices together.
+        engine: What runs them, in a word or two.
+        rpc: The engine's RPC protocol version, "" when it has none.
+    """
+
+    budget_bytes: int
+    engine: str
+    rpc: str
+
+    def to_wire(self) -> dict[str, Any]:
+        """The body of the register `caps`."""
+        return {"budget_bytes": self.budget_bytes, "engine": self.engine, "rpc": self.rpc}
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Caps:
+        """Read a body; raises as `Member.from_wire`."""
+        return cls(
+            budget_bytes=take(body, "budget_bytes", int),
+            engine=take(body, "engine", str, size_max=64),
+            rpc=take(body, "rpc", str, size_max=32),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model that a node is running, or tried to.
+
+    Attributes:
+        detail: For people: how far it is, or why it failed.
+    """
+
+    digest: ModelDigest
+    state: ServeState
+    detail: str = ""
+
+
+def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
+    """The body of the register `models/0`."""
+    rows = [[one.digest, one.state, one.detail[:DETAIL_CHARS_MAX]] for one in served]
+    return {"serves": sorted(rows)}
+
+
+def serves_from_wire(body: dict[str, Any]) -> tuple[Served, ...]:
+    """Read a body of `models/0`; raises as `Member.from_wire`."""
+    served: list[Served] = []
+    for row in take_list(body, "serves", list, size_max=SERVES_MAX):
+        match row:
+            case [str(digest), str(state), str(detail)] if state in get_args(ServeState):
+                served.append(
+                    Served(
+                        digest=_digest(digest),
+                        state=cast("ServeState", state),
+                        detail=detail[:DETAIL_CHARS_MAX],
+                    )
+                )
+            case _:
+                raise PeerError("a served model of an unknown form")
+    return tuple(served)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A model whose file a node has.
+
+    Attributes:
+        stem: The file's name without its ending and part number.
+        demo: It is the embedded one: served only while nobody wants another.
+    """
+
+    digest: ModelDigest
+    stem: str
+    card: Card
+    demo: bool = False
+
+
+def held_pages(held: Iterable[Held]) -> list[dict[str, Any]]:
+    """The bodies of the registers `models/1`, `models/2`, …: as few pages as fit."""
+    pages: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for one in sorted(held, key=lambda one: one.digest):
+        row = {
+            "digest": one.digest,
+            "stem": one.stem,
+            "card": card_to_wire(one.card),
+            "demo": one.demo,
+        }
+        row_bytes = len(encode(row))
+        if rows and size + row_bytes > PAGE_BYTES_MAX:
+            pages.append({"held": rows})
+            rows, size = [], 0
+        rows.append(row)
+        size += row_bytes
+    return [*pages, {"held": rows}] if rows else pages
+
+
+def held_from_wire(body: dict[str, Any]) -> Iterator[Held]:
+    """Read one page; raises as `Member.from_wire`."""
+    for row in take_list(body, "held", dict, size_max=RECORD_BYTES_MAX // 64):
+        yield Held(
+            digest=_digest(take(row, "digest", str)),
+            stem=take(row, "stem", str, size_max=256),
+            card=card_from_wire(as_map(row.get("card"), "a card")),
+            demo=take(row, "demo", bool),
+        )
+
+
+def held_register(page: int) -> str:
+    """The register of a page of held models, counted from 0."""
+    return f"models/{page + 1}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A model that a node asks the mesh to serve.
+
+    Attributes:
+        context: Tokens of context that its engine shares among requests.
+        slots: Requests at the same time.
+    """
+
+    digest: ModelDigest
+    stem: str
+    replicas: int
+    priority: int
+    context: int
+    slots: int
+
+
+def wants_to_wire(wanted: Iterable[Wanted]) -> dict[str, Any]:
+    """The body of the register `wants`."""
+    rows = [
+        {
+            "digest": one.digest,
+            "stem": one.stem,
+            "replicas": one.replicas,
+            "priority": one.priority,
+            "context": one.context,
+            "slots": one.slots,
+        }
+        for one in sorted(wanted, key=lambda one: one.digest)
+    ]
+    return {"wants": rows}
+
+
+def wants_from_wire(body: dict[str, Any]) -> tuple[Wanted, ...]:
+    """Read a body of `wants`; raises as `Member.from_wire`."""
+    return tuple(
+        Wanted(
+            digest=_digest(take(row, "digest", str)),
+            stem=take(row, "stem", str, size_max=256),
+            replicas=take(row, "replicas", int),
+            priority=take(row, "priority", int),
+            context=take(row, "context", int),
+            slots=take(row, "slots", int),
+        )
+        for row in take_list(body, "wants", dict, size_max=WANTS_MAX)
+    )
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as exc:
+        raise PeerError("an address that is none") from exc
+
+
+def _digest(text: str) -> ModelDigest:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise PeerError("a model digest that is none")
+    return ModelDigest(text)

@@ -1,0 +1,74 @@
+"""Records and bodies for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pmesh.config import Address
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.models.cards import Card, ModelDigest
+from p2pmesh.state.bodies import Held, Member
+from p2pmesh.wire.records import Record, seal
+
+MESH = MeshId(b"m" * 16)
+KEYS = [SigningKey(bytes([number]) * 32) for number in range(1, 9)]
+NODES = [NodeId(key.id) for key in KEYS]
+NOW = 1_800_000_000
+
+
+def record(owner: int = 0, register: str = "caps", **changes: Any) -> Record:
+    arguments: dict[str, Any] = {
+        "mesh": MESH,
+        "register": register,
+        "epoch": NOW,
+        "seq": 1,
+        "instance": 7,
+        "issued_at": NOW,
+        "ttl_s": 240,
+        "body": {"value": 1},
+    }
+    return seal(KEYS[owner], **{**arguments, **changes})
+
+
+def member(name: str = "kitchen", **changes: Any) -> Member:
+    arguments: dict[str, Any] = {
+        "name": name,
+        "addresses": (Address("127.0.0.1", 9338),),
+        "version": "0.1.0",
+    }
+    return Member(**{**arguments, **changes})
+
+
+def digest(number: int) -> ModelDigest:
+    return ModelDigest(f"{number:064x}")
+
+
+def card(**changes: Any) -> Card:
+    arguments: dict[str, Any] = {
+        "architecture": "llama",
+        "name": "Some Model",
+        "layers": 2,
+        "layer_bytes": (1000, 1000),
+        "other_bytes": 500,
+        "size_bytes": 3000,
+        "kv_bytes_per_token": 64,
+        "experts": 0,
+        "experts_used": 0,
+        "context": 4096,
+        "width": 64,
+        "vocabulary": 300,
+        "modality": "chat",
+        "chat_template": True,
+        "parameters": 2000,
+        "quantisation": "F16",
+    }
+    return Card(**{**arguments, **changes})
+
+
+def held(number: int, **changes: Any) -> Held:
+    arguments: dict[str, Any] = {
+        "digest": digest(number),
+        "stem": f"model-{number}",
+        "card": card(),
+    }
+    return Held(**{**arguments, **changes})

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pmesh.config import Address
+from p2pmesh.errors import PeerError
+from p2pmesh.state import bodies
+from p2pmesh.state.bodies import Caps, Member, Served, Wanted
+from p2pmesh.wire.codec import decode, encode
+from p2pmesh.wire.records import RECORD_BYTES_MAX
+from tests.state.make import NOW, card, digest, held, member, record
+
+
+def over_the_wire(body: dict[str, Any]) -> dict[str, Any]:
+    decoded: dict[str, Any] = decode(encode(body), bytes_max=RECORD_BYTES_MAX)
+    return decoded
+
+
+def test_each_register_survives_the_wire() -> None:
+    here = member(addresses=(Address("10.0.0.5", 9338), Address("fe80::1", 1)), left=True)
+    assert Member.from_wire(over_the_wire(here.to_wire())) == here
+    caps = Caps(budget_bytes=8 << 30, engine="embedded b11549", rpc="")
+    assert Caps.from_wire(over_the_wire(caps.to_wire())) == caps
+    served = (Served(digest=digest(1), state="ready"), Served(digest=digest(2), state="failed"))
+    assert bodies.serves_from_wire(over_the_wire(bodies.serves_to_wire(served))) == served
+    wanted = (Wanted(digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4),)
+    assert bodies.wants_from_wire(over_the_wire(bodies.wants_to_wire(wanted))) == wanted
+
+
+@given(st.integers(0, 80), st.integers(1, 200))
+def test_held_models_are_paged_within_the_bound_of_a_record(count: int, layers: int) -> None:
+    uneven = card(layers=layers, layer_bytes=tuple(range(layers)))
+    models = [held(number, card=uneven) for number in range(count)]
+    pages = bodies.held_pages(models)
+    for number, page in enumerate(pages):
+        sealed = record(register=bodies.held_register(number), body=page, issued_at=NOW)
+        assert len(sealed.raw) <= RECORD_BYTES_MAX
+    again = [one for page in pages for one in bodies.held_from_wire(over_the_wire(page))]
+    assert again == sorted(models, key=lambda one: one.digest)
+
+
+@pytest.mark.parametrize(
+    ("read", "body"),
+    [
+        (Member.from_wire, {}),
+        (Member.from_wire, {**member().to_wire(), "addresses": ["nowhere"]}),
+        (Member.from_wire, {**member().to_wire(), "name": "x" * 65}),
+        (Caps.from_wire, {"budget_bytes": -1, "engine": "", "rpc": ""}),
+        (bodies.serves_from_wire, {"serves": [["00", "ready", ""]]}),
+        (bodies.serves_from_wire, {"serves": [[digest(1), "dancing", ""]]}),
+        (bodies.wants_from_wire, {"wants": [{}]}),
+        (lambda body: list(bodies.held_from_wire(body)), {"held": [{"digest": "x"}]}),
+    ],
+)
+def test_what_does_not_read_is_a_peers_fault(read: Any, body: dict[str, Any]) -> None:
+    with pytest.raises(PeerError):
+        read(body)
