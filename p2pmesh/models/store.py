@@ -104,9 +104,8 @@ class Store:
         seen: set[str] = set()
         for place in self._places:
             for candidate in find_candidates(place):
-                first = _first_part(candidate.path)
                 # Caches of several programs, and revisions in one, link to the same file.
-                real = os.path.realpath(first if _is_file(first) else candidate.path)
+                real = os.path.realpath(_first_part(candidate.path))
                 if real in seen:
                     continue
                 seen.add(real)
@@ -258,9 +257,9 @@ def _parts(path: Path) -> tuple[Path, ...]:
     )
     missing = [part.name for part in parts if not _is_file(part)]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        are = f"and {len(missing) - 1} more are" if len(missing) > 1 else "is"
         raise ModelError(
-            f"{path} cannot be used: {missing[0]}{more} is missing beside it; download all parts"
+            f"{path} cannot be used: {missing[0]} {are} missing beside it; download all parts"
         )
     return parts
 

@@ -9,12 +9,15 @@ answer has as many tokens as were asked for.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+
+from p2pmesh.models.gguf import Header, TensorInfo, Value
+from p2pmesh.models.tensors import tensor_bytes
 
 CHATML = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}"
@@ -240,3 +243,45 @@ def large_header(vocabulary: int = 150_000, tensors: int = 700) -> bytes:
         for index in range(tensors)
     ]
     return packed_file(keys, rows, data_bytes=tensors * 64)
+
+
+# Headers as values, for what is computed from them.
+
+
+def header_of(
+    metadata: Mapping[str, Value | None] | None = None,
+    tensors: Sequence[tuple[str, tuple[int, ...]]] = (("blk.0.w", (64,)), ("token_embd", (64,))),
+    *,
+    arch: str = "llama",
+    kind: int = 8,
+) -> Header:
+    """A header with what a card needs.
+
+    Args:
+        metadata: Whole keys, which add to or replace the usual ones; None as a value removes one.
+        tensors: Names and shapes.
+        arch: `general.architecture`.
+        kind: Type of all tensors, Q8_0 unless told.
+    """
+    usual: dict[str, Value | None] = {
+        "general.architecture": arch,
+        f"{arch}.block_count": 1,
+        f"{arch}.context_length": 2048,
+        f"{arch}.embedding_length": 64,
+        f"{arch}.attention.head_count": 4,
+        **(metadata or {}),
+    }
+    rows: list[TensorInfo] = []
+    offset = 0
+    for name, shape in tensors:
+        size = tensor_bytes(name, shape, kind)
+        rows.append(TensorInfo(name=name, shape=shape, type=kind, offset=offset, size_bytes=size))
+        offset += size + -size % 32
+    return Header(
+        version=3,
+        alignment=32,
+        metadata={key: value for key, value in usual.items() if value is not None},
+        tensors=tuple(rows),
+        data_offset=1024,
+        size_bytes=1024 + offset,
+    )
