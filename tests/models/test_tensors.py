@@ -44,7 +44,10 @@ def test_products_that_overflow_are_refused(shape: list[int]) -> None:
 
 
 def test_tensors_may_lie_in_any_order_and_with_gaps() -> None:
-    check_layout((row("b", 64, 4), row("a", 0, 32), row("empty", 32, 0)), 32, 68)
+    tensors = (row("b", 64, 4), row("a", 0, 32), row("empty", 32, 0))
+    check_layout(tensors, 32, 68)
+    with pytest.raises(ModelError, match="tensor 'b'"):
+        check_layout(tensors, 32, 67)
 
 
 def test_the_last_byte_counts() -> None:
