@@ -25,6 +25,7 @@ CHATML = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+DEADLINE_MS = 2000  # for one Hypothesis example: they take 1 ms, unless the machine is busy
 HEADS, KV_HEADS, HEAD_WIDTH = 4, 2, 16
 WIDTH, FEED_FORWARD = HEADS * HEAD_WIDTH, 128
 VOCABULARY_MIN = len(SPECIAL) + 256

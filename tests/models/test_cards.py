@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError, PeerError
@@ -23,7 +23,7 @@ from p2pmesh.models.metadata import (
     plain_text,
 )
 from p2pmesh.models.store import EMBEDDED
-from tests.models.make import header_of, tiny_gguf
+from tests.models.make import DEADLINE_MS, header_of, tiny_gguf
 
 RECORD_BYTES_MAX = 16 * 1024
 
@@ -128,6 +128,7 @@ def test_need_is_the_documented_sum() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 64))
+@settings(deadline=DEADLINE_MS)
 def test_more_context_or_slots_never_need_less(context: int, slots: int) -> None:
     card = embedded()
     need = need_bytes(card, context=context, slots=slots)
@@ -162,6 +163,7 @@ cards = st.builds(
 
 
 @given(cards)
+@settings(deadline=DEADLINE_MS)
 def test_a_card_comes_back_as_it_was_sent(card: Card) -> None:
     wire = msgpack.unpackb(msgpack.packb(to_wire(card)))
     assert from_wire(wire) == card
@@ -204,12 +206,14 @@ deep = st.recursive(
 
 
 @given(deep)
+@settings(deadline=DEADLINE_MS)
 def test_junk_is_no_card(obj: object) -> None:
     with pytest.raises(PeerError):
         from_wire(obj)
 
 
 @given(st.sampled_from(sorted(to_wire(embedded()))), deep)
+@settings(deadline=DEADLINE_MS)
 def test_one_bad_field_is_enough(key: str, value: object) -> None:
     wire = {**to_wire(embedded()), key: value}
     try:

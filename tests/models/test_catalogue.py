@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
@@ -40,6 +40,7 @@ C = ModelDigest("c" * 64)
         ("ä b.gguf", "ä b"),
     ],
 )
+from tests.models.make import DEADLINE_MS
 def test_public_ids(file_name: str, expected: str) -> None:
     assert public_id(file_name) == expected
 
@@ -125,6 +126,7 @@ entries = st.lists(st.builds(Named, digest=digests, stem=stems, name=stems), max
 
 
 @given(entries, st.randoms())
+@settings(deadline=DEADLINE_MS)
 def test_every_id_is_unique_resolves_and_depends_on_the_set_only(
     named: list[Named], rng: random.Random
 ) -> None:

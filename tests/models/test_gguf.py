@@ -26,6 +26,7 @@ from p2pmesh.models.gguf import (
 )
 from p2pmesh.models.store import EMBEDDED
 from tests.models.make import (
+    DEADLINE_MS,
     large_header,
     packed_file,
     packed_key,
@@ -229,7 +230,7 @@ def test_a_forged_array_length_fails_at_once(kind: int, count: int) -> None:
     data = packed_file([numbers(kind, count)]) + bytes(2**20)
     start_s = time.perf_counter()
     refused(data, "damaged or forged")
-    assert time.perf_counter() - start_s < 0.05
+    assert time.perf_counter() - start_s < 0.5  # a loop would take years
 
 
 def test_a_header_may_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +265,7 @@ def tiny_file() -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=500)
+@settings(max_examples=400, deadline=DEADLINE_MS)
 def test_flipped_bits_never_raise_anything_else(data: st.DataObject) -> None:
     whole = bytearray(tiny_file())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -274,7 +275,7 @@ def test_flipped_bits_never_raise_anything_else(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=300, deadline=500)
+@settings(max_examples=300, deadline=DEADLINE_MS)
 def test_noise_behind_the_magic_never_raises_anything_else(noise: bytes) -> None:
     outcome(noise)
     outcome(b"GGUF" + struct.pack("<I", 3) + noise)
@@ -283,7 +284,7 @@ def test_noise_behind_the_magic_never_raises_anything_else(noise: bytes) -> None
 
 
 @given(st.binary(max_size=8), st.integers(24, 200))
-@settings(max_examples=300, deadline=500)
+@settings(max_examples=300, deadline=DEADLINE_MS)
 def test_overwritten_fields_never_raise_anything_else(field: bytes, at: int) -> None:
     whole = tiny_file()
     outcome(whole[:at] + field + whole[at + len(field) :])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.gguf import Skipped, Value, ValueType
 from p2pmesh.models.metadata import NAME_CHARACTERS_MAX, Metadata, plain_text
-from tests.models.make import header_of
+from tests.models.make import DEADLINE_MS, header_of
 
 
 def facts(arch: str = "llama", **metadata: Value | None) -> Metadata:
@@ -128,6 +128,7 @@ def test_what_lies_beside_models_is_named(key: str, value: str, words: str) -> N
 
 
 @given(st.text())
+@settings(deadline=DEADLINE_MS)
 def test_plain_text_is_one_short_line_and_settled(text: str) -> None:
     plain = plain_text(text)
     assert len(plain) <= NAME_CHARACTERS_MAX

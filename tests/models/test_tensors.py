@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gguf
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.tensors import TensorInfo, check_layout, tensor_bytes, type_name
+from tests.models.make import DEADLINE_MS
 
 
 def row(name: str, offset: int, size_bytes: int) -> TensorInfo:
@@ -38,6 +39,7 @@ def test_types_that_were_removed_are_unknown() -> None:
 
 
 @given(st.lists(st.integers(2**32, 2**64 - 1), min_size=2, max_size=4))
+@settings(deadline=DEADLINE_MS)
 def test_products_that_overflow_are_refused(shape: list[int]) -> None:
     with pytest.raises(ModelError, match="elements"):
         tensor_bytes("t", tuple(shape), 0)
