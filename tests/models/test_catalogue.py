@@ -18,6 +18,7 @@ from p2pmesh.models.catalogue import (
     public_id,
     split_part,
 )
+from tests.models.make import DEADLINE_MS
 
 A = ModelDigest("a" * 64)
 B = ModelDigest("b" * 64)
@@ -40,7 +41,6 @@ C = ModelDigest("c" * 64)
         ("ä b.gguf", "ä b"),
     ],
 )
-from tests.models.make import DEADLINE_MS
 def test_public_ids(file_name: str, expected: str) -> None:
     assert public_id(file_name) == expected
 
