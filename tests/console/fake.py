@@ -1,0 +1,174 @@
+"""A node as the console sees it, without a node: a mesh of three whose state tests change."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import trio
+
+TOKEN = "correct-horse-battery-staple"
+GIB = 2**30
+
+SELF_ID = "mk3v7q2ac5dxn4hzyw6tb8j9re"
+TINY = {
+    "id": "p2pmesh-demo-tiny",
+    "digest": "5f" * 32,
+    "name": "p2pmesh demo tiny",
+    "size_bytes": 13_496_128,
+    "architecture": "qwen3moe",
+    "modality": "chat",
+    "state": "ready",
+    "replicas": [
+        {"node": SELF_ID, "name": "kitchen-pc", "state": "ready", "detail": ""},
+        {"node": "a" * 26, "name": "annas-laptop", "state": "ready", "detail": ""},
+    ],
+    "wanted_by": [SELF_ID],
+    "reason": "fits whole on 3 of 3 nodes; two copies wanted",
+}
+QWEN = {
+    "id": "Qwen3-30B-A3B-Q4_K_M",
+    "digest": "1c" * 32,
+    "name": "Qwen3 30B A3B",
+    "size_bytes": 18_556_686_912,
+    "architecture": "qwen3moe",
+    "modality": "chat",
+    "state": "loading",
+    "replicas": [
+        {"node": "a" * 26, "name": "annas-laptop", "state": "loading", "detail": "reading weights"}
+    ],
+    "wanted_by": ["a" * 26],
+    "reason": "annas-laptop has the most free memory of the nodes that hold the file",
+}
+LLAMA = {
+    "id": "Llama-3.3-70B-Instruct-Q4_K_M",
+    "digest": "9e" * 32,
+    "name": "Llama 3.3 70B Instruct",
+    "size_bytes": 42_520_395_008,
+    "architecture": "llama",
+    "modality": "chat",
+    "state": "not served",
+    "replicas": [],
+    "wanted_by": [SELF_ID],
+    "reason": "needs 43.1 GiB; the largest node has 24.0 GiB",
+}
+
+
+def three_nodes() -> dict[str, Any]:
+    """The status of a mesh of three nodes, one of them in doubt, three models in three states."""
+    status: dict[str, Any] = {
+        "node": {
+            "id": SELF_ID,
+            "name": "kitchen-pc",
+            "version": "0.1.0",
+            "pid": 4242,
+            "api": "127.0.0.1:9337",
+            "console": "127.0.0.1:3131",
+            "peer": "192.168.1.20:9338",
+            "home": "/home/kim/.local/share/p2pmesh",
+            "uptime_s": 4210.5,
+            "memory": {"budget_bytes": 12 * GIB, "used_bytes": 1 * GIB},
+            "engine": {
+                "kind": "embedded",
+                "source": "wheel",
+                "version": "b11434",
+                "rpc": None,
+                "devices": [
+                    {
+                        "id": "CPU",
+                        "description": "AMD Ryzen 7 5700U",
+                        "total_bytes": 16 * GIB,
+                        "free_bytes": 12 * GIB,
+                    }
+                ],
+            },
+            "warnings": ["GPU found but unused: p2pmesh engine install"],
+        },
+        "mesh": {
+            "id": "q7zp4v2mk3dxn5hcyw6tb8j9ra",
+            "name": "amber-otter",
+            "nodes": 3,
+            "plan": "8f3a91c2d4e5b607",
+            "agreed": True,
+        },
+        "nodes": [
+            _node(
+                "kitchen-pc",
+                SELF_ID,
+                "live",
+                gib=12,
+                models=[("p2pmesh-demo-tiny", "ready")],
+                rtt_ms=None,
+            ),
+            _node(
+                "annas-laptop",
+                "a" * 26,
+                "live",
+                gib=24,
+                models=[("p2pmesh-demo-tiny", "ready"), ("Qwen3-30B-A3B-Q4_K_M", "loading")],
+                rtt_ms=1.84,
+            ),
+            _node("living-room-mac", "b" * 26, "suspect", gib=8, models=[], rtt_ms=38.2),
+        ],
+        "models": [TINY, QWEN, LLAMA],
+    }
+    return copy.deepcopy(status)
+
+
+def _node(
+    name: str,
+    node_id: str,
+    state: str,
+    *,
+    gib: int,
+    models: list[tuple[str, str]],
+    rtt_ms: float | None,
+) -> dict[str, Any]:
+    return {
+        "id": node_id,
+        "name": name,
+        "self": node_id == SELF_ID,
+        "state": state,
+        "address": "192.168.1.20:9338",
+        "version": "0.1.0",
+        "memory_bytes": gib * GIB,
+        "engine": "embedded",
+        "models": [{"id": one, "digest": "5f" * 32, "state": how} for one, how in models],
+        "rtt_ms": rtt_ms,
+    }
+
+
+class FakeNode:
+    """A `ConsoleSource` whose status a test sets."""
+
+    token = TOKEN
+
+    def __init__(self, status: dict[str, Any] | None = None) -> None:
+        self.status = three_nodes() if status is None else status
+        self.version = 0
+        self.stopped = trio.Event()
+        self.snapshots = 0
+        self._changed = trio.Event()
+
+    def set_status(self, status: dict[str, Any]) -> None:
+        """Show another status from now on."""
+        self.status = status
+        self.touch()
+
+    def touch(self) -> None:
+        """Say that something changed."""
+        self.version += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def snapshot(self) -> dict[str, Any]:
+        self.snapshots += 1
+        return self.status
+
+    async def wait_changed(self, seen: int) -> int:
+        while self.version <= seen:
+            await self._changed.wait()
+        return self.version
+
+    def stop(self) -> None:
+        self.stopped.set()
