@@ -112,17 +112,17 @@ def survey(explicit: Path | None, managed: Path, environ: Mapping[str, str]) -> 
     """Looks into one place after the other, in order, as the caller goes on."""
     if explicit is not None:
         server = explicit / SERVER if explicit.is_dir() else explicit
-        yield _examine_native("option", server.absolute(), environ)
+        yield examine_native("option", server.absolute(), environ)
     directory = managed_directory(managed)
     if directory is None:
         yield Finding(source="managed", where="", problem="p2pmesh engine install was not run")
     else:
-        yield _examine_native("managed", directory / SERVER, environ)
+        yield examine_native("managed", directory / SERVER, environ)
     on_path = shutil.which(SERVER, path=environ.get("PATH", os.defpath))
     if on_path is None:
         yield Finding(source="path", where="", problem=f"no {SERVER} on the path")
     else:
-        yield _examine_native("path", Path(on_path), environ)
+        yield examine_native("path", Path(on_path), environ)
     yield _examine("wheel", "xllamacpp", _EMBEDDED, None, environ)
 
 
@@ -140,7 +140,8 @@ def managed_directory(managed: Path) -> Path | None:
     return directory if Path(name).name == name and directory.is_dir() else None
 
 
-def _examine_native(source: Source, server: Path, environ: Mapping[str, str]) -> Finding:
+def examine_native(source: Source, server: Path, environ: Mapping[str, str]) -> Finding:
+    """What the llama-server binary at `server` says about itself."""
     if not server.is_file():
         return Finding(source=source, where=str(server), problem="there is no such file")
     if not os.access(server, os.X_OK):
