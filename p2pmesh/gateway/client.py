@@ -30,7 +30,14 @@ class ClientGoneError(MeshError):
 
 
 class ClientConnection:
-    """The server's end of one connection. `run_reader` must run beside whoever uses the rest."""
+    """The server's end of one connection. `run_reader` must run beside whoever uses the rest.
+
+    Attributes:
+        started: Whether the answer to the present request was begun.
+        last: Set it to say with the next answer that no other request will be taken.
+        bytes_in: What was received, in all.
+        bytes_out: What was sent, in all.
+    """
 
     def __init__(self, stream: trio.abc.Stream, limits: Limits) -> None:
         self._stream = stream
@@ -45,6 +52,7 @@ class ClientConnection:
         self._discarding = False
         self._head_only = False
         self.started = False
+        self.last = False
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -168,7 +176,7 @@ class ClientConnection:
             reason = b"Status"
         self.started = True
         headers = list(headers)
-        if not self._is_read():
+        if self.last or not self._is_read():
             headers.append((b"connection", b"close"))
         self._put(h11.Response(status_code=status, headers=headers, reason=reason))
 
@@ -225,7 +233,8 @@ class ClientConnection:
 
         Closing with unread bytes resets the connection, which can destroy the answer on its way.
         """
-        if self._gone or not isinstance(self._stream, trio.abc.HalfCloseableStream):
+        whole = self._http.their_state not in (h11.SEND_BODY, h11.ERROR)
+        if whole or self._gone or not isinstance(self._stream, trio.abc.HalfCloseableStream):
             return
         self._discarding = True
         self._inbox.clear()

@@ -250,15 +250,15 @@ class Proxy:
                     await client.flush()
                     return
         except LinkError as exc:
-            if client.started and _is_event_stream(headers):
+            if client.started and _takes_events(headers):
                 lost = ApiError(502, f"The answer broke off: {exc}", code="answer_interrupted")
                 client.write(b"\n\n" + lost.event())  # the last event may have been cut in two
                 await client.flush()
             raise
 
 
-def _is_event_stream(headers: Sequence[Header]) -> bool:
-    return any(
-        name == b"content-type" and value.lower().startswith(b"text/event-stream")
-        for name, value in headers
-    )
+def _takes_events(headers: Sequence[Header]) -> bool:
+    """Whether one more event can be added: it is a stream of them, of no announced length."""
+    named = dict(headers)
+    kind = named.get(b"content-type", b"").lower()
+    return kind.startswith(b"text/event-stream") and b"content-length" not in named

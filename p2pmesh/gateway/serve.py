@@ -35,8 +35,9 @@ _log = structlog.get_logger(__name__)
 class _Open:
     """One open connection: how to end it, and whether a request is under way on it."""
 
-    def __init__(self, scope: trio.CancelScope) -> None:
+    def __init__(self, scope: trio.CancelScope, client: ClientConnection) -> None:
         self.scope = scope
+        self.client = client
         self.busy = False
 
 
@@ -114,22 +115,23 @@ class Gateway:
     async def serve_connection(self, stream: trio.abc.Stream, origin: Origin) -> None:
         """Answer the requests of one connection until either side ends it, then close it."""
         with trio.CancelScope() as scope:
-            connection = _Open(scope)
+            connection = _Open(scope, ClientConnection(stream, self._limits))
+            connection.client.last = self._api.draining
             self._open.add(connection)
             try:
-                await self._guarded(stream, origin, connection)
+                await self._guarded(origin, connection)
             finally:
                 self._open.discard(connection)
                 self._idle.unpark_all()
                 await trio.aclose_forcefully(stream)
 
-    async def _guarded(self, stream: trio.abc.Stream, origin: Origin, connection: _Open) -> None:
+    async def _guarded(self, origin: Origin, connection: _Open) -> None:
         """The error boundary of one connection."""
-        client = ClientConnection(stream, self._limits)
+        client = connection.client
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.run_reader)
-                await self._converse(client, origin, connection)
+                await self._converse(origin, connection)
                 nursery.cancel_scope.cancel()
         except* Exception:  # noqa: BLE001 - whatever one connection does ends with it
             _log.exception("connection_failed", origin=origin.value)
@@ -137,8 +139,9 @@ class Gateway:
             self._counters.received_bytes += client.bytes_in
             self._counters.sent_bytes += client.bytes_out
 
-    async def _converse(self, client: ClientConnection, origin: Origin, connection: _Open) -> None:
+    async def _converse(self, origin: Origin, connection: _Open) -> None:
         """Requests and answers in turn; every expected end of a connection ends here."""
+        client = connection.client
         try:
             if len(self._open) > self._limits.connections:
                 await self._api.refuse(client, _crowded())
@@ -154,7 +157,7 @@ class Gateway:
                 if not client.can_go_on:
                     await client.linger()
                     return
-                if self._api.draining:
+                if client.last:  # draining began too late for the answer to say so
                     return
         except h11.RemoteProtocolError as exc:
             await self._refuse_junk(client, exc)
@@ -196,6 +199,7 @@ class Gateway:
         self._api.draining = True
         self._accepting.cancel()
         for connection in list(self._open):
+            connection.client.last = True
             if not connection.busy:
                 connection.scope.cancel()
         with trio.move_on_after(deadline_s):

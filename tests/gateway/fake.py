@@ -106,6 +106,9 @@ class FakeBackends:
     def suspect(self, node: NodeId) -> None:
         self.suspected(node).set()
 
+    def trust(self, node: NodeId) -> None:
+        del self._suspected[node]
+
     async def changed(self) -> None:
         await self._changed.wait()
 
@@ -298,6 +301,13 @@ class Caller:
             if not data:
                 return got
             got += data
+
+
+async def eventually(condition: Callable[[], bool], *, limit_s: float = 10) -> None:
+    """Wait until something outside of trio's sight has come true."""
+    with trio.fail_after(limit_s):
+        while not condition():  # noqa: ASYNC110 - there is no event for it
+            await trio.sleep(0.005)
 
 
 def field_of(head: h11.Response, name: str) -> str | None:

@@ -404,7 +404,7 @@ async def test_a_hop_between_two_gateways(autojump_clock: MockClock) -> None:
 
 
 async def test_a_large_body_goes_out_whole() -> None:
-    # On the real clock: a long body is scanned in a thread, which a jumping clock does not wait for.
+    # On the real clock: a jumping one does not wait for the thread that scans long bodies.
     large = b'{"model": "alpha", "x": "%s"}' % (b"y" * 3_000_000)
     async with open_world() as world:
         world.engine(echo)
