@@ -9,7 +9,7 @@ running engine goes on in the old directory, which stays until the next installa
 
 Below `Home.engine`:
     current                 the name of the published directory
-    b11434-cpu-1a2b3c4d/    bin/, LICENSE, build.json
+    b11434-cpu-1a2b3c4d/    bin/, LICENSE, licenses/, build.json
     work/                   what makes an interrupted installation resumable
     install.log, lock
 """
@@ -122,7 +122,7 @@ def _install(root: Path, backend: Backend, report: Report, *, force: bool) -> No
     flags = [*FLAGS, *BACKEND_FLAGS[backend]]
     _compile(tools, source, build, flags, report=report, log=log)
     report(Progress(step="check"))
-    _publish(root, build, source / "LICENSE", backend, flags)
+    _publish(root, build, source, backend, flags)
     report(Progress(step="done"))
     for leftover in (build, source):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -151,12 +151,14 @@ def _compile(
         raise LocalError(f"{exc}; all of it is in {log}") from exc
 
 
-def _publish(root: Path, build: Path, licence: Path, backend: Backend, flags: list[str]) -> None:
+def _publish(root: Path, build: Path, source: Path, backend: Backend, flags: list[str]) -> None:
     """Makes what was built visible, if it runs."""
     with tempfile.TemporaryDirectory(dir=root / "work", prefix="publish-") as name:
         staged = Path(name, "engine")
         (staged / "bin").mkdir(parents=True)
-        shutil.copyfile(licence, staged / "LICENSE")
+        shutil.copyfile(source / "LICENSE", staged / "LICENSE")
+        if (source / "licenses").is_dir():  # of the libraries inside llama.cpp
+            shutil.copytree(source / "licenses", staged / "licenses")
         for target in TARGETS:
             shutil.copy(build / "bin" / _program(target), staged / "bin")
         finding = examine_native("managed", staged / "bin" / SERVER, os.environ)

@@ -1,10 +1,10 @@
 """One engine process for one model, supervised.
 
     loading ──answered a token──► ready
-       ▲  │                         │ crashed, or stopped answering
-       │  └──gave up──► failed      │
-       │ after a pause     │        │
-       └───────────────────┴────────┘        stopping ──► stopped: from anywhere, on cancel
+      ▲  └──gave up──► failed       │
+      │ after a pause    │          │ ended, or stopped answering
+      └──────────────────┴──────────┘
+    from anywhere, on cancel: stopping ──► stopped
 
 A start that fails is tried again after `RETRY_S`; when those pauses are used up the model is
 `failed`, with the engine's own last words, and tried again after ever longer pauses. Being ready
@@ -162,6 +162,7 @@ class EngineProcess:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Supervises until cancelled; by then the engine is gone, whatever it was doing."""
+        self.status = replace(self.status, since_s=trio.current_time())
         task_status.started()
         failures = 0
         try:
@@ -197,8 +198,9 @@ class EngineProcess:
                 await self._attend(life)
                 nursery.cancel_scope.cancel()
         finally:
-            if not life.over and life.end is None:
-                self._become("stopping", "ending the engine", life)
+            is_cancelled = not life.over and life.end is None
+            # At once, so that nobody sends more requests there.
+            self._become("stopping" if is_cancelled else "loading", "ending the engine")
             with trio.CancelScope(shield=True):  # each wait inside has a deadline
                 await _put_down(life)
         words = last_words(tuple(life.words), life.exit_code)
@@ -235,20 +237,17 @@ class EngineProcess:
         watcher.cancel()
 
     def _take(self, life: _Life, line: str) -> None:
-        match line.split(" ", 1):
-            case ["pid", pid]:
-                with contextlib.suppress(psutil.NoSuchProcess):
+        match line.split(" "):
+            case ["pid", pid] if pid.isdigit():
+                with contextlib.suppress(psutil.Error):  # it may be gone already
                     life.engine = psutil.Process(int(pid))
-            case ["listening", address]:
-                life.host, _, port = address.partition(" ")
-                life.port = int(port)
+            case ["listening", host, port] if port.isdigit():
+                life.host, life.port = host, int(port)
                 life.listening.set()
-            case ["exit", code]:
+            case ["exit", code] if code.removeprefix("-").isdigit():
                 life.exit_code = int(code)
-            case ["log", words]:
-                life.words.append(words)
             case _:
-                life.words.append(line)  # the launcher itself failed: that is the reason
+                life.words.append(line.removeprefix("log "))
 
     async def _attend(self, life: _Life) -> None:
         life.end = await self._watch(life)
@@ -286,7 +285,6 @@ class EngineProcess:
 
     def _become(self, state: State, detail: str, life: _Life | None = None) -> None:
         """Publishes a status if it differs from the present one."""
-        now_s = trio.current_time()
         engine = None if life is None else life.engine
         status = replace(
             self.status,
@@ -295,9 +293,7 @@ class EngineProcess:
             host=life.host if life and life.host else self._launch.host,
             port=0 if life is None else life.port,
             pid=None if engine is None else engine.pid,
-            since_s=now_s
-            if state != self.status.state or not self.status.since_s
-            else self.status.since_s,
+            since_s=self.status.since_s if state == self.status.state else trio.current_time(),
         )
         if status != self.status:
             self.status = status
@@ -356,4 +352,4 @@ def _progress(life: _Life, size_bytes: int) -> str:
     except psutil.Error:
         held_bytes = 0
     tenths = min(held_bytes, size_bytes) * 10 // max(size_bytes, 1)
-    return f"loading {size_bytes / 1e9:.1f} GB, {tenths * 10} % in memory"
+    return f"loading {size_bytes / 1e6:,.0f} MB, {tenths * 10} % in memory"

@@ -34,6 +34,7 @@ OTHER = "int main() {}\n"
 FILES = {
     "CMakeLists.txt": CMAKE,
     "LICENSE": "MIT License\n",
+    "licenses/LICENSE-other": "Other\n",
     "llama-server.cpp": SERVER,
     "ggml-rpc-server.cpp": RPC_SERVER,
     "llama-imatrix.cpp": OTHER,

@@ -74,6 +74,7 @@ def test_it_builds_publishes_and_is_found(
     published = server.parent.parent
     assert sorted(path.name for path in server.parent.iterdir()) == sorted(TARGETS)
     assert (published / "LICENSE").read_text() == "MIT License\n"
+    assert (published / "licenses" / "LICENSE-other").read_text() == "Other\n"
     description = json.loads((published / "build.json").read_bytes())
     assert description["version"] == sources.VERSION
     assert description["backend"] == "cpu"
