@@ -9,6 +9,8 @@ A program of its own, run by file path with `-I -S`: standard library only, noth
   never closes it while it lives. End of file means that the node is gone, by whatever means: the
   launcher kills its whole process group, itself included. A byte `t` asks the engine to end in
   its own way (SIGTERM).
+- A stopped launcher goes as well: it has a process group of its own, and the kernel sends SIGHUP
+  and SIGCONT to a stopped group whose parent ended.
 - On Linux the engine also dies with the launcher (PR_SET_PDEATHSIG). That signal follows the
   forking *thread*, so it would be a trap in the node, whose threads come and go; here the main
   thread forks once and stays. On macOS the node kills the group when a launcher dies. On Windows

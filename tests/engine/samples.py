@@ -8,11 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
 import psutil
 
 import p2pmesh
+from p2pmesh.home import Home
 
 MODEL = Path(p2pmesh.__file__).parent / "models" / "data" / "p2pmesh-demo-tiny.gguf"
+# Where P2PMESH_TESTS=full keeps the engine that it built, for the next time.
+BUILT = Home(
+    platformdirs.user_data_path("p2pmesh-tests", appauthor=False),
+    platformdirs.user_cache_path("p2pmesh-tests", appauthor=False),
+)
 EMBEDDED = (sys.executable, "-P", "-m", "p2pmesh.engine.embedded")
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import platformdirs
 import psutil
 import pytest
+import trio
 
 from p2pmesh.engine import build as build_module
 from p2pmesh.engine import sources
@@ -24,6 +24,8 @@ from p2pmesh.engine.programs import Progress
 from p2pmesh.errors import EngineError, LocalError
 from p2pmesh.home import Home
 from tests.engine.packages import RPC_SERVER, SERVER, source_package
+from tests.engine.samples import BUILT
+from tests.engine.supervised import ask, is_ready, supervised
 
 needs_tools = pytest.mark.skipif(
     sys.platform == "win32" or not all(map(shutil.which, ("cmake", "ninja", "c++"))),
@@ -243,8 +245,11 @@ def test_jobs_are_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(os.environ.get("P2PMESH_TESTS") != "full", reason="P2PMESH_TESTS=full")
-def test_the_real_engine_is_built_and_serves(tmp_path: Path) -> None:
-    """Some minutes on a bare machine; kept in the user's cache for the next time."""
-    home = Home(tmp_path, platformdirs.user_cache_path("p2pmesh-tests", appauthor=False))
-    server, _ = build(home)
+async def test_the_real_engine_is_built_and_serves(tmp_path: Path) -> None:
+    """Some minutes on a bare machine; found in the user's cache the next time."""
+    server, _ = await trio.to_thread.run_sync(build, BUILT)
     assert (server.parent.parent / "LICENSE").read_text().startswith("MIT License")
+    async with supervised(tmp_path, (str(server),)) as watched:
+        status = await watched.wait(is_ready)
+        answer = await trio.to_thread.run_sync(ask, status, status.api_key)
+        assert answer == "The capital of France is Paris."
