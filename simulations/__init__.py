@@ -1,0 +1,1 @@
+"""Measurements and simulations, run as modules from the root of the repository."""
