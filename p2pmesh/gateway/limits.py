@@ -13,6 +13,7 @@ import trio
 
 from p2pmesh.gateway.openai import ApiError
 
+# From clients, and apart from them from peers, so that a crowd at the door locks nobody out.
 # Each costs about 20 KiB; most systems give a process 1024 files, and engines and peers need some.
 CONNECTIONS_MAX = 768
 # Requests being answered at once, from clients, and apart from them from peers: two nodes that

@@ -115,6 +115,8 @@ def find_endpoint(target: str) -> tuple[Endpoint, str]:
         ApiError: 404, no such path.
     """
     path = target.partition("?")[0]
+    if path.startswith("http://"):  # the form that proxies are asked in, which servers must take
+        path = "/" + path.removeprefix("http://").partition("/")[2]
     if len(path) > 1:
         path = path.rstrip("/")
     endpoint = _BY_PATH.get(path)

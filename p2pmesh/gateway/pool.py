@@ -45,6 +45,10 @@ _BROKEN = (
 )
 
 
+class LostError(LinkError):
+    """The connection ended while the answer was awaited; the replica may have died of it."""
+
+
 class Upstream:
     """One connection to a replica. Every failure of it is a `LinkError`."""
 
@@ -80,9 +84,9 @@ class Upstream:
         try:
             event = self._http.next_event()
         except h11.RemoteProtocolError as exc:
-            raise LinkError(f"the answer is broken: {_words(exc)}") from exc
+            raise LostError(f"the answer is broken: {_words(exc)}") from exc
         if isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
-            raise LinkError("the connection was closed before the answer ended")
+            raise LostError("the connection was closed before the answer ended")
         return event  # type: ignore[return-value]  # PAUSED was raised; h11 types it loosely
 
     async def receive(self) -> None:
@@ -91,7 +95,7 @@ class Upstream:
             data = await self._stream.receive_some(RECEIVE_BYTES)
             self._http.receive_data(bytes(data))
         except _BROKEN as exc:
-            raise LinkError(f"the connection broke: {_words(exc)}") from exc
+            raise LostError(f"the connection broke: {_words(exc)}") from exc
 
     def recycle(self) -> bool:
         """Make ready for another request; False when the connection cannot have one."""

@@ -8,6 +8,7 @@ to the engine. Knows models and replicas, not paths or JSON.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from p2pmesh.gateway.client import ClientConnection
 from p2pmesh.gateway.headers import Header, request_headers, response_headers
 from p2pmesh.gateway.limits import RETRY_AFTER_S, Limits
 from p2pmesh.gateway.openai import ApiError, not_ready
-from p2pmesh.gateway.pool import Pool, Upstream
+from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target, choose
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.gateway.suspicion import Guard, SuspicionWatch
@@ -36,8 +37,12 @@ SILENCE_DEADLINE_S = 600.0
 # When every replica failed and nothing changes: try them again, but not in a tight loop.
 RETRY_PAUSE_S = 0.5
 RETRY_FLOOR_S = 0.05
+# A request that was the last of so many replicas is not given to another one.
+LOSSES_MAX = 3
 # The replica, or the owner's gateway, says that it cannot now; another may.
 ELSEWHERE = frozenset({502, 503, 504})
+# An owner's gateway says with this that its engine was lost.
+LOST = 502
 
 _log = structlog.get_logger(__name__)
 
@@ -96,23 +101,29 @@ class Proxy:
             ClientGoneError: Nobody is left to answer.
         """
         tried: set[ReplicaKey] = set()
-        failure = ""
-        began = trio.current_time()
+        failure, losses = "", 0
+        waiting_since = math.inf
         while True:
             target = choose(self._candidates(job), self._in_flight, self._rng, tried=tried)
             if target is None:
-                await self._wait_for_replica(job, began, retry=bool(tried), failure=failure)
+                waiting_since = min(waiting_since, trio.current_time())
+                await self._wait_for_replica(job, waiting_since, retry=bool(tried), failure=failure)
                 tried.clear()
                 continue
             try:
                 await self._try_one(client, job, target)
             except LinkError as exc:
                 failure = f"{target.node_name}: {exc}"
-                _log.info("replica_failed", model=job.model.id, node=target.node_name, why=str(exc))
+                _log.debug(
+                    "replica_failed", model=job.model.id, node=target.node_name, why=str(exc)
+                )
                 if client.started:
                     raise AnswerBrokenError(failure) from exc
                 tried.add(target.key)
                 self._counters.retries += 1
+                losses += isinstance(exc, LostError)
+                if losses >= (LOSSES_MAX if job.wait else 1):
+                    raise _lost(job.model, failure) from exc
             else:
                 return
 
@@ -120,12 +131,12 @@ class Proxy:
         targets = self._backends.targets(job.model.digest)
         return [target for target in targets if target.local] if job.here_only else targets
 
-    async def _wait_for_replica(self, job: Job, began: float, *, retry: bool, failure: str) -> None:
+    async def _wait_for_replica(self, job: Job, since: float, *, retry: bool, failure: str) -> None:
         """Return when it is worth looking again.
 
         Args:
             job: What to wait for.
-            began: When the request came, on trio's clock.
+            since: When the request began to wait, on trio's clock.
             retry: Whether there are replicas, which all failed.
             failure: What the last one said.
 
@@ -136,7 +147,7 @@ class Proxy:
         model = next((m for m in self._backends.models() if m.digest == digest), job.model)
         limits, now = self._limits, trio.current_time()
         hopeful = model.state in (READY, LOADING)
-        deadline = began + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
+        deadline = since + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
         if not job.wait or now >= deadline:
             raise not_ready(model, failure, retry_after_s=RETRY_AFTER_S)
         if self._counters.waiting >= limits.waiting:
@@ -174,7 +185,8 @@ class Proxy:
         whole = False
         try:
             if head.status_code in ELSEWHERE:
-                raise LinkError(f"it answered {head.status_code}")
+                kind = LostError if head.status_code == LOST else LinkError
+                raise kind(f"it answered {head.status_code}")
             served_by = f"{target.node_name}/{target.shard}" if target.local else None
             headers = response_headers(head.headers, served_by=served_by)
             headers.extend(job.extra_headers)
@@ -255,6 +267,11 @@ class Proxy:
                 client.write(b"\n\n" + lost.event())  # the last event may have been cut in two
                 await client.flush()
             raise
+
+
+def _lost(model: ServedModel, failure: str) -> ApiError:
+    message = f"{model.id} was lost each time it was given this request ({failure})"
+    return ApiError(LOST, message, code="engine_lost")
 
 
 def _takes_events(headers: Sequence[Header]) -> bool:

@@ -77,7 +77,7 @@ class Gateway:
             hosts=hosts,
             origins=origins,
         )
-        self._open: set[_Open] = set()
+        self._open: dict[Origin, set[_Open]] = {origin: set() for origin in Origin}
         self._idle = trio.lowlevel.ParkingLot()
         self._accepting = trio.CancelScope()
         self._junk_logged_at = -JUNK_LOG_INTERVAL_S
@@ -117,11 +117,11 @@ class Gateway:
         with trio.CancelScope() as scope:
             connection = _Open(scope, ClientConnection(stream, self._limits))
             connection.client.last = self._api.draining
-            self._open.add(connection)
+            self._open[origin].add(connection)
             try:
                 await self._guarded(origin, connection)
             finally:
-                self._open.discard(connection)
+                self._open[origin].discard(connection)
                 self._idle.unpark_all()
                 await trio.aclose_forcefully(stream)
 
@@ -143,7 +143,7 @@ class Gateway:
         """Requests and answers in turn; every expected end of a connection ends here."""
         client = connection.client
         try:
-            if len(self._open) > self._limits.connections:
+            if len(self._open[origin]) > self._limits.connections:
                 await self._api.refuse(client, _crowded())
                 return
             while True:
@@ -184,9 +184,12 @@ class Gateway:
         except ClientGoneError:
             return
 
+    def _connections(self) -> list[_Open]:
+        return [connection for found in self._open.values() for connection in found]
+
     def statistics(self) -> Statistics:
         """What was counted until now."""
-        return self._counters.freeze(connections=len(self._open), queued=self._api.queued)
+        return self._counters.freeze(connections=len(self._connections()), queued=self._api.queued)
 
     async def drain(self, deadline_s: float) -> None:
         """Take no more requests, let the running ones end, cut those that do not.
@@ -198,14 +201,14 @@ class Gateway:
         """
         self._api.draining = True
         self._accepting.cancel()
-        for connection in list(self._open):
+        for connection in self._connections():
             connection.client.last = True
             if not connection.busy:
                 connection.scope.cancel()
         with trio.move_on_after(deadline_s):
-            while self._open:
+            while self._connections():
                 await self._idle.park()
-        for connection in list(self._open):
+        for connection in self._connections():
             connection.scope.cancel()
 
 

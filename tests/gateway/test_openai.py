@@ -31,7 +31,13 @@ def test_every_path_is_found_with_and_without_prefix_slash_and_query(endpoint: o
     if endpoint is MODEL:
         return
     path = getattr(endpoint, "path", "")
-    for spelling in (path, path.removeprefix("/v1"), path + "/", path + "?a=b"):
+    for spelling in (
+        path,
+        path.removeprefix("/v1"),
+        path + "/",
+        path + "?a=b",
+        f"http://a:1{path}",
+    ):
         assert find_endpoint(spelling) == (endpoint, "")
 
 

@@ -271,6 +271,24 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(
         assert statistics.connections == 0
 
 
+async def test_a_replacement_is_waited_for_even_when_the_loss_came_late(
+    autojump_clock: MockClock,
+) -> None:
+    async def late(asked: Asked, reply: Reply) -> None:
+        await trio.sleep(3 * READY_WAIT_S)
+        await reply.stream.aclose()
+
+    async with open_world() as world:
+        world.engine(late, target(THERE))
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        await trio.sleep(3 * READY_WAIT_S + 0.1)
+        world.backends.drop(target(THERE))
+        await trio.sleep(READY_WAIT_S / 2)
+        world.engine(hello, target(YONDER))
+        assert (await caller.answer())[0].status_code == 200
+
+
 async def test_a_replacement_is_waited_for(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         world.backends.put(target(THERE), refuse)
@@ -300,6 +318,19 @@ async def test_the_same_replica_is_tried_again_after_a_pause_though_nothing_chan
         assert head.status_code == 200
         assert len(engine.asked) == 4
         assert 1 < trio.current_time() - began < 2
+
+
+@pytest.mark.parametrize("peer", [True, False])
+async def test_a_request_that_kills_engines_is_not_given_to_all_of_them(
+    autojump_clock: MockClock, *, peer: bool
+) -> None:
+    async with open_world() as world:
+        engines = [world.engine(hang_up, target(node)) for node in (HERE, THERE)]
+        caller = world.caller(peer=peer)
+        head, body = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+        assert head.status_code == 502
+        assert error_of(body)["code"] == "engine_lost"
+        assert sum(len(engine.asked) for engine in engines) == (1 if peer else 3)
 
 
 async def test_failing_replicas_are_not_tried_in_a_tight_loop(autojump_clock: MockClock) -> None:
