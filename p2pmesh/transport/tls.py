@@ -120,6 +120,12 @@ class TlsTransport:
         """Open a byte stream that the caller closes; see `Transport.open_stream`."""
         return (await self._connect(address, "stream", expected))[0]
 
+    async def introduce(self, address: Address) -> Peer:
+        """Say hello and hang up; for a node that has no mesh yet. Raises as `dial`."""
+        tls, peer = await self._connect(address, "gossip", None)
+        await trio.aclose_forcefully(tls)
+        return peer
+
     async def _connect(
         self, address: Address, purpose: Purpose, expected: NodeId | None
     ) -> tuple[TlsStream, Peer]:

@@ -1,0 +1,109 @@
+"""`p2pmesh up`: run a node in the foreground."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import trio
+
+from p2pmesh.config import Settings
+from p2pmesh.home import Home
+from p2pmesh.log import configure
+from p2pmesh.node import run as node
+from p2pmesh.node.snapshot import Status
+
+LOG_FILE = "node.log"
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
+@click.option("--until-eof", is_flag=True, help="Stop when standard input ends.")
+@click.pass_context
+def up(ctx: click.Context, *, as_json: bool, until_eof: bool) -> None:
+    """Run a node: join a mesh or found one, and serve models.
+
+    Without --model it serves the small embedded one. Stop it with Ctrl-C.
+    """
+    settings: Settings = ctx.obj
+    home = Home.of(settings)
+    home.create()
+    configure(home.logs / LOG_FILE, debug=ctx.meta["debug"])
+    ui = JsonUi() if as_json else TextUi()
+    trio.run(node.run, settings, ui, wait_stdin_eof if until_eof else None)
+
+
+async def wait_stdin_eof() -> None:
+    """Return when whoever holds the other end of standard input is gone."""
+    # A thread, as not every kind of file can be waited on; it is left behind on cancellation.
+    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+
+
+class JsonUi:
+    """For programs: one line on standard output when ready, notes on standard error."""
+
+    def hashing(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        """Nothing: a program waits for the line."""
+
+    def note(self, sentence: str) -> None:
+        """On standard error, so that the line stays alone."""
+        click.echo(sentence, err=True)
+
+    def listening(self, status: Status) -> None:
+        """Nothing: a program waits for the line."""
+
+    def ready(self, status: Status) -> None:
+        """The line."""
+        mesh = status.snapshot()["mesh"]
+        line = {"mesh": {"id": mesh["id"], "name": mesh["name"]}, "nodes": [status.ready_line()]}
+        click.echo(json.dumps(line))
+
+
+class TextUi:
+    """For people."""
+
+    def hashing(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        """A line that fills up; on a file or pipe only its end."""
+        done = done_bytes >= total_bytes
+        if sys.stdout.isatty():
+            percent = 100 * done_bytes // max(total_bytes, 1)
+            click.echo(f"\rReading {name}: {percent} %", nl=done)
+        elif done:
+            click.echo(f"Read {name}")
+
+    def note(self, sentence: str) -> None:
+        """As it is."""
+        click.echo(sentence)
+
+    def listening(self, status: Status) -> None:
+        """Where everything is."""
+        snapshot = status.snapshot()
+        mesh, me = snapshot["mesh"], snapshot["node"]
+        others = mesh["nodes"] - 1
+        company = f"{others} other node{'s' * (others != 1)}" if others else "no other node yet"
+        click.echo(f"Mesh     {mesh['name']}, {company}")
+        click.echo(f"API      http://{me['api']}/v1")
+        click.echo(f"Console  http://{me['console']}/")
+        click.echo(f"Join     p2pmesh up --join {reachable(snapshot)}")
+        click.echo("         Whoever reaches that port can join; prompts are answered anywhere.")
+        engine = me["engine"]
+        click.echo(f"Engine   {engine['kind']} {engine['version']}")
+        for warning in me["warnings"]:
+            click.echo(f"         {warning}")
+
+    def ready(self, status: Status) -> None:
+        """What is served, where, and what is not."""
+        for model in status.snapshot()["models"]:
+            where = ", ".join(r["name"] for r in model["replicas"] if r["state"] == "ready")
+            if where:
+                click.echo(f"Ready    {model['id']} on {where}")
+            elif model["wanted_by"]:
+                click.echo(f"Waiting  {model['id']}: {model['state']}: {model['reason']}")
+
+
+def reachable(snapshot: Mapping[str, Any]) -> str:
+    """The address that another machine would join, as far as this one can tell."""
+    return next(str(one["address"]) for one in snapshot["nodes"] if one["self"])

@@ -1,0 +1,154 @@
+"""Which models this node has, told to the mesh, and looked for when the mesh wants others.
+
+Hashing a whole library of models takes hours, so a file is hashed only when it is named by the
+user, or when it is exactly as large as one that the mesh wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import trio
+
+from p2pmesh.config import Settings
+from p2pmesh.errors import MeshError
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.store import ModelFile, Store
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.placement.inputs import default_context
+from p2pmesh.state.bodies import HELD_PAGES_MAX, Held, Wanted, held_pages, held_register
+
+SEARCH_INTERVAL_S = 60.0  # a file copied here by hand is found within a minute
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What a node starts with.
+
+    Attributes:
+        files: Its models: the embedded one and what the user named.
+        demo: Which of them is the embedded one.
+        wanted: What the node asks the mesh to serve.
+    """
+
+    files: Mapping[ModelDigest, ModelFile]
+    demo: ModelDigest
+    wanted: tuple[Wanted, ...]
+
+
+def open_models(
+    store: Store, settings: Settings, hashing: Callable[[str, int, int], None]
+) -> Opened:
+    """Find and identify the models of the settings; blocks while files are hashed.
+
+    Args:
+        store: Where they are looked for.
+        settings: Name them, and the context to serve them with.
+        hashing: Told a model's name, the bytes read and the bytes in all.
+
+    Raises:
+        ConfigError: One is not there.
+        ModelError: One cannot be used.
+        LocalError: One cannot be read.
+    """
+    embedded = store.embedded()
+    demo = store.digest(embedded)
+    files = {demo: embedded}
+    wanted: dict[ModelDigest, Wanted] = {}
+    for text in settings.model:
+        file = store.locate(text)
+        digest = store.digest(file, partial(hashing, file.stem))
+        files[digest] = file
+        wanted[digest] = Wanted(
+            digest=digest,
+            stem=file.stem,
+            replicas=1,
+            priority=0,
+            context=settings.context or default_context(file.card),
+            slots=settings.slots,
+        )
+    return Opened(files=files, demo=demo, wanted=tuple(wanted.values()))
+
+
+class Holding:
+    """The models of one node.
+
+    Args:
+        mesh: Told what is held.
+        store: Finds and hashes files.
+        opened: What is held from the start.
+    """
+
+    def __init__(self, mesh: Mesh, store: Store, opened: Opened) -> None:
+        self._mesh = mesh
+        self._store = store
+        self._files = dict(opened.files)
+        self._demo = opened.demo
+        self._pages = 0
+        self._publish()
+
+    def file(self, digest: ModelDigest) -> ModelFile | None:
+        """The file of a model, if this node has it."""
+        return self._files.get(digest)
+
+    async def run(self) -> None:
+        """Look for what the mesh wants and this node may have, until cancelled."""
+        searched: frozenset[ModelDigest] = frozenset()
+        while True:
+            missing = self._missing()
+            if missing and missing != searched:
+                await self._search(missing)
+            searched = missing
+            with trio.move_on_after(SEARCH_INTERVAL_S) as timeout:
+                await self._mesh.changes.wait(self._mesh.changes.count)
+            if timeout.cancelled_caught:
+                searched = frozenset()
+
+    def _missing(self) -> frozenset[ModelDigest]:
+        view = self._mesh.view
+        return frozenset(
+            want.wanted.digest
+            for want in view.wants
+            if want.wanted.digest not in self._files and want.wanted.digest in view.cards
+        )
+
+    async def _search(self, missing: frozenset[ModelDigest]) -> None:
+        cards = self._mesh.view.cards
+        sizes = {cards[digest].size_bytes for digest in missing if digest in cards}
+        found: Sequence[ModelFile] = await trio.to_thread.run_sync(
+            self._store.discover, abandon_on_cancel=True
+        )
+        for file in found:
+            if file.size_bytes not in sizes:
+                continue
+            try:
+                digest = await trio.to_thread.run_sync(
+                    partial(self._store.digest, file), abandon_on_cancel=True
+                )
+            except MeshError as exc:
+                log.warning("model_skipped", path=str(file.parts[0]), reason=str(exc))
+                continue
+            if digest in missing:
+                log.info("model_found", path=str(file.parts[0]), digest=digest)
+                self._files[digest] = file
+                self._publish()
+
+    def _publish(self) -> None:
+        held = [
+            Held(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
+            for digest, file in self._files.items()
+        ]
+        pages = held_pages(held)
+        if len(pages) > HELD_PAGES_MAX:
+            log.warning("models_left_out", pages=len(pages), pages_max=HELD_PAGES_MAX)
+            pages = pages[:HELD_PAGES_MAX]
+        for number, page in enumerate(pages):
+            self._mesh.publish(held_register(number), page)
+        for number in range(len(pages), self._pages):
+            self._mesh.publish(held_register(number), None)
+        self._pages = len(pages)

@@ -1,0 +1,176 @@
+"""What a node keeps of itself on disk: its key, its mesh, its epoch, its address book.
+
+Private keys are PEM files readable by their owner only. Everything else can be read by a person.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pmesh.config import Address, parse_address
+from p2pmesh.errors import ConfigError, LocalError
+from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
+from p2pmesh.identity.keys import SEED_BYTES, MeshId, NodeId, SigningKey, parse_id, show_id
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshCard:
+    """Which mesh a node belongs to.
+
+    Attributes:
+        name: What people call it: two words.
+    """
+
+    id: MeshId
+    name: str
+
+
+def node_key(home: Home) -> SigningKey:
+    """This node's key; made at the first start.
+
+    Raises:
+        LocalError: The file cannot be read, or holds no such key.
+    """
+    if not home.node_key.exists():
+        _write_key(home.node_key, secrets.token_bytes(SEED_BYTES))
+    return _read_key(home.node_key)
+
+
+def load_mesh(home: Home) -> MeshCard | None:
+    """The mesh this node belonged to when it last ran.
+
+    Raises:
+        LocalError: The file is damaged.
+    """
+    try:
+        fields = json.loads(home.mesh_file.read_text("utf-8"))
+        return MeshCard(id=MeshId(parse_id(fields["id"])), name=str(fields["name"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
+        raise LocalError(
+            f"{home.mesh_file} is damaged; delete it to start afresh with --join or a new mesh"
+        ) from exc
+
+
+def save_mesh(home: Home, mesh: MeshCard) -> None:
+    """Remember the mesh; raises as `write_atomic`."""
+    text = json.dumps({"id": show_id(mesh.id), "name": mesh.name}, indent=2) + "\n"
+    write_atomic(home.mesh_file, text.encode())
+
+
+def found_mesh(home: Home) -> MeshCard:
+    """Make a new mesh, whose key stays with this node; raises as `write_atomic`."""
+    seed = secrets.token_bytes(SEED_BYTES)
+    _write_key(home.mesh_key, seed)
+    mesh = MeshCard(
+        id=MeshId(SigningKey(seed).id),
+        name=f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}",
+    )
+    save_mesh(home, mesh)
+    return mesh
+
+
+def next_epoch(home: Home, now_s: float) -> int:
+    """An epoch larger than any this node used, on disk before it is returned.
+
+    At least the unix time, so that a node that lost its disk is still ahead of its old self.
+
+    Raises:
+        LocalError: It cannot be written: then nothing may be published either.
+    """
+    try:
+        last = int(home.epoch_file.read_text("ascii"))
+    except FileNotFoundError:
+        last = 0
+    except (OSError, ValueError) as exc:
+        log.warning("epoch_unreadable", path=str(home.epoch_file), reason=str(exc))
+        last = 0
+    epoch = max(last + 1, int(now_s))
+    save_epoch(home, epoch)
+    return epoch
+
+
+def save_epoch(home: Home, epoch: int) -> None:
+    """Remember the epoch, durably; raises as `write_atomic`."""
+    write_atomic(home.epoch_file, f"{epoch}\n".encode())
+
+
+def load_book(home: Home, mesh: MeshId) -> dict[NodeId, tuple[Address, ...]]:
+    """The address book, empty where there is none for this mesh. A damaged one is only a loss."""
+    try:
+        fields = json.loads(home.peers_file.read_text("utf-8"))
+        if fields["mesh"] != show_id(mesh):
+            return {}
+        return {
+            NodeId(parse_id(node)): tuple(parse_address(text) for text in addresses)
+            for node, addresses in fields["nodes"].items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
+        log.warning("address_book_unreadable", path=str(home.peers_file), reason=str(exc))
+        return {}
+
+
+def save_book(home: Home, mesh: MeshId, book: Mapping[NodeId, tuple[Address, ...]]) -> None:
+    """Remember where nodes were; raises as `write_atomic`."""
+    nodes = {show_id(node): [str(a) for a in book[node]] for node in sorted(book)}
+    text = json.dumps({"mesh": show_id(mesh), "nodes": nodes}, indent=2) + "\n"
+    write_atomic(home.peers_file, text.encode())
+
+
+def _write_key(path: Path, seed: bytes) -> None:
+    pem = Ed25519PrivateKey.from_private_bytes(seed).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    write_atomic(path, pem, PRIVATE_MODE)
+
+
+def _read_key(path: Path) -> SigningKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise TypeError("not an Ed25519 key")
+        if sys.platform != "win32" and path.stat().st_mode & 0o077:
+            log.warning("key_was_readable", path=str(path))
+            os.chmod(path, PRIVATE_MODE)  # noqa: PTH101 - follows no link that pathlib would not
+    except (OSError, ValueError, TypeError) as exc:
+        raise LocalError(
+            f"{path} holds no usable key ({exc}); restore it, or delete it to be a new node"
+        ) from exc
+    return SigningKey(key.private_bytes_raw())
+
+
+_FIRST = (
+    "amber", "brave", "calm", "clear", "coral", "crisp", "dawn", "deep", "early", "fair",
+    "fern", "fresh", "gentle", "golden", "green", "happy", "hazel", "honest", "jolly", "keen",
+    "kind", "light", "lively", "lucky", "lunar", "maple", "mellow", "merry", "mild", "misty",
+    "noble", "north", "olive", "open", "pine", "plain", "quick", "quiet", "rapid", "river",
+    "rosy", "royal", "rustic", "sage", "silent", "silver", "smart", "solar", "south", "spring",
+    "steady", "still", "stone", "sunny", "swift", "tidal", "tidy", "upper", "vivid", "warm",
+    "west", "wild", "winter", "young",
+)  # fmt: skip
+_SECOND = (
+    "acorn", "anchor", "apple", "arrow", "badger", "bay", "beacon", "birch", "bridge", "brook",
+    "canyon", "cedar", "cloud", "comet", "creek", "crane", "delta", "eagle", "ember", "falcon",
+    "field", "finch", "forest", "fox", "garden", "glade", "grove", "harbor", "hawk", "heron",
+    "hill", "island", "lake", "lantern", "lark", "leaf", "lynx", "meadow", "moon", "moss",
+    "oak", "ocean", "orchard", "otter", "owl", "pebble", "petal", "pond", "raven", "reef",
+    "ridge", "robin", "shore", "sparrow", "star", "summit", "thicket", "trail", "valley", "wave",
+    "willow", "wind", "wolf", "wren",
+)  # fmt: skip

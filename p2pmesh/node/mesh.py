@@ -1,0 +1,284 @@
+"""The trio shell around the gossip core: it feeds events in, does what comes out, and tells.
+
+No protocol decision is made here. Everybody else in the node reads `view` and `health` and waits
+on `changes`; the only way to say something to the mesh is `publish`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import trio
+
+from p2pmesh.config import Address
+from p2pmesh.errors import LinkError, LocalError, PeerError
+from p2pmesh.gossip.events import (
+    Dial,
+    DialFailed,
+    Disconnect,
+    Event,
+    Health,
+    HealthChanged,
+    LinkDown,
+    LinkUp,
+    Out,
+    PersistEpoch,
+    Publish,
+    Received,
+    Rejected,
+    Send,
+    SetTimer,
+    StateChanged,
+    TimerFired,
+    TwinFound,
+)
+from p2pmesh.gossip.membership import Gossip
+from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
+from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.node.changes import Changes
+from p2pmesh.state.views import MeshView, read
+from p2pmesh.transport.base import OnStream, Transport
+from p2pmesh.transport.links import Links
+
+SETTLE_AFTER_LINK_S = 0.3  # for the first exchange of records with a new peer
+SETTLE_MAX_S = 3.0  # nobody answered: this node acts on what it knows
+
+log = structlog.get_logger(__name__)
+
+
+class SteadyClock:
+    """Unix time that never goes back, whatever is done to the system's clock."""
+
+    def __init__(self, source: Callable[[], float] = time.time) -> None:
+        self._source = source
+        self._last = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        self._last = max(self._last, self._source())
+        return self._last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanAgreement:
+    """How many linked nodes have this node's plan."""
+
+    same: int
+    asked: int
+
+
+class Mesh:
+    """One node's access to the mesh.
+
+    Args:
+        core: The gossip core, not yet started.
+        transport: Where links come from.
+        save_epoch: Writes an epoch to disk, durably.
+        clock: Mesh time in seconds.
+        alone: Nobody is expected: what is known at the start is all there is.
+    """
+
+    def __init__(
+        self,
+        core: Gossip,
+        transport: Transport,
+        *,
+        save_epoch: Callable[[int], None],
+        clock: Callable[[], float],
+        alone: bool,
+    ) -> None:
+        self.me = core.me
+        self.changes = Changes()
+        self.settled = trio.Event()
+        self._core = core
+        self._transport = transport
+        self._links = Links(transport, core.me, self)
+        self._save_epoch = save_epoch
+        self._clock = clock
+        self._alone = alone
+        self._view: MeshView | None = None
+        self._suspected: dict[NodeId, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
+        self._failure: LocalError | None = None
+        self._failed = trio.Event()
+
+    # --- what the rest of the node sees ---------------------------------------------------------
+
+    @property
+    def view(self) -> MeshView:
+        """What the records say; made when asked for, kept until they change."""
+        if self._view is None:
+            self._view = read(self._core.document)
+        return self._view
+
+    @property
+    def linked(self) -> frozenset[NodeId]:
+        """The nodes with a gossip link."""
+        return self._core.linked
+
+    @property
+    def dead(self) -> frozenset[NodeId]:
+        """The nodes that placement does without."""
+        return frozenset(node for node in self.view.nodes if self.health(node) is Health.DEAD)
+
+    @property
+    def agreement(self) -> PlanAgreement:
+        """How many of the linked nodes said that they have the same plan."""
+        plans = [self._core.plans.get(node) for node in self._core.linked]
+        return PlanAgreement(same=plans.count(self._core.plan), asked=len(plans))
+
+    def health(self, node: NodeId) -> Health:
+        """What this node sees of `node`; itself it sees live."""
+        return Health.LIVE if node == self.me else self._core.prober.health(node)
+
+    def rtt_s(self, node: NodeId) -> float | None:
+        """Round-trip time of probes, None while there was none."""
+        return self._core.prober.rtt_s(node)
+
+    def suspected(self, node: NodeId) -> trio.Event:
+        """Set once `node` does not answer; a node that is trusted again gets a new one."""
+        event = self._suspected.get(node)
+        if event is None or (event.is_set() and self.health(node) is Health.LIVE):
+            event = self._suspected[node] = trio.Event()
+        if self.health(node) is not Health.LIVE:
+            event.set()
+        return event
+
+    def addresses(self) -> dict[NodeId, tuple[Address, ...]]:
+        """Where the others are, for the address book."""
+        nodes = self.view.nodes.values()
+        return {one.node: one.member.addresses for one in nodes if one.node != self.me}
+
+    def publish(self, register: str, body: Mapping[str, Any] | None) -> None:
+        """Say what one of this node's registers holds now; None withdraws it."""
+        self._feed(Publish(register=register, body=None if body is None else dict(body)))
+
+    def set_plan(self, digest: bytes) -> None:
+        """Say in probes which plan this node computed."""
+        self._core.plan = digest
+
+    async def open_stream(self, node: NodeId) -> trio.abc.Stream:
+        """A byte stream to `node` for a forwarded request.
+
+        Raises:
+            LinkError: It cannot be reached at any of its addresses.
+            PeerError: What answers there is not that node.
+        """
+        view = self.view.nodes.get(node)
+        addresses = view.member.addresses if view else ()
+        failure: LinkError | PeerError = LinkError(f"{show_id(node)} has no address")
+        for address in addresses:
+            try:
+                return await self._transport.open_stream(address, expected=node)
+            except (LinkError, PeerError) as exc:
+                failure = exc
+        raise failure
+
+    # --- running --------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        on_stream: OnStream,
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Take part until cancelled.
+
+        Args:
+            on_stream: Called with each stream that another node opens.
+            task_status: Told once others can reach this node.
+
+        Raises:
+            LocalError: Another node runs with this one's key, or the disk failed.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self._links.run, on_stream)
+            self._do(self._core.start(self._clock()))
+            nursery.start_soon(self._settle)
+            task_status.started()
+            await self._failed.wait()
+            assert self._failure is not None
+            raise self._failure
+
+    async def finish(self, deadline_s: float) -> None:
+        """Send what is queued (a goodbye, say) and close all links."""
+        await self._links.finish(deadline_s)
+
+    async def _settle(self) -> None:
+        with trio.move_on_after(0 if self._alone else SETTLE_MAX_S):
+            while not self._core.linked:
+                await self.changes.wait(self.changes.count)
+            await trio.sleep(SETTLE_AFTER_LINK_S)
+        self.settled.set()
+
+    # --- events from the links ------------------------------------------------------------------
+
+    def link_up(self, peer: Peer) -> None:
+        """See `LinkEvents`."""
+        if abs(peer.clock_ahead_s) > CLOCK_SKEW_S_MAX:
+            log.warning("clock_differs", node=show_id(peer.node), ahead_s=peer.clock_ahead_s)
+        self._feed(LinkUp(node=peer.node))
+
+    def link_down(self, node: NodeId) -> None:
+        """See `LinkEvents`."""
+        self._feed(LinkDown(node=node))
+
+    def message_received(self, node: NodeId, message: bytes) -> None:
+        """See `LinkEvents`."""
+        self._feed(Received(node=node, message=message))
+
+    def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
+        """See `LinkEvents`."""
+        self._feed(DialFailed(node=node, nobody_there=nobody_there))
+
+    # --- the core -------------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        linked = self._core.linked
+        try:
+            self._do(self._core.handle(event, self._clock()))
+        except LocalError as exc:
+            # Events come in the tasks of links, where an error would only end that link.
+            self._failure = exc
+            self._failed.set()
+        if self._core.linked != linked:
+            self.changes.notify()
+
+    def _do(self, outs: list[Out]) -> None:
+        for out in outs:
+            match out:
+                case Send(node=node, message=message):
+                    self._links.send(node, message)
+                case SetTimer(after_s=after_s, token=token):
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._timer, after_s, token)
+                case Dial(node=node, addresses=addresses):
+                    self._links.dial(node, addresses)
+                case Disconnect(node=node, reason=reason):
+                    log.info("peer_disconnected", node=show_id(node), reason=reason)
+                    self._links.close(node)
+                case StateChanged():
+                    self._view = None
+                    self.changes.notify()
+                case HealthChanged(node=node, health=health):
+                    log.info("health_changed", node=show_id(node), health=health.value)
+                    self.suspected(node)  # sets the event of those who wait, if it is suspect
+                    self.changes.notify()
+                case PersistEpoch(epoch=epoch):
+                    self._save_epoch(epoch)
+                case Rejected(node=node, reason=reason):
+                    log.warning("record_rejected", node=show_id(node), reason=reason)
+                case TwinFound():
+                    raise LocalError(
+                        "Another node is running with this node's key; "
+                        "give each its own --home instead of a copy"
+                    )
+
+    async def _timer(self, after_s: float, token: str) -> None:
+        await trio.sleep(after_s)
+        self._feed(TimerFired(token=token))

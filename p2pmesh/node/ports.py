@@ -1,0 +1,59 @@
+"""Listening: at the address asked for, or next to a default that is taken."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+import trio
+
+from p2pmesh.config import PORT_MAX, Address
+from p2pmesh.errors import LocalError
+
+NEIGHBOURS_MAX = 50  # ports tried after a default; so many nodes on one machine are a test
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Bound listeners and where they are."""
+
+    listeners: list[trio.SocketListener]
+    address: Address
+
+
+async def listen(name: str, wanted: Address, *, exact: bool) -> Listening:
+    """Listen at `wanted`.
+
+    Args:
+        name: The setting, for the error.
+        wanted: Port 0 takes a free one.
+        exact: Whether the user named it; a default that is taken moves to the next free port.
+
+    Raises:
+        LocalError: It cannot be had.
+    """
+    last = wanted.port if exact else min(wanted.port + NEIGHBOURS_MAX, PORT_MAX)
+    port = wanted.port
+    while True:
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=wanted.host)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE and port < last:
+                port += 1
+                continue
+            raise LocalError(
+                f"Cannot listen on {wanted} ({_reason(exc)}); "
+                f"choose another with --{name} HOST:PORT"
+            ) from exc
+        host, bound = listeners[0].socket.getsockname()[:2]
+        return Listening(listeners, Address(host, bound))
+
+
+def _reason(exc: OSError) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return "another program listens there"
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return "the system allows that port to administrators only"
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    return exc.strerror or str(exc)

@@ -1,0 +1,324 @@
+"""One node: its parts, in the order in which they start and stop.
+
+Everything runs in one nursery tree. Parts know each other only through what is passed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
+
+import psutil
+import structlog
+import trio
+
+from p2pmesh import __version__
+from p2pmesh.config import Settings
+from p2pmesh.console import serve as console
+from p2pmesh.console.api import create_app
+from p2pmesh.engine.find import Engine, find_engine
+from p2pmesh.errors import LocalError
+from p2pmesh.gateway.serve import Gateway
+from p2pmesh.gossip.membership import Gossip
+from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
+from p2pmesh.identity.hello import Self
+from p2pmesh.identity.keys import show_id
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.store import Store
+from p2pmesh.node.holding import Holding, Opened, open_models
+from p2pmesh.node.interfaces import advertised, default_name
+from p2pmesh.node.joining import choose_mesh
+from p2pmesh.node.keystore import MeshCard, load_book, next_epoch, node_key, save_book, save_epoch
+from p2pmesh.node.mesh import Mesh, SteadyClock
+from p2pmesh.node.ports import Listening, listen
+from p2pmesh.node.routes import Routes
+from p2pmesh.node.serving import Serving
+from p2pmesh.node.snapshot import Addresses, Status
+from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
+from p2pmesh.state.bodies import CAPS, MEMBER, WANTS, Caps, Member, wants_to_wire
+from p2pmesh.transport.tls import TlsTransport
+
+DRAIN_S = 10.0  # running answers get this long after the first Ctrl-C
+GOODBYE_S = 1.0
+MEASURE_INTERVAL_S = 5.0
+BOOK_INTERVAL_S = 5.0
+PORTS = ("peer", "api", "console")
+
+log = structlog.get_logger(__name__)
+
+
+class Ui(Protocol):
+    """What a person or program sees of a start. Calls return at once."""
+
+    def hashing(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        """A model's file is being read; called from a thread."""
+        ...
+
+    def note(self, sentence: str) -> None:
+        """Something the user did not ask for and should know."""
+        ...
+
+    def listening(self, status: Status) -> None:
+        """The addresses answer."""
+        ...
+
+    def ready(self, status: Status) -> None:
+        """Every model that the mesh should serve is served, or cannot be."""
+        ...
+
+
+Until = Callable[[], Awaitable[None]]
+
+
+async def run(settings: Settings, ui: Ui, until: Until | None = None) -> None:
+    """Run a node until a signal or its console tells it to stop.
+
+    Args:
+        settings: What the user wants of it.
+        ui: Who is told how it goes.
+        until: Its return stops the node too.
+
+    Raises:
+        ConfigError: A setting cannot be used.
+        MeshError: It cannot start or go on; the sentence says why.
+    """
+    home = Home.of(settings)
+    with home.locked():
+        node = Node(settings, home, ui)
+        await node.prepare()
+        await node.run(until)
+
+
+class Node:
+    """A node and its parts.
+
+    Args:
+        settings: What the user wants of it.
+        home: Where it writes; locked for it.
+        ui: Who is told how it goes.
+    """
+
+    def __init__(self, settings: Settings, home: Home, ui: Ui) -> None:
+        self._settings, self._home, self._ui = settings, home, ui
+        self._name = settings.name or default_name()
+        self._self = Self(key=node_key(home), instance=secrets.randbits(63), mesh=None)
+        self._store = Store(home, environ=os.environ)
+        self._clock = SteadyClock()
+        self._stop = trio.Event()
+        self._ports: dict[str, Listening] = {}
+
+    async def prepare(self) -> None:
+        """Everything that can fail for a reason of the user's, before anything is promised."""
+        self._engine: Engine = await trio.to_thread.run_sync(
+            partial(find_engine, self._settings.engine, self._home.engine, os.environ)
+        )
+        self._opened: Opened = await trio.to_thread.run_sync(
+            partial(open_models, self._store, self._settings, self._ui.hashing),
+            abandon_on_cancel=True,
+        )
+        for name in PORTS:
+            wanted = getattr(self._settings, name)
+            port = await listen(name, wanted, exact=name in self._settings.given)
+            self._ports[name] = port
+            if name not in self._settings.given and port.address.port != wanted.port:
+                self._ui.note(f"Port {wanted.port} is taken: {name} is at {port.address}")
+
+    async def run(self, until: Until | None) -> None:
+        """Join or found, start every part, wait, stop every part."""
+        transport = TlsTransport(lambda: self._self, self._ports["peer"].listeners)
+        card = await choose_mesh(self._home, self._settings.join, transport.introduce)
+        self._self = Self(
+            key=self._self.key, instance=self._self.instance, mesh=card.id, mesh_name=card.name
+        )
+        mesh = self._make_mesh(card, transport)
+        holding = Holding(mesh, self._store, self._opened)
+        serving = Serving(
+            mesh,
+            self._engine,
+            holding,
+            slots=self._settings.slots,
+            logs=self._home.logs,
+            in_flight=lambda digest: _in_flight(gateway, mesh, digest),
+        )
+        routes = Routes(mesh, serving, slots=self._settings.slots)
+        gateway = Gateway(routes)
+        status = self._make_status(card, mesh, serving, routes)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed_signals)
+            if until is not None:
+                nursery.start_soon(self._heed, until)
+            self._introduce_itself(mesh)
+            await nursery.start(mesh.run, lambda _, stream: gateway.serve_peer_stream(stream))
+            await nursery.start(self._measure, mesh, serving)
+            nursery.start_soon(holding.run)
+            nursery.start_soon(serving.run)
+            await nursery.start(gateway.serve, self._ports["api"].listeners)
+            await nursery.start(console.serve, create_app(status), self._ports["console"].listeners)
+            nursery.start_soon(self._keep_book, mesh, card)
+            self._write_run_file(status, card)
+            try:
+                self._ui.listening(status)
+                nursery.start_soon(self._announce_ready, mesh, serving, routes, status)
+                await self._stop.wait()
+                await self._leave(mesh, gateway, serving)
+            finally:
+                self._home.run_file.unlink(missing_ok=True)
+            nursery.cancel_scope.cancel()
+
+    async def _leave(self, mesh: Mesh, gateway: Gateway, serving: Serving) -> None:
+        log.info("node_leaving")
+        # Said first, so that the others take over while the last answers are finished here.
+        mesh.publish(MEMBER, self._member(left=True).to_wire())
+        await gateway.drain(DRAIN_S)
+        await serving.stop()
+        await mesh.finish(GOODBYE_S)
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _make_mesh(self, card: MeshCard, transport: TlsTransport) -> Mesh:
+        book = load_book(self._home, card.id)
+        core = Gossip(
+            key=self._self.key,
+            mesh=card.id,
+            instance=self._self.instance,
+            epoch=next_epoch(self._home, self._clock()),
+            seeds=self._settings.join,
+            book=book,
+        )
+        return Mesh(
+            core,
+            transport,
+            save_epoch=partial(save_epoch, self._home),
+            clock=self._clock,
+            alone=not book and not self._settings.join,
+        )
+
+    def _make_status(self, card: MeshCard, mesh: Mesh, serving: Serving, routes: Routes) -> Status:
+        return Status(
+            name=self._name,
+            home=self._home,
+            card=card,
+            addresses=Addresses(**{name: self._ports[name].address for name in PORTS}),
+            engine=self._engine,
+            mesh=mesh,
+            serving=serving,
+            routes=routes,
+            token=secrets.token_urlsafe(32),
+            stop=self._stop.set,
+        )
+
+    def _introduce_itself(self, mesh: Mesh) -> None:
+        mesh.publish(MEMBER, self._member(left=False).to_wire())
+        mesh.publish(WANTS, wants_to_wire(self._opened.wanted))
+
+    def _member(self, *, left: bool) -> Member:
+        return Member(
+            name=self._name,
+            addresses=advertised(self._ports["peer"].address),
+            version=__version__,
+            left=left,
+        )
+
+    def _write_run_file(self, status: Status, card: MeshCard) -> None:
+        fields = {
+            **status.ready_line(),
+            "token": status.token,
+            "mesh": {"id": show_id(card.id), "name": card.name},
+            "started_at": int(time.time()),
+        }
+        write_atomic(self._home.run_file, json.dumps(fields).encode(), PRIVATE_MODE)
+
+    # --- tasks ----------------------------------------------------------------------------------
+
+    async def _heed_signals(self) -> None:
+        """The first signal stops in order, the second at once."""
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform == "win32":
+            wanted.append(signal.SIGBREAK)
+        with trio.open_signal_receiver(*wanted) as signals:
+            async for signum in signals:
+                if self._stop.is_set():
+                    # The launchers end the engines once this process is gone.
+                    self._home.run_file.unlink(missing_ok=True)
+                    os._exit(128 + signum)
+                self._ui.note("Stopping: finishing running answers; once more to stop at once")
+                self._stop.set()
+
+    async def _heed(self, until: Until) -> None:
+        await until()
+        self._stop.set()
+
+    async def _measure(
+        self,
+        mesh: Mesh,
+        serving: Serving,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep telling the mesh how much memory this node gives; started once it was told."""
+        told = self._tell_budget(mesh, serving, None)
+        task_status.started()
+        while True:
+            await trio.sleep(MEASURE_INTERVAL_S)
+            told = self._tell_budget(mesh, serving, told)
+
+    def _tell_budget(self, mesh: Mesh, serving: Serving, told: Published | None) -> Published:
+        engine, named = self._engine, self._settings.memory
+        memories = [_main_memory(serving.used_bytes()), *_device_memories(engine)]
+        budget = budget_bytes(named, memories)
+        now = publish(told, budget, exact=named is not None, now_s=trio.current_time())
+        caps = Caps(
+            budget_bytes=now.budget_bytes,
+            engine=f"{engine.kind} {engine.version}",
+            rpc=engine.rpc or "",
+        )
+        mesh.publish(CAPS, caps.to_wire())
+        return now
+
+    async def _keep_book(self, mesh: Mesh, card: MeshCard) -> None:
+        """Remember where the others are, for the next start."""
+        written = load_book(self._home, card.id)
+        while True:
+            book = {**written, **mesh.addresses()}
+            if book != written:
+                try:
+                    save_book(self._home, card.id, book)
+                except LocalError as exc:
+                    log.warning("address_book_not_saved", reason=str(exc))
+                written = book
+            await trio.sleep(BOOK_INTERVAL_S)
+
+    async def _announce_ready(
+        self, mesh: Mesh, serving: Serving, routes: Routes, status: Status
+    ) -> None:
+        await serving.planned.wait()
+        while any(model.state == "loading" for model in routes.models()):
+            await mesh.changes.wait(mesh.changes.count)
+        self._ui.ready(status)
+
+
+def _in_flight(gateway: Gateway, mesh: Mesh, digest: ModelDigest) -> int:
+    return gateway.statistics().in_flight.get(mesh.view.catalogue.id_of(digest), 0)
+
+
+def _main_memory(held_bytes: int) -> Memory:
+    memory = psutil.virtual_memory()
+    return Memory(
+        total_bytes=memory.total, free_bytes=memory.available, held_bytes=held_bytes, main=True
+    )
+
+
+def _device_memories(engine: Engine) -> list[Memory]:
+    # As found at the start, before this node's own engines took any of it.
+    return [
+        Memory(total_bytes=device.total_bytes, free_bytes=device.free_bytes)
+        for device in engine.devices
+        if not device.unified
+    ]

@@ -1,0 +1,174 @@
+"""From the facts to this node's engines: plan, reconcile, start and stop, and say what runs.
+
+The decisions are `placement`'s; here are the processes. A node acts on itself only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import structlog
+import trio
+
+from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.find import Engine
+from p2pmesh.engine.process import EngineProcess, EngineStatus
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.node.holding import Holding
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.placement.facts import Facts
+from p2pmesh.placement.inputs import agreed, facts_of, launch_context
+from p2pmesh.placement.plan import Plan, plan
+from p2pmesh.placement.reconcile import Start, Stop, reconcile
+from p2pmesh.state.bodies import SERVES, Served, ServeState, serves_to_wire
+
+DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
+DRAIN_POLL_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    process: EngineProcess
+    scope: trio.CancelScope
+    draining: bool = False
+
+    @property
+    def state(self) -> ServeState:
+        state = self.process.status.state
+        return "stopping" if self.draining or state == "stopped" else state
+
+
+class Serving:
+    """The engines of one node.
+
+    Args:
+        mesh: Where facts come from and states go.
+        engine: What runs models.
+        holding: Where their files are.
+        slots: Requests at the same time, where no want says otherwise.
+        logs: Where engines log.
+        in_flight: How many requests an engine is answering.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        engine: Engine,
+        holding: Holding,
+        *,
+        slots: int,
+        logs: Path,
+        in_flight: Callable[[ModelDigest], int],
+    ) -> None:
+        self.plan: Plan = plan(Facts())
+        self.planned = trio.Event()
+        self._facts = Facts()
+        self._mesh = mesh
+        self._engine = engine
+        self._holding = holding
+        self._slots = slots
+        self._logs = logs
+        self._in_flight = in_flight
+        self._running: dict[ModelDigest, _Running] = {}
+        self._scope = trio.CancelScope()
+        self._stopped = trio.Event()
+
+    def status(self, digest: ModelDigest) -> EngineStatus | None:
+        """The engine of a model, while it takes requests; None otherwise."""
+        running = self._running.get(digest)
+        return running.process.status if running and running.state == "ready" else None
+
+    def used_bytes(self) -> int:
+        """Main memory that this node's engines hold."""
+        pids = [one.process.status.pid for one in self._running.values()]
+        return sum(_resident_bytes(pid) for pid in pids if pid is not None)
+
+    async def run(self) -> None:
+        """Serve what the plan has here, until cancelled or stopped; then all engines are gone."""
+        await self._mesh.settled.wait()
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        seen = self._mesh.changes.count
+                        self._reconcile(nursery)
+                        self.planned.set()
+                        await self._mesh.changes.wait(seen)
+        finally:
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """End all engines; returns when they are gone."""
+        self._scope.cancel()
+        if self.planned.is_set():
+            await self._stopped.wait()
+
+    def _reconcile(self, nursery: trio.Nursery) -> None:
+        facts = facts_of(self._mesh.view, self._mesh.dead)
+        if facts != self._facts:
+            self._facts, self.plan = facts, plan(facts)
+            self._mesh.set_plan(self.plan.digest)
+        running = {digest: one.state for digest, one in self._running.items()}
+        for action in reconcile(me=self._mesh.me, plan=self.plan, facts=facts, running=running):
+            match action:
+                case Start(digest=digest):
+                    self._start(digest, nursery)
+                case Stop(digest=digest, reason=reason):
+                    log.info("model_stopping", digest=digest, reason=str(reason))
+                    self._running[digest].draining = True
+                    nursery.start_soon(self._drain, self._running[digest], digest)
+        self._publish()
+
+    def _start(self, digest: ModelDigest, nursery: trio.Nursery) -> None:
+        file = self._holding.file(digest)
+        if file is None:  # it was held when the plan was made
+            log.warning("model_gone", digest=digest)
+            return
+        view = self._mesh.view
+        wanted = agreed(view).get(digest)
+        launch = Launch(
+            model_paths=file.parts,
+            alias=view.catalogue.id_of(digest),
+            modality=file.card.modality,
+            context=launch_context(view, digest),
+            slots=wanted.slots if wanted and wanted.slots else self._slots,
+        )
+        process = EngineProcess(
+            self._engine, launch, logs=self._logs, on_change=lambda _: self._publish()
+        )
+        log.info("model_starting", digest=digest, alias=launch.alias)
+        self._running[digest] = _Running(process, trio.CancelScope())
+        nursery.start_soon(self._serve, digest, self._running[digest])
+
+    async def _serve(self, digest: ModelDigest, running: _Running) -> None:
+        try:
+            with running.scope:
+                await running.process.run()
+        finally:
+            del self._running[digest]
+            self._publish()
+
+    async def _drain(self, running: _Running, digest: ModelDigest) -> None:
+        with trio.move_on_after(DRAIN_S):
+            while self._in_flight(digest):  # noqa: ASYNC110 - a count, nobody announces it
+                await trio.sleep(DRAIN_POLL_S)
+        running.scope.cancel()
+
+    def _publish(self) -> None:
+        served = [
+            Served(digest=digest, state=one.state, detail=one.process.status.detail)
+            for digest, one in self._running.items()
+        ]
+        self._mesh.publish(SERVES, serves_to_wire(served))
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it ended a moment ago
+        return 0
