@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from p2pmesh.engine.argv import Launch, server_argv
@@ -301,6 +303,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--quick", action="store_true", help="a few seconds: does it run at all?")
     options = parser.parse_args()
+    warnings_only = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(
+        wrapper_class=warnings_only, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     report = trio.run(run, QUICK if options.quick else FULL)
     print(json.dumps(report) if options.json else show(report))
     sys.stdout.flush()

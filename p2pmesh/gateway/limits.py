@@ -24,6 +24,12 @@ QUEUE_MAX = 256
 QUEUE_WAIT_S = 30.0
 # Requests that wait for a replica to be ready again, with their bodies in memory.
 WAITING_MAX = 256
+# Connections to one engine beyond its slots, so that a free slot finds its next request waiting.
+# Not more: llama-server has four threads beyond its slots for connections, and with more of them
+# than threads, some wait until others have been idle for 5 s (measured at 64).
+ENGINE_SPARE = 2
+# Slots of an engine that did not say how many it has.
+SLOTS_UNKNOWN = 4
 # What a body may have: images in a chat are a few MiB each.
 BODY_BYTES_MAX = 64 * 1024 * 1024
 # All bodies together: eight of the largest.

@@ -2,7 +2,7 @@
 
 Rules: a connection carries one request at a time and is kept only when its answer was read to the
 end. An idle one may have been closed at the other end; that shows when it is used, and whoever
-uses it then takes a fresh one (`Upstream.reused`). Knows nothing of models, clients or retries.
+uses it then takes a fresh one. Knows nothing of models, clients or retries.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from p2pmesh.errors import EngineError, LinkError
 from p2pmesh.gateway.headers import Header
 from p2pmesh.gateway.route import ReplicaKey, Target
 
-# Under the 5 s after which llama-server closes an idle connection itself.
-IDLE_TIMEOUT_S = 4.0
+# To an engine: under the 5 s after which llama-server closes an idle connection itself.
+ENGINE_IDLE_TIMEOUT_S = 4.0
+# To a peer: a new stream costs two handshakes; under the 75 s that its gateway keeps one.
+PEER_IDLE_TIMEOUT_S = 60.0
+PRUNE_INTERVAL_S = 4.0
 # Per replica: as many as one of them answers at once in practice, and a burst on top.
 IDLE_PER_REPLICA_MAX = 64
 # All idle connections together: they cost files, here and there.
@@ -52,10 +55,10 @@ class LostError(LinkError):
 class Upstream:
     """One connection to a replica. Every failure of it is a `LinkError`."""
 
-    def __init__(self, key: ReplicaKey, stream: trio.abc.Stream) -> None:
-        self.key = key
-        self.reused = False
-        self.idle_since = 0.0
+    def __init__(self, target: Target, stream: trio.abc.Stream) -> None:
+        self.key = target.key
+        self.idle_until = 0.0
+        self._idle_s = ENGINE_IDLE_TIMEOUT_S if target.local else PEER_IDLE_TIMEOUT_S
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
 
@@ -104,8 +107,7 @@ class Upstream:
         if self._http.trailing_data != (b"", False):
             return False
         self._http.start_next_cycle()
-        self.reused = True
-        self.idle_since = trio.current_time()
+        self.idle_until = trio.current_time() + self._idle_s
         return True
 
     async def aclose(self) -> None:
@@ -133,7 +135,7 @@ class Pool:
     def take(self, key: ReplicaKey) -> Upstream | None:
         """An idle connection to this replica that has not timed out."""
         idle = self._by_key.get(key)
-        if not idle or idle[-1].idle_since + IDLE_TIMEOUT_S < trio.current_time():
+        if not idle or idle[-1].idle_until <= trio.current_time():
             return None
         upstream = idle[-1]
         self._forget(upstream)
@@ -151,7 +153,7 @@ class Pool:
         except _BROKEN as exc:
             where = "the local engine" if target.local else target.node_name
             raise LinkError(f"{where} cannot be reached: {_words(exc)}") from exc
-        return Upstream(target.key, stream)
+        return Upstream(target, stream)
 
     async def release(self, upstream: Upstream) -> None:
         """Keep a connection whose answer was read to the end, or close it. Never waits."""
@@ -169,9 +171,11 @@ class Pool:
 
     async def prune(self) -> None:
         """Close what has been idle too long."""
-        limit = trio.current_time() - IDLE_TIMEOUT_S
-        while self._idle and next(iter(self._idle.values())).idle_since <= limit:
-            await self._close_oldest()
+        now = trio.current_time()
+        for upstream in [one for one in self._idle.values() if one.idle_until <= now]:
+            if id(upstream) in self._idle:  # closing gives others a turn, and they may take it
+                self._forget(upstream)
+                await upstream.aclose()
 
     async def run(self) -> None:
         """Prune as long as there is something to prune; at the end close all."""
@@ -180,7 +184,7 @@ class Pool:
                 self.filled = trio.Event()
                 if not self._idle:
                     await self.filled.wait()
-                await trio.sleep(IDLE_TIMEOUT_S)
+                await trio.sleep(PRUNE_INTERVAL_S)
                 await self.prune()
         finally:
             with trio.CancelScope(shield=True):  # closing forcefully does not wait

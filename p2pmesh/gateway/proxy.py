@@ -23,7 +23,7 @@ from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.client import ClientConnection
 from p2pmesh.gateway.headers import Header, request_headers, response_headers
-from p2pmesh.gateway.limits import RETRY_AFTER_S, Limits
+from p2pmesh.gateway.limits import ENGINE_SPARE, RETRY_AFTER_S, SLOTS_UNKNOWN, Limits
 from p2pmesh.gateway.openai import ApiError, not_ready
 from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target, choose
@@ -89,6 +89,7 @@ class Proxy:
         self._counters = counters
         self._rng = rng
         self._in_flight: Counter[ReplicaKey] = Counter()
+        self._doors: dict[ReplicaKey, trio.CapacityLimiter] = {}
         self.pool = Pool(backends.connect)
         self.suspicion = SuspicionWatch(backends.suspected)
 
@@ -171,12 +172,33 @@ class Proxy:
         self._counters.in_flight[job.model.id] += 1
         try:
             with watch as guard:
-                await self._exchange(client, job, target, guard)
+                door = self._door(target)
+                with guard.wait(ANSWER_DEADLINE_S):
+                    await door.acquire()
+                try:
+                    await self._exchange(client, job, target, guard)
+                finally:
+                    door.release()
         finally:
             self._counters.in_flight[job.model.id] -= 1
             self._in_flight[target.key] -= 1
             if not self._in_flight[target.key]:
                 del self._in_flight[target.key]
+
+    def _door(self, target: Target) -> trio.CapacityLimiter:
+        """Bounds the connections to a replica; who finds it shut waits here, in turn.
+
+        A client that leaves while it waits has cost the engine nothing. A peer gets twice what its
+        engine takes: while one half is answered the other is there already.
+        """
+        room = (target.slots or SLOTS_UNKNOWN) + ENGINE_SPARE
+        room = room if target.local else 2 * room
+        door = self._doors.get(target.key)
+        if door is None:
+            door = self._doors[target.key] = trio.CapacityLimiter(room)
+        elif door.total_tokens != room:
+            door.total_tokens = room
+        return door
 
     async def _exchange(
         self, client: ClientConnection, job: Job, target: Target, guard: Guard

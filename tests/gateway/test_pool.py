@@ -9,7 +9,14 @@ from trio.testing import MockClock
 from p2pmesh.errors import EngineError, LinkError
 from p2pmesh.gateway import pool as pool_module
 from p2pmesh.gateway.headers import Header
-from p2pmesh.gateway.pool import CONNECT_DEADLINE_S, IDLE_TIMEOUT_S, Pool, Upstream
+from p2pmesh.gateway.pool import (
+    CONNECT_DEADLINE_S,
+    ENGINE_IDLE_TIMEOUT_S,
+    PEER_IDLE_TIMEOUT_S,
+    PRUNE_INTERVAL_S,
+    Pool,
+    Upstream,
+)
 from p2pmesh.gateway.route import Target
 from tests.gateway.fake import THERE, FakeEngine, target
 
@@ -50,14 +57,18 @@ async def test_an_idle_connection_times_out_and_is_closed(autojump_clock: MockCl
         engine = FakeEngine(nursery)
         pool = pool_of(engine)
         nursery.start_soon(pool.run)
-        upstream = await pool.open(target())
-        await exchange(upstream)
-        await pool.release(upstream)
-        assert len(pool) == 1
-        await trio.sleep(2 * IDLE_TIMEOUT_S + 0.1)
-        assert len(pool) == 0
-        with pytest.raises(LinkError):
+        upstreams = [await pool.open(target()), await pool.open(target(THERE))]
+        for upstream in upstreams:
             await exchange(upstream)
+            await pool.release(upstream)
+        assert len(pool) == 2
+        await trio.sleep(ENGINE_IDLE_TIMEOUT_S + PRUNE_INTERVAL_S + 0.1)
+        assert len(pool) == 1
+        await trio.sleep(PEER_IDLE_TIMEOUT_S)
+        assert len(pool) == 0
+        for upstream in upstreams:
+            with pytest.raises(LinkError):
+                await exchange(upstream)
         nursery.cancel_scope.cancel()
 
 
@@ -116,7 +127,7 @@ async def test_connecting_has_a_deadline(autojump_clock: MockClock) -> None:
 
 async def test_what_is_not_http_is_a_link_error() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    upstream = Upstream(target().key, ours)
+    upstream = Upstream(target(), ours)
     await upstream.send("GET", "/", HEADERS, b"")
     await theirs.send_all(b"SSH-2.0-OpenSSH\r\n\r\n")
     await upstream.receive()

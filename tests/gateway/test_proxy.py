@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pmesh.gateway.limits import READY_WAIT_S, UNSERVED_WAIT_S, Limits
+from p2pmesh.gateway.limits import ENGINE_SPARE, READY_WAIT_S, UNSERVED_WAIT_S, Limits
 from p2pmesh.gateway.suspicion import SUSPECT_SILENCE_S
 from tests.gateway.fake import (
     HERE,
@@ -432,6 +432,34 @@ async def test_a_hop_between_two_gateways(autojump_clock: MockClock) -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert engine.closed == 1
         assert owner.gateway.statistics().in_flight == {}
+
+
+async def test_an_engine_gets_only_as_many_connections_as_it_has_threads_for(
+    autojump_clock: MockClock,
+) -> None:
+    gate = trio.Event()
+    at_once = 0
+
+    async def gated(asked: Asked, reply: Reply) -> None:
+        nonlocal at_once
+        at_once += 1
+        await gate.wait()
+        await hello(asked, reply)
+
+    async with open_world() as world:
+        local = world.engine(gated, target(HERE, slots=3))
+        callers = [world.caller() for _ in range(9)]
+        for caller in callers:
+            await caller.send("POST", CHAT, BODY)
+        await trio.testing.wait_all_tasks_blocked()
+        assert at_once == 3 + ENGINE_SPARE
+        assert world.gateway.statistics().in_flight == {"alpha": 9}
+        await callers[8].stream.aclose()  # the last one in the queue costs the engine nothing
+        gate.set()
+        for caller in callers[:8]:
+            assert (await caller.answer())[0].status_code == 200
+        assert local.connections == 3 + ENGINE_SPARE
+        assert len(local.asked) == 8
 
 
 async def test_a_large_body_goes_out_whole() -> None:
