@@ -215,8 +215,8 @@ class _Link:
         except trio.WouldBlock:
             self.reason = "the peer takes messages too slowly"
             self.close()
-        except trio.ClosedResourceError:
-            pass  # finishing: nothing new is said
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            pass  # it is ending on our word or the peer's: nothing new is said on it
 
     def close(self) -> None:
         self._scope.cancel()

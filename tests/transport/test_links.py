@@ -154,6 +154,18 @@ async def test_a_peer_that_reads_nothing_loses_its_link(autojump_clock: MockCloc
         assert a.told[-1] == ("down", b.id)
 
 
+async def test_sending_while_a_link_ends_is_harmless(autojump_clock: MockClock) -> None:
+    async with running(anna, bert) as (a, b):
+        a.links.dial(b.id, [b.address])
+        await wait_all_tasks_blocked()
+        a.links.close(b.id)
+        for _ in range(50):
+            a.links.send(b.id, b"x")
+            await trio.lowlevel.checkpoint()
+        assert a.links.linked == frozenset()
+        assert a.told[-1] == ("down", b.id)
+
+
 async def test_finishing_sends_what_is_queued(autojump_clock: MockClock) -> None:
     async with running(anna, bert) as (a, b):
         a.links.dial(b.id, [b.address])

@@ -1,0 +1,164 @@
+"""Real nodes as processes of the installed program, each with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+POLL_S = 0.02
+ANYWHERE = "127.0.0.1:0"
+
+
+def program() -> list[str]:
+    """The installed `p2pmesh` of the environment that runs the tests."""
+    beside = Path(sys.executable).parent / ("p2pmesh.exe" if sys.platform == "win32" else "p2pmesh")
+    found = str(beside) if beside.exists() else shutil.which("p2pmesh")
+    assert found, "the tests run the installed program: pip install ."
+    return [found]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without the user's own settings."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("P2PMESH_")}
+    return {**clean, **more}
+
+
+@dataclass(slots=True)
+class Node:
+    """One node process and what it said when it was ready."""
+
+    process: subprocess.Popen[bytes]
+    line: dict[str, Any]
+    log: IO[bytes]
+
+    @property
+    def me(self) -> dict[str, Any]:
+        me: dict[str, Any] = self.line["nodes"][0]
+        return me
+
+    @property
+    def api(self) -> str:
+        return f"http://{self.me['api']}/v1"
+
+    @property
+    def name(self) -> str:
+        return str(self.me["name"])
+
+    def run_file(self) -> Path:
+        return Path(self.me["home"]) / "run.json"
+
+    def engines(self) -> list[psutil.Process]:
+        """Everything that this node started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def status(self) -> dict[str, Any]:
+        done = cli("status", "--json", "--home", self.me["home"])
+        assert done.returncode == 0, done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode()
+
+
+def start(
+    home: Path, *options: str, name: str = "node", timeout_s: float = READY_TIMEOUT_S
+) -> Node:
+    """Start a node and wait until it is ready."""
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the node
+    ports = [f"--{port}={ANYWHERE}" for port in ("api", "console", "peer")]
+    process = subprocess.Popen(
+        [*program(), "up", "--json", f"--home={home}", f"--name={name}", *ports, *options],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    alarm = time.monotonic() + timeout_s
+    line = process.stdout.readline()
+    assert time.monotonic() < alarm, "the node took too long"
+    node = Node(process, json.loads(line) if line else {}, log)
+    assert line, node.said()
+    return node
+
+
+@contextmanager
+def running(folder: Path, count: int, *options: str) -> Iterator[list[Node]]:
+    """A mesh of `count` nodes; the first one is ready before the others join."""
+    nodes: list[Node] = []
+    try:
+        for number in range(count):
+            join = ["--join", nodes[0].me["peer"]] if nodes else []
+            name = f"node-{number + 1}"
+            nodes.append(start(folder / name, *join, *options, name=name))
+        yield nodes
+    finally:
+        for node in nodes:
+            end(node)
+
+
+def end(node: Node) -> None:
+    """Stop a node, frozen or not, and see that nothing of it is left."""
+    if node.process.poll() is None:
+        with_children = node.engines()
+        node.process.send_signal(signal.SIGCONT)
+        node.process.send_signal(signal.SIGTERM)
+        try:
+            node.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            node.process.kill()
+            node.process.wait()
+            raise
+        finally:
+            assert_gone(with_children)
+    assert node.process.stdout is not None
+    node.process.stdout.close()
+    node.log.close()
+
+
+def assert_gone(processes: list[psutil.Process], within_s: float = 2.0) -> None:
+    """All of these end in time."""
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    assert alive == []
+
+
+def wait_until(true: Callable[[], bool], what: str, *, within_s: float = 20.0) -> float:
+    """Poll until `true()`; returns how long it took."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < within_s, f"not in {within_s} s: {what}"
+        time.sleep(POLL_S)
+    return time.monotonic() - started
+
+
+def cli(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*program(), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**more),
+        timeout=120,
+        check=False,
+    )
+
+
+def owners(status: Mapping[str, Any]) -> list[str]:
+    """The names of the nodes that serve something, from a status."""
+    return [node["name"] for node in status["nodes"] if node["models"]]
