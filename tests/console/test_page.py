@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,47 +16,10 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from tests.console.browser import open_browser
+from tests.console.running import console
 
-ROOT = Path(__file__).parents[2]
 LOST = "Connection to this node lost, trying again"
-STOP_S = 10
 PATIENCE_MS = 15_000  # the longest back-off after two failures, on a busy machine
-
-
-class Console:
-    """A console process that shows what it is told."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.console.process", str(port)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-
-    def show(self, status: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(status) + "\n")
-        self.process.stdin.flush()
-
-    def stop(self) -> int:
-        """Stop it gracefully; its exit code."""
-        self.process.communicate(timeout=STOP_S)
-        return self.process.returncode
-
-
-@contextmanager
-def console(port: int = 0) -> Iterator[Console]:
-    running = Console(port)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.communicate()
 
 
 @contextmanager

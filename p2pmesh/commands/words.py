@@ -1,0 +1,57 @@
+"""Values as people read them on a terminal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_KEPT = "\n\t"
+
+
+def clean(text: str) -> str:
+    """Text from a peer or a model without what could steer a terminal; keeps line breaks."""
+    return "".join(char for char in text if char in _KEPT or char.isprintable())
+
+
+def line(value: object) -> str:
+    """A value from outside as one clean line."""
+    return " ".join(clean(part) for part in str(value).split())
+
+
+def size(count_bytes: int) -> str:
+    """1610612736 -> "1.5 GiB"."""
+    value, at = float(max(0, count_bytes)), 0
+    while value >= 1024 and at < len(_UNITS) - 1:
+        value, at = value / 1024, at + 1
+    return f"{value:.0f} {_UNITS[at]}" if at == 0 or value >= 100 else f"{value:.1f} {_UNITS[at]}"
+
+
+def duration(seconds: float) -> str:
+    """4210 -> "1 h 10 min"."""
+    whole = int(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{whole} s"
+
+
+def count(number: int, noun: str) -> str:
+    """2, "node" -> "2 nodes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def milliseconds(value: float | None) -> str:
+    """1.84 -> "1.8 ms"; "-" when there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
+
+
+def engine(status: Mapping[str, Any]) -> str:
+    """The engine of a node's status in a few words."""
+    name = line(f"{status['kind']} {status['version']} ({status['source']})")
+    devices = ", ".join(line(f"{one['id']} {one['description']}") for one in status["devices"])
+    return f"{name}, {devices}" if devices else name

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pmesh.commands import words
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (-1, "0 B"),
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 * 2**20, "1.5 GiB"),
+        (150 * 2**30, "150 GiB"),
+        (2**62, "4096 PiB"),
+    ],
+)
+def test_sizes(size_bytes: int, text: str) -> None:
+    assert words.size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (4210, "1 h 10 min"), (90_000, "1 d 1 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (1.84, "1.8 ms"), (38.2, "38 ms")])
+def test_milliseconds(value: float | None, text: str) -> None:
+    assert words.milliseconds(value) == text
+
+
+def test_counts() -> None:
+    assert [words.count(n, "node") for n in (0, 1, 2)] == ["0 nodes", "1 node", "2 nodes"]
+
+
+@given(st.text())
+def test_nothing_from_outside_steers_a_terminal(text: str) -> None:
+    assert all(char.isprintable() for char in words.line(text))
+    assert all(char.isprintable() or char in "\n\t" for char in words.clean(text))
+
+
+def test_what_people_write_stays() -> None:
+    assert words.clean("Grüße,\n\t世界 ✓") == "Grüße,\n\t世界 ✓"
+    assert words.line("a\x1b[31m\n b\r") == "a[31m b"
+
+
+def test_an_engine_in_words() -> None:
+    status: dict[str, Any] = {"kind": "native", "version": "b1", "source": "path", "devices": []}
+    assert words.engine(status) == "native b1 (path)"
+    status["devices"] = [{"id": "CUDA0", "description": "RTX"}]
+    assert words.engine(status) == "native b1 (path), CUDA0 RTX"
