@@ -49,7 +49,7 @@ class Launch:
         model_paths: The model's files in order; llama.cpp finds the rest from the first.
         alias: The name that the engine gives the model in its answers.
         modality: What is asked of the model.
-        context: Tokens that each slot can hold.
+        context: Tokens of context, which the slots share: one request may use all of it.
         slots: Requests answered at the same time.
         host: Where to listen; loopback only.
         port: Where to listen; 0 lets the engine take a free one and say which.
@@ -85,8 +85,9 @@ def server_argv(engine: Command, launch: Launch) -> list[str]:
         *("--alias", launch.alias.replace(",", "_")),  # a comma would make two aliases
         *("--host", launch.host),
         *("--port", str(launch.port)),
-        *("--ctx-size", str(launch.context * launch.slots)),
+        *("--ctx-size", str(launch.context)),
         *("--parallel", str(launch.slots)),
+        "--kv-unified",
         "--offline",
         "--no-webui",
     ]

@@ -62,6 +62,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--ctx-size", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--kv-unified", action="store_true")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--ubatch-size", type=int)
     parser.add_argument("--threads", type=int)
@@ -86,6 +87,7 @@ def _params(xllamacpp: Any, options: argparse.Namespace) -> Any:
     params.port = options.port
     params.n_ctx = options.ctx_size
     params.n_parallel = options.parallel
+    params.kv_unified = options.kv_unified
     params.ui = not options.no_webui
     params.use_jinja = options.jinja
     key = os.environ.pop("LLAMA_API_KEY", "")

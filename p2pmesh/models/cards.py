@@ -146,24 +146,23 @@ def _tensors(headers: Sequence[Header]) -> list[TensorInfo]:
 # Memory beside weights and cache, in llama.cpp's terms. Rough on purpose and never too small for
 # usual models; the engine's own report replaces it once a model has run.
 UBATCH = 512  # tokens that llama-server computes at once
-CONTEXT_STEP = 256  # it rounds the cache of a slot up to this
+CONTEXT_STEP = 256  # it rounds the cache up to this
 LIVE_STATES = 8  # hidden states of a batch beside its logits; 1 or 2 were seen, more with experts
 ENGINE_BYTES = 128 * 2**20  # program, vocabulary, HTTP server: 60 MiB seen, more when embedded
 
 
-def need_bytes(card: Card, *, context: int, slots: int) -> int:
+def need_bytes(card: Card, *, context: int) -> int:
     """Memory to serve a model whole on one node.
 
-    weights + cache + batch + engine, where cache = kv_bytes_per_token x tokens of all slots and
-    batch = 512 x (4 x (vocabulary + 8 x width) + 2 x tokens of all slots): logits and hidden
-    states as 32 bit floats, the attention mask as 16 bit floats.
+    weights + cache + batch + engine, where cache = kv_bytes_per_token x tokens and batch =
+    512 x (4 x (vocabulary + 8 x width) + 2 x tokens): logits and hidden states as 32 bit floats,
+    the attention mask as 16 bit floats. Tokens are those of the context, rounded up.
 
     Args:
         card: The model.
-        context: Tokens of one slot.
-        slots: Requests served at once.
+        context: Tokens that its requests share.
     """
-    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP * slots
+    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
     batch = UBATCH * (4 * (card.vocabulary + LIVE_STATES * card.width) + 2 * tokens)
     return card.size_bytes + card.kv_bytes_per_token * tokens + batch + ENGINE_BYTES
 

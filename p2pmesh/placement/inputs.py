@@ -69,8 +69,7 @@ def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:
         models=tuple(
             ModelFacts(
                 digest=digest,
-                # The slots share one cache, so a copy needs it once.
-                need_bytes=need_bytes(card, context=launch_context(view, digest), slots=1),
+                need_bytes=need_bytes(card, context=launch_context(view, digest)),
                 holders=tuple(holders.get(digest, ())),
                 fallback=digest in view.demos,
             )

@@ -20,7 +20,7 @@ MODEL = PurePosixPath("/models/a-00001-of-00002.gguf")
 SECOND = PurePosixPath("/models/a-00002-of-00002.gguf")
 COMMON = [
     "/opt/llama-server", "--model", str(MODEL), "--alias", "a", "--host", "127.0.0.1",
-    "--port", "0", "--ctx-size", "8192", "--parallel", "2", "--offline", "--no-webui",
+    "--port", "0", "--ctx-size", "4096", "--parallel", "2", "--kv-unified", "--offline", "--no-webui",
 ]  # fmt: skip
 
 
