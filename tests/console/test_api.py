@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from quart.typing import TestClientProtocol as Client
+from quart_trio import QuartTrio
 from quart_trio.testing import TrioTestApp
 
-from p2pmesh.console.api import BODY_BYTES_MAX, SECURITY_HEADERS, ConsoleApp, create_app
+from p2pmesh.console.api import BODY_BYTES_MAX, SECURITY_HEADERS, create_app
 from tests.console.fake import TOKEN, FakeNode, three_nodes
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -20,12 +21,12 @@ def node() -> FakeNode:
 
 
 @pytest.fixture
-def app(node: FakeNode) -> ConsoleApp:
+def app(node: FakeNode) -> QuartTrio:
     return create_app(node, hostname="kitchen-pc")
 
 
 @pytest.fixture
-async def client(app: ConsoleApp) -> AsyncIterator[Client]:
+async def client(app: QuartTrio) -> AsyncIterator[Client]:
     testing = TrioTestApp(app)
     async with testing:
         yield app.test_client()
