@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from random import Random
+from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
@@ -77,18 +78,10 @@ class ServedModel:
     created_s: int = 0
 
 
-class Sampler(Protocol):
-    """The part of `random.Random` that a draw needs."""
-
-    def sample(self, population: Sequence[Target], k: int) -> list[Target]:
-        """`k` different members of `population`."""
-        ...
-
-
 def choose(
     candidates: Sequence[Target],
     in_flight: Mapping[ReplicaKey, int],
-    rng: Sampler,
+    rng: Random,
     *,
     tried: Collection[ReplicaKey] = (),
 ) -> Target | None:
