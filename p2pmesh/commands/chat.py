@@ -113,7 +113,12 @@ class _Conversation:
         self._messages.append({"role": "user", "content": text})
         answer = Answer()
         try:
-            request = {"model": self._model, "messages": self._messages, "stream": True}
+            request = {
+                "model": self._model,
+                "messages": self._messages,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
             with closing(answer_parts(self._api, request, answer)) as parts:
                 for part in parts:
                     if show:
