@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("p2pmesh.console",),
     ("p2pmesh.agents",),
     ("p2pmesh.node", "p2pmesh.service"),
-    ("p2pmesh.commands", "p2pmesh.cli", "p2pmesh.__main__"),
+    ("p2pmesh.control", "p2pmesh.commands", "p2pmesh.cli", "p2pmesh.__main__"),
 )
 
 PURE = (

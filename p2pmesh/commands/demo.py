@@ -19,16 +19,15 @@ from typing import Any
 import click
 import trio
 
-from p2pmesh.config import ENV_PREFIX, Settings
+from p2pmesh.commands.chat import Answer, answer_parts
+from p2pmesh.config import ENV_PREFIX, Settings, parse_address
 from p2pmesh.engine.find import managed_directory
 from p2pmesh.errors import LocalError
 from p2pmesh.home import Home
-from p2pmesh.httpclient import post_json
 
 NAMES = ("kitchen", "attic", "garage")
 QUESTION = "What is the capital of France?"
 READY_TIMEOUT_S = 120.0
-ANSWER_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 
 
@@ -135,23 +134,27 @@ def _options(settings: Settings) -> list[str]:
 
 
 async def _show(mesh: Mapping[str, str], nodes: list[dict[str, Any]]) -> None:
-    entry = nodes[1]
-    url = f"http://{entry['api']}/v1/chat/completions"
-    messages = [{"role": "user", "content": QUESTION}]
-    body = {"messages": messages, "temperature": 0}
     click.echo(f"Mesh {mesh['name']}, three nodes on this machine:")
     for node in nodes:
         click.echo(
             f"  {node['name']:<8} API http://{node['api']}/v1   console http://{node['console']}/"
         )
-    with trio.move_on_after(ANSWER_TIMEOUT_S):
-        answer, headers = await post_json(url, body)
-        text = answer["choices"][0]["message"]["content"]
-        served_by = headers.get("x-p2pmesh-served-by", "?").partition("/")[0]
-        click.echo(f"\nAsked {entry['name']}, answered by {served_by}:")
-        click.echo(f"  {QUESTION}\n  {text}\n")
+    messages = [{"role": "user", "content": QUESTION}]
+    entry = nodes[1]
+    answer = await trio.to_thread.run_sync(_ask, entry["api"], messages, abandon_on_cancel=True)
+    click.echo(f"\nAsked {entry['name']}, answered by {answer.served_by.partition('/')[0]}:")
+    click.echo(f"  {QUESTION}\n  {answer.text}\n")
+    body = json.dumps({"messages": messages, "temperature": 0})
     click.echo("Ask any of them:")
     click.echo(f"  curl http://{nodes[2]['api']}/v1/chat/completions \\")
     click.echo("    -H 'Content-Type: application/json' \\")
-    click.echo(f"    -d '{json.dumps(body)}'")
+    click.echo(f"    -d '{body}'")
     click.echo("Ctrl-C ends the demo.")
+
+
+def _ask(api: str, messages: list[dict[str, str]]) -> Answer:
+    answer = Answer()
+    request = {"messages": messages, "temperature": 0, "stream": True}
+    for _ in answer_parts(parse_address(api), request, answer):
+        pass
+    return answer
