@@ -1,4 +1,7 @@
-"""Values as people read them on a terminal. Pure."""
+"""Values as people read them on a terminal.
+
+Pure.
+"""
 
 from __future__ import annotations
 
