@@ -169,7 +169,7 @@ class Proxy:
             nullcontext(Guard()) if target.local else self.suspicion.guard(target.node)
         )
         self._in_flight[target.key] += 1
-        self._counters.in_flight[job.model.id] += 1
+        self._counters.in_flight[job.model.digest] += 1
         try:
             with watch as guard:
                 door = self._door(target)
@@ -180,7 +180,7 @@ class Proxy:
                 finally:
                     door.release()
         finally:
-            self._counters.in_flight[job.model.id] -= 1
+            self._counters.in_flight[job.model.digest] -= 1
             self._in_flight[target.key] -= 1
             if not self._in_flight[target.key]:
                 del self._in_flight[target.key]

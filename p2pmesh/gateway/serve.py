@@ -173,7 +173,7 @@ class Gateway:
         now = trio.current_time()
         if now - self._junk_logged_at >= JUNK_LOG_INTERVAL_S:
             self._junk_logged_at = now
-            _log.debug("junk_received", why=str(exc), total=self._counters.junk)
+            _log.info("junk_received", why=str(exc), total=self._counters.junk)
         if not client.can_answer:
             return
         status = exc.error_status_hint

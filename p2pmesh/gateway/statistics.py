@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from p2pmesh.models.cards import ModelDigest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
@@ -14,7 +16,7 @@ class Statistics:
     Attributes:
         connections: Open connections from clients and streams from peers.
         requests: Requests begun, refused ones included.
-        in_flight: Requests being answered by a replica, by model id.
+        in_flight: Requests being answered by a replica, by the model's digest.
         queued: Requests that wait for a place.
         waiting: Requests that wait for a replica to be ready.
         responses: Answers begun, by status.
@@ -26,7 +28,7 @@ class Statistics:
 
     connections: int
     requests: int
-    in_flight: Mapping[str, int]
+    in_flight: Mapping[ModelDigest, int]
     queued: int
     waiting: int
     responses: Mapping[int, int]
@@ -43,7 +45,7 @@ class Counters:
     """The numbers behind `Statistics`, while they change."""
 
     requests: int = 0
-    in_flight: Counter[str] = field(default_factory=Counter)
+    in_flight: Counter[ModelDigest] = field(default_factory=Counter)
     waiting: int = 0
     responses: Counter[int] = field(default_factory=Counter)
     retries: int = 0

@@ -106,12 +106,14 @@ class Routes:
 
     def _make(self, count: int) -> _Made:
         view = self._mesh.view
+        # Those too that should be served and are not yet: their owner died a moment ago.
+        offered = {one.digest for one in self._serving.plan.assignments if one.copies}
         names = [Named(digest=w.wanted.digest, stem=w.wanted.stem) for w in view.wants]
         for node in self._alive():
             names += [
                 Named(digest=digest, stem=held.stem, name=held.card.name)
                 for digest, held in node.held.items()
-                if digest in node.serves
+                if digest in node.serves or digest in offered
             ]
         digests = sorted({named.digest for named in names})
         catalogue = Catalogue(names)

@@ -30,7 +30,6 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.hello import Self
 from p2pmesh.identity.keys import show_id
-from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import Store
 from p2pmesh.node.holding import Holding, Opened, open_models
 from p2pmesh.node.interfaces import advertised, default_name
@@ -145,7 +144,7 @@ class Node:
             holding,
             slots=self._settings.slots,
             logs=self._home.logs,
-            in_flight=lambda digest: _in_flight(gateway, mesh, digest),
+            in_flight=lambda digest: gateway.statistics().in_flight.get(digest, 0),
         )
         routes = Routes(mesh, serving, slots=self._settings.slots)
         gateway = Gateway(routes)
@@ -302,10 +301,6 @@ class Node:
         while any(model.state == "loading" for model in routes.models()):
             await mesh.changes.wait(mesh.changes.count)
         self._ui.ready(status)
-
-
-def _in_flight(gateway: Gateway, mesh: Mesh, digest: ModelDigest) -> int:
-    return gateway.statistics().in_flight.get(mesh.view.catalogue.id_of(digest), 0)
 
 
 def _main_memory(held_bytes: int) -> Memory:

@@ -86,8 +86,13 @@ class MeshView:
         return view.member.name if view else "?"
 
 
-def read(document: Document) -> MeshView:
-    """The view of a document."""
+def read(document: Document, *, me: NodeId | None = None) -> MeshView:
+    """The view of a document.
+
+    Args:
+        document: What is known.
+        me: The reader, who is here until it is gone, whatever it has said to others.
+    """
     nodes: dict[NodeId, NodeView] = {}
     wants: list[WantView] = []
     cards: dict[ModelDigest, Card] = {}
@@ -98,7 +103,7 @@ def read(document: Document) -> MeshView:
             wants.append(WantView(owner=owner, wanted=wanted))
             names.append(Named(digest=wanted.digest, stem=wanted.stem))
         member = _read(document.get(owner, MEMBER), Member.from_wire)
-        if member is None or member.left:
+        if member is None or (member.left and owner != me):
             continue
         held = {one.digest: one for one in _held(document, owner)}
         served = _read(document.get(owner, SERVES), serves_from_wire) or ()

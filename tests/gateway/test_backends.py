@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_frees_the_slot(tmp_path: Path, *, stream_it:
         if stream_it:
             await caller.event()
         await trio.sleep(0.2)
-        assert gateway.statistics().in_flight == {DEMO_MODEL_ID: 1}
+        assert gateway.statistics().in_flight == {DIGEST: 1}
         await stream.aclose()
         await wait_idle(node)
         assert gateway.statistics().in_flight == {}

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from p2pmesh.gateway.limits import ENGINE_SPARE, READY_WAIT_S, UNSERVED_WAIT_S, Limits
 from p2pmesh.gateway.suspicion import SUSPECT_SILENCE_S
 from tests.gateway.fake import (
+    ALPHA,
     HERE,
     THERE,
     YONDER,
@@ -261,7 +262,7 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(
         if streaming:
             await caller.event()
         await trio.sleep(1)
-        assert world.gateway.statistics().in_flight == {"alpha": 1}
+        assert world.gateway.statistics().in_flight == {ALPHA: 1}
         await caller.stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert engine.closed == 1
@@ -453,7 +454,7 @@ async def test_an_engine_gets_only_as_many_connections_as_it_has_threads_for(
             await caller.send("POST", CHAT, BODY)
         await trio.testing.wait_all_tasks_blocked()
         assert at_once == 3 + ENGINE_SPARE
-        assert world.gateway.statistics().in_flight == {"alpha": 9}
+        assert world.gateway.statistics().in_flight == {ALPHA: 9}
         await callers[8].stream.aclose()  # the last one in the queue costs the engine nothing
         gate.set()
         for caller in callers[:8]:

@@ -43,6 +43,7 @@ def test_wants_outlive_a_goodbye() -> None:
     assert view.nodes == {}
     assert [want.owner for want in view.wants] == [NODES[0]]
     assert view.catalogue.id_of(digest(1)) == "model-1"
+    assert set(read(document, me=NODES[0]).nodes) == {NODES[0]}
 
 
 def test_nonsense_in_one_register_costs_that_register_only() -> None:
