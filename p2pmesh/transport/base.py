@@ -42,7 +42,9 @@ def link_errors(sentence: str) -> Iterator[None]:
         causes = _causes(exc)
         if all(isinstance(cause, ConnectionRefusedError) for cause in causes):
             raise NobodyThereError(f"{sentence}: nothing listens there") from exc
-        reason = str(causes[0]) or "the connection is closed"
+        cause = causes[0]
+        said = cause.strerror if isinstance(cause, OSError) else str(cause)
+        reason = said or str(cause) or "the connection is closed"
         raise LinkError(f"{sentence}: {reason}") from exc
 
 

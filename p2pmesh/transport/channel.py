@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
+import h11
 import trio
 import trio_websocket
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection
@@ -68,8 +69,9 @@ async def open_channel(
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 await websocket.aclose(1000, "")
             nursery.cancel_scope.cancel()
-    except (UnicodeDecodeError, HandshakeError) as exc:
-        raise PeerError("the other side broke the websocket protocol") from exc
+    except* (UnicodeError, h11.ProtocolError, HandshakeError) as group:
+        # The first two escape from the library's own task.
+        raise PeerError("the other side broke the websocket protocol") from group
 
 
 async def _handshake(
@@ -95,6 +97,7 @@ def _channel_errors() -> Iterator[None]:
         with link_errors("the link broke"):
             yield
     except ConnectionClosed as exc:
-        raise LinkError(f"the link was closed: {exc.reason}") from exc
+        said = exc.reason and (exc.reason.reason or exc.reason.name)
+        raise LinkError(f"the link was closed: {said or 'without a word'}") from exc
     except HandshakeError as exc:
         raise PeerError("the other side broke the websocket protocol") from exc

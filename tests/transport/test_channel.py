@@ -1,0 +1,290 @@
+"""Websocket channels against peers that proved who they are and then misbehave."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio_websocket
+from trio.testing import MockClock, memory_stream_pair
+
+from p2pmesh.config import Address
+from p2pmesh.errors import LinkError, MeshError, PeerError
+from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport.base import DIAL_TIMEOUT_S, SEND_TIMEOUT_S
+from p2pmesh.transport.channel import CLOSE_TIMEOUT_S, PATH, open_channel
+from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
+from tests.transport.networks import MESH
+
+PEER = Peer(
+    node=NodeId(b"p" * 16),
+    public=b"k" * 32,
+    instance=1,
+    mesh=MESH,
+    mesh_name="home",
+    purpose="gossip",
+    clock_ahead_s=0,
+)
+REMOTE = Address("192.168.1.5", 9338)
+REQUEST = (
+    f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+).encode()
+
+# What kills a server that follows trio-websocket's example, or hypercorn.
+JUNK_REQUESTS = {
+    "nothing but noise": bytes(range(256)),
+    "another protocol": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a byte too many": REQUEST + b"\r\nx",
+    "a protocol that is no ASCII": REQUEST + b"Sec-WebSocket-Protocol: \xff\xfe\r\n\r\n",
+    "an extension that is no ASCII": REQUEST + b"Sec-WebSocket-Extensions: \xff\xfe\r\n\r\n",
+    "a connection that is no ASCII": REQUEST.replace(b": Upgrade", b": \xff") + b"\r\n",
+    "a header without end": REQUEST + b"X-Long: " + b"x" * 200_000,
+    "half a request": REQUEST,
+    "nothing": b"",
+}
+
+
+async def serve(stream: trio.abc.Stream) -> None:
+    """The accepting side: echoes what comes."""
+    async with open_channel(stream, peer=PEER, remote=REMOTE, outgoing=False) as channel:
+        while True:
+            await channel.send(await channel.receive())
+
+
+async def drain(stream: trio.abc.ReceiveStream) -> bytes:
+    """Everything up to the end."""
+    data = b""
+    while chunk := await stream.receive_some(65536):
+        data += chunk
+    return data
+
+
+def only_mesh_errors(exc: BaseException) -> bool:
+    return isinstance(exc, MeshError)
+
+
+@pytest.mark.parametrize("junk", JUNK_REQUESTS.values(), ids=JUNK_REQUESTS)
+async def test_a_junk_handshake_ends_its_own_link_only(
+    junk: bytes, autojump_clock: MockClock
+) -> None:
+    near, far = memory_stream_pair()
+
+    async def misbehave() -> None:
+        async with near:
+            await near.send_all(junk)
+            await near.send_eof()
+            await drain(near)
+
+    started = trio.current_time()
+    with pytest.RaisesGroup(pytest.RaisesExc(check=only_mesh_errors), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(misbehave)
+            await serve(far)
+    assert trio.current_time() - started <= DIAL_TIMEOUT_S + CLOSE_TIMEOUT_S
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        bytes(range(256)),
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: \xff\xfe\r\nSec-WebSocket-Protocol: \xff\r\n\r\n"
+        ),
+        b"",
+    ],
+    ids=["noise", "no upgrade", "no ASCII", "nothing"],
+)
+async def test_a_junk_answer_ends_the_dialled_link_only(
+    junk: bytes, autojump_clock: MockClock
+) -> None:
+    near, far = memory_stream_pair()
+
+    async def misbehave() -> None:
+        async with far:
+            await far.receive_some(65536)
+            await far.send_all(junk)
+            await far.send_eof()
+            await drain(far)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(check=only_mesh_errors), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(misbehave)
+            async with open_channel(near, peer=PEER, remote=REMOTE, outgoing=True):
+                raise AssertionError("that was no handshake")
+
+
+async def test_a_peer_that_never_answers_the_handshake_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    for outgoing in (False, True):
+        near, _far = memory_stream_pair()
+        started = trio.current_time()
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(LinkError, match="no answer in time"), flatten_subgroups=True
+        ):
+            async with open_channel(near, peer=PEER, remote=REMOTE, outgoing=outgoing):
+                raise AssertionError("nobody answered")
+        assert trio.current_time() - started == pytest.approx(DIAL_TIMEOUT_S)
+
+
+async def test_a_text_message_breaks_the_protocol(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
+
+    async def write_prose() -> None:
+        async with trio.open_nursery() as nursery:
+            websocket = await trio_websocket.wrap_client_stream(nursery, near, "x", PATH)  # type: ignore[arg-type]
+            await websocket.send_message("words")
+            with pytest.raises(trio_websocket.ConnectionClosed):
+                await websocket.get_message()
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(PeerError, match="a text message on a gossip link"),
+        flatten_subgroups=True,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_prose)
+            await serve(far)
+
+
+async def shake(stream: trio.abc.Stream) -> None:
+    """The caller's half of the websocket handshake, by hand."""
+    await stream.send_all(REQUEST + b"\r\n")
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += await stream.receive_some(1)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+
+
+MASK = bytes(4)  # frames of a client are masked; this one changes nothing
+
+FRAMES = {
+    "a reserved kind of frame": b"\x83\x81" + MASK + b"x",
+    "an unmasked frame": b"\x82\x01x",
+    "a reserved bit": b"\xf2\x81" + MASK + b"x",
+    "a text that is no UTF-8": b"\x81\x82" + MASK + b"\xff\xfe",
+    "a close with half a code": b"\x88\x81" + MASK + b"x",
+    "a close whose reason is no UTF-8": b"\x88\x84" + MASK + b"\x03\xe8\xff\xfe",
+    "a continuation of nothing": b"\x80\x81" + MASK + b"x",
+    "a ping that is too long": b"\x89\xfe\x00\x80" + MASK + bytes(128),
+    "a size beyond all bounds": b"\x82\xff\x7f" + b"\xff" * 7 + MASK,
+    "half a frame": b"\x82\xfe\x00\x80" + MASK + b"x",
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+async def test_a_broken_frame_ends_its_own_link_only(
+    frame: bytes, autojump_clock: MockClock
+) -> None:
+    near, far = memory_stream_pair()
+
+    async def misbehave() -> None:
+        async with near:
+            await shake(near)
+            await near.send_all(frame)
+            await near.send_eof()
+            await drain(near)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(check=only_mesh_errors), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(misbehave)
+            await serve(far)
+
+
+async def test_messages_in_pieces_are_put_together(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
+    frames = b"\x02\x82" + MASK + b"on" + b"\x80\x81" + MASK + b"e" + b"\x82\x83" + MASK + b"two"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_quietly, far)
+        await shake(near)
+        for byte in frames:
+            await near.send_all(bytes([byte]))
+        echoed = b"\x82\x03one\x82\x03two"
+        answer = b""
+        while len(answer) < len(echoed):
+            answer += await near.receive_some(65536)
+        assert answer == echoed
+        nursery.cancel_scope.cancel()
+
+
+async def run_quietly(stream: trio.abc.Stream) -> None:
+    try:
+        await serve(stream)
+    except* MeshError:
+        pass
+
+
+async def test_a_message_over_the_limit_is_not_gathered(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
+
+    async def flood() -> None:
+        await shake(near)
+        try:
+            piece = bytes(65535)
+            await near.send_all(b"\x02\xfe\xff\xff" + MASK + piece)
+            for _ in range(2 * MESSAGE_BYTES_MAX // len(piece)):
+                await near.send_all(b"\x00\xfe\xff\xff" + MASK + piece)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        await trio.aclose_forcefully(near)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(check=only_mesh_errors), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await serve(far)
+
+
+class Stuck(trio.abc.Stream):
+    """A stream whose other end takes nothing any more, once told so."""
+
+    def __init__(self, inner: trio.abc.Stream) -> None:
+        self.inner = inner
+        self.stuck = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.stuck:
+            await trio.sleep_forever()
+        await self.inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+async def test_a_peer_that_takes_nothing_is_given_up_and_closing_does_not_hang(
+    autojump_clock: MockClock,
+) -> None:
+    near, far = memory_stream_pair()
+    stuck = Stuck(near)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_quietly, far)
+        async with open_channel(stuck, peer=PEER, remote=REMOTE, outgoing=True) as channel:
+            await channel.send(b"one")
+            assert await channel.receive() == b"one"
+            stuck.stuck = True
+            started = trio.current_time()
+            with pytest.raises(LinkError, match="no answer in time"):
+                await channel.send(b"two")
+            assert trio.current_time() - started == pytest.approx(SEND_TIMEOUT_S)
+        assert trio.current_time() - started <= SEND_TIMEOUT_S + CLOSE_TIMEOUT_S + 0.001
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_the_end_both_directions_say_so(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_quietly, far)
+        async with open_channel(near, peer=PEER, remote=REMOTE, outgoing=True) as channel:
+            assert (channel.peer, channel.remote, channel.outgoing) == (PEER, REMOTE, True)
+            await trio.aclose_forcefully(far)
+            with pytest.raises(LinkError, match=r"the link (was closed|broke)"):
+                await channel.receive()
+            with pytest.raises(LinkError, match=r"the link (was closed|broke)"):
+                await channel.send(b"x")
