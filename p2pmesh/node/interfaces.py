@@ -18,22 +18,37 @@ def default_name() -> str:
 
 
 def advertised(bound: Address) -> tuple[Address, ...]:
-    """The addresses to tell others, for a listener bound at `bound`.
+    """The addresses to tell others, the likeliest first, for a listener bound at `bound`.
 
     A listener on all interfaces is reached at each of them; the loopback address says nothing to
     another machine, so it is told only when there is nothing else.
     """
-    if not ipaddress.ip_address(bound.host.partition("%")[0]).is_unspecified:
+    unspecified = ipaddress.ip_address(bound.host.partition("%")[0])
+    if not unspecified.is_unspecified:
         return (bound,)
-    version = ipaddress.ip_address(bound.host).version
-    hosts = sorted(
-        entry.address
+    # A listener on :: takes no IPv4 connections: trio separates the two on every system.
+    v4 = unspecified.version == 4
+    family = socket.AF_INET if v4 else socket.AF_INET6
+    found = {
+        ipaddress.ip_address(entry.address.partition("%")[0])
         for entries in psutil.net_if_addrs().values()
         for entry in entries
-        if entry.family in (socket.AF_INET, socket.AF_INET6)
-        and (version == 6 or entry.family == socket.AF_INET)
-    )
-    found = [ipaddress.ip_address(host.partition("%")[0]) for host in hosts]
-    usable = [ip for ip in found if not ip.is_loopback and not ip.is_link_local]
-    loopback = ipaddress.ip_address("127.0.0.1" if version == 4 else "::1")
-    return tuple(Address(str(ip), bound.port) for ip in usable[:ADDRESSES_MAX] or [loopback])
+        if entry.family == family
+    }
+    usable = sorted(str(ip) for ip in found if not ip.is_loopback and not ip.is_link_local)
+    # Bridges of containers and virtual machines have addresses too, which lead nowhere.
+    outgoing = _outgoing(family)
+    usable.sort(key=lambda host: host != outgoing)
+    hosts = usable[:ADDRESSES_MAX] or ["127.0.0.1" if v4 else "::1"]
+    return tuple(Address(host, bound.port) for host in hosts)
+
+
+def _outgoing(family: socket.AddressFamily) -> str:
+    """The address that this machine takes for connections far away; "" if there is no way."""
+    far_away = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"  # for documentation
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far_away, 9))  # looks up the route, sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""

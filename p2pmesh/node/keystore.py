@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,6 +22,7 @@ from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.keys import SEED_BYTES, MeshId, NodeId, SigningKey, parse_id, show_id
+from p2pmesh.wire.codec import INT_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +61,7 @@ def load_mesh(home: Home) -> MeshCard | None:
         return MeshCard(id=MeshId(parse_id(fields["id"])), name=str(fields["name"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
         raise LocalError(
             f"{home.mesh_file} is damaged; delete it to start afresh with --join or a new mesh"
         ) from exc
@@ -93,6 +95,8 @@ def next_epoch(home: Home, now_s: float) -> int:
     """
     try:
         last = int(home.epoch_file.read_text("ascii"))
+        if not 0 <= last < INT_MAX:
+            raise ValueError(f"no epoch can be {last}")
     except FileNotFoundError:
         last = 0
     except (OSError, ValueError) as exc:
@@ -149,9 +153,11 @@ def _read_key(path: Path) -> SigningKey:
         if sys.platform != "win32" and path.stat().st_mode & 0o077:
             log.warning("key_was_readable", path=str(path))
             os.chmod(path, PRIVATE_MODE)  # noqa: PTH101 - follows no link that pathlib would not
-    except (OSError, ValueError, TypeError) as exc:
+    except OSError as exc:
+        raise LocalError(f"Cannot read {path} ({exc.strerror}); make it readable") from exc
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise LocalError(
-            f"{path} holds no usable key ({exc}); restore it, or delete it to be a new node"
+            f"{path} holds no usable key; restore it, or delete it to be a new node"
         ) from exc
     return SigningKey(key.private_bytes_raw())
 

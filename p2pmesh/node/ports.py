@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from dataclasses import dataclass
 
 import trio
@@ -50,6 +51,8 @@ async def listen(name: str, wanted: Address, *, exact: bool) -> Listening:
 
 
 def _reason(exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return "that host name cannot be resolved"
     if exc.errno == errno.EADDRINUSE:
         return "another program listens there"
     if exc.errno in (errno.EACCES, errno.EPERM):

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import trio
+
+from p2pmesh.config import NAME_CHARS_MAX, Address
+from p2pmesh.node import interfaces
+from p2pmesh.node.interfaces import advertised, default_name
+from p2pmesh.state.bodies import ADDRESSES_MAX
+
+EVERYWHERE = Address("0.0.0.0", 9338)
+EVERYWHERE_V6 = Address("::", 9338)
+
+LAPTOP = {
+    "lo": ["127.0.0.1", "::1"],
+    "wlan0": ["192.168.1.20", "2001:db9::20", "fe80::20%wlan0"],
+    "docker0": ["172.17.0.1"],
+    "vpn": ["10.8.0.6"],
+}
+
+
+def entries(hosts: list[str]) -> Iterator[SimpleNamespace]:
+    yield SimpleNamespace(family=psutil.AF_LINK, address="aa:bb:cc:dd:ee:ff")
+    for host in hosts:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        yield SimpleNamespace(family=family, address=host)
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, addresses: dict[str, list[str]], *, outgoing: str
+) -> None:
+    found = {name: list(entries(hosts)) for name, hosts in addresses.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(interfaces, "_outgoing", lambda family: outgoing)
+
+
+def hosts(addresses: tuple[Address, ...]) -> list[str]:
+    assert {address.port for address in addresses} == {9338}
+    return [address.host for address in addresses]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.20", "::1", "fe80::20%wlan0"])
+def test_a_listener_on_one_address_is_told_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    machine(monkeypatch, LAPTOP, outgoing="192.168.1.20")
+    assert advertised(Address(host, 9338)) == (Address(host, 9338),)
+
+
+def test_a_listener_on_all_is_told_by_what_others_can_reach_the_likeliest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, LAPTOP, outgoing="192.168.1.20")
+    assert hosts(advertised(EVERYWHERE)) == ["192.168.1.20", "10.8.0.6", "172.17.0.1"]
+
+
+def test_without_a_way_out_the_order_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, LAPTOP, outgoing="")
+    assert hosts(advertised(EVERYWHERE)) == ["10.8.0.6", "172.17.0.1", "192.168.1.20"]
+
+
+def test_a_listener_on_ipv6_is_not_told_by_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, LAPTOP, outgoing="")
+    assert hosts(advertised(EVERYWHERE_V6)) == ["2001:db9::20"]
+
+
+def test_a_machine_without_a_network_is_told_by_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, {"lo": LAPTOP["lo"]}, outgoing="")
+    assert hosts(advertised(EVERYWHERE)) == ["127.0.0.1"]
+    assert hosts(advertised(EVERYWHERE_V6)) == ["::1"]
+
+
+def test_no_more_addresses_than_a_record_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {f"bridge{number}": [f"10.0.{number}.1"] for number in range(2 * ADDRESSES_MAX)}
+    last = f"10.0.{2 * ADDRESSES_MAX - 1}.1"
+    machine(monkeypatch, many, outgoing=last)
+    found = hosts(advertised(EVERYWHERE))
+    assert len(found) == ADDRESSES_MAX
+    assert found[0] == last
+
+
+def test_this_machine_has_addresses_of_the_right_kind() -> None:
+    for bound, version in ((EVERYWHERE, 4), (EVERYWHERE_V6, 6)):
+        found = [ipaddress.ip_address(host) for host in hosts(advertised(bound))]
+        assert found
+        assert {ip.version for ip in found} == {version}
+        assert not any(ip.is_unspecified or ip.is_link_local for ip in found)
+
+
+async def test_a_listener_on_all_is_reached_at_every_address_told() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
+    async with listener:
+        host, port = listener.socket.getsockname()
+        for address in advertised(Address(host, port)):
+            with trio.fail_after(10):
+                stream = await trio.open_tcp_stream(address.host, address.port)
+            async with stream:
+                assert stream.socket.getpeername() == (address.host, port)
+
+
+def test_a_machine_without_routes_has_no_outgoing_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable:
+        def __init__(self, *_: object) -> None:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", Unreachable)
+    assert interfaces._outgoing(socket.AF_INET) == ""
+
+
+@pytest.mark.parametrize(
+    ("host_name", "name"),
+    [
+        ("kitchen-pc", "kitchen-pc"),
+        ("Kims-MacBook.local", "Kims-MacBook"),
+        ("küche", "küche"),
+        ("a\nb\tc", "abc"),
+        ("x" * 200, "x" * NAME_CHARS_MAX),
+        ("", "node"),
+        (".local", "node"),
+        ("\udcff", "node"),
+        (" ", "node"),
+    ],
+)
+def test_a_node_is_called_as_its_machine(
+    monkeypatch: pytest.MonkeyPatch, host_name: str, name: str
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host_name)
+    assert default_name() == name

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pmesh.config import Address
+from p2pmesh.errors import LinkError, LocalError, PeerError
+from p2pmesh.home import Home
+from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
+from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, check_clock, choose_mesh
+from p2pmesh.node.keystore import MeshCard, load_mesh, save_mesh
+
+ANNA, BERT = Address("192.168.1.5", 9338), Address("kitchen-pc", 9338)
+EARLIER = MeshCard(id=MeshId(b"e" * 16), name="early-otter")
+THERE = MeshCard(id=MeshId(b"t" * 16), name="tidal-heron")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home.at(tmp_path)
+    home.create()
+    return home
+
+
+def peer(mesh: MeshCard = THERE, *, clock_ahead_s: int = 0) -> Peer:
+    return Peer(
+        node=NodeId(b"p" * 16),
+        public=b"k" * 32,
+        instance=1,
+        mesh=mesh.id,
+        mesh_name=mesh.name,
+        purpose="gossip",
+        clock_ahead_s=clock_ahead_s,
+    )
+
+
+class Network:
+    """Who answers where, and who was asked when."""
+
+    def __init__(self, **_: object) -> None:
+        self.answers: dict[Address, Callable[[], Peer]] = {}
+        self.asked: list[tuple[float, Address]] = []
+        self._started = trio.current_time()
+
+    async def introduce(self, address: Address) -> Peer:
+        self.asked.append((trio.current_time() - self._started, address))
+        await trio.lowlevel.checkpoint()
+        if address not in self.answers:
+            raise LinkError(f"nobody answers at {address}: nothing listens there")
+        return self.answers[address]()
+
+
+def no_node() -> Peer:
+    raise PeerError(f"{BERT} does not speak TLS 1.3")
+
+
+async def test_the_first_start_founds_a_mesh_and_asks_nobody(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    card = await choose_mesh(home, (), network.introduce)
+    assert load_mesh(home) == card
+    assert home.mesh_key.exists()
+    assert network.asked == []
+
+
+async def test_the_next_start_goes_back_to_the_same_mesh(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    first = await choose_mesh(home, (), Network().introduce)
+    assert await choose_mesh(home, (), Network().introduce) == first
+
+
+async def test_joining_takes_the_mesh_of_whoever_answers_and_remembers_it(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    network.answers[ANNA] = peer
+    assert await choose_mesh(home, (ANNA,), network.introduce) == THERE
+    assert load_mesh(home) == THERE
+    assert not home.mesh_key.exists()
+
+
+async def test_joining_leaves_an_earlier_mesh(home: Home, autojump_clock: MockClock) -> None:
+    save_mesh(home, EARLIER)
+    network = Network()
+    network.answers[ANNA] = peer
+    assert await choose_mesh(home, (ANNA,), network.introduce) == THERE
+    assert load_mesh(home) == THERE
+
+
+async def test_any_one_that_answers_will_do(home: Home, autojump_clock: MockClock) -> None:
+    network = Network()
+    network.answers[BERT] = peer
+    assert await choose_mesh(home, (ANNA, BERT), network.introduce) == THERE
+    assert [address for _, address in network.asked] == [ANNA, BERT]
+    assert autojump_clock.current_time() == network.asked[0][0]
+
+
+async def test_a_node_that_starts_at_the_same_moment_is_waited_for(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+
+    async def start_late() -> None:
+        await trio.sleep(3.1)
+        network.answers[ANNA] = peer
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start_late)
+        assert await choose_mesh(home, (ANNA,), network.introduce) == THERE
+    assert network.asked[-1][0] == pytest.approx(3.25)
+
+
+async def test_when_nobody_answers_the_sentence_names_each_reason(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    network.answers[BERT] = no_node
+    with pytest.raises(LocalError) as caught:
+        await choose_mesh(home, (ANNA, BERT), network.introduce)
+    assert str(caught.value) == (
+        "Cannot join: nobody answers at 192.168.1.5:9338: nothing listens there; "
+        "kitchen-pc:9338 does not speak TLS 1.3. "
+        "Check the address, and that `p2pmesh up` runs there"
+    )
+    assert network.asked[-1][0] == pytest.approx(JOIN_WAIT_S)
+    assert len(network.asked) == 2 * (int(JOIN_WAIT_S / JOIN_RETRY_S) + 1)
+    assert load_mesh(home) is None
+
+
+async def test_when_nobody_answers_an_earlier_mesh_is_waited_for(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    save_mesh(home, EARLIER)
+    assert await choose_mesh(home, (ANNA,), Network().introduce) == EARLIER
+
+
+async def test_a_damaged_mesh_file_is_said_before_anybody_is_asked(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    home.mesh_file.write_text("junk", "utf-8")
+    network = Network()
+    network.answers[ANNA] = peer
+    with pytest.raises(LocalError, match="is damaged"):
+        await choose_mesh(home, (ANNA,), network.introduce)
+    assert network.asked == []
+
+
+async def test_with_a_wrong_clock_nothing_is_joined(home: Home, autojump_clock: MockClock) -> None:
+    network = Network()
+    network.answers[ANNA] = lambda: peer(clock_ahead_s=3600)
+    with pytest.raises(LocalError, match="This clock is 1 h 00 min behind the mesh"):
+        await choose_mesh(home, (ANNA,), network.introduce)
+    assert load_mesh(home) is None
+    assert len(network.asked) == 1, "waiting does not set a clock"
+
+
+@pytest.mark.parametrize(
+    ("clock_ahead_s", "sentence"),
+    [
+        (3 * 3600 + 2 * 60 + 59, "This clock is 3 h 02 min behind the mesh"),
+        (-(26 * 3600 + 10 * 60), "This clock is 26 h 10 min ahead of the mesh"),
+        (61, "This clock is 1 min behind the mesh"),
+        (-3599, "This clock is 59 min ahead of the mesh"),
+        (3600, "This clock is 1 h 00 min behind the mesh"),
+    ],
+)
+def test_the_clock_sentence(clock_ahead_s: int, sentence: str) -> None:
+    with pytest.raises(LocalError) as caught:
+        check_clock(peer(clock_ahead_s=clock_ahead_s))
+    assert str(caught.value) == f"{sentence}; set it and start again"
+
+
+@pytest.mark.parametrize("clock_ahead_s", [0, CLOCK_SKEW_S_MAX, -CLOCK_SKEW_S_MAX])
+def test_a_clock_within_a_minute_is_right(clock_ahead_s: int) -> None:
+    check_clock(peer(clock_ahead_s=clock_ahead_s))
+    assert abs(clock_ahead_s) <= CLOCK_SKEW_S_MAX

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from p2pmesh.config import PORT_MAX, Address
+from p2pmesh.errors import LocalError
+from p2pmesh.node import ports
+from p2pmesh.node.ports import Listening, listen
+
+HOST = "127.0.0.1"
+
+
+@asynccontextmanager
+async def listening(wanted: Address, *, exact: bool) -> AsyncIterator[Listening]:
+    found = await listen("api", wanted, exact=exact)
+    yield found
+    for listener in found.listeners:
+        await listener.aclose()
+
+
+def refusing(number: int, text: str) -> object:
+    """A system that refuses; only privileges and other systems would show the real thing."""
+
+    async def refuse(port: int, *, host: str) -> list[trio.SocketListener]:
+        raise OSError(number, text)
+
+    return refuse
+
+
+async def test_port_0_takes_a_free_one_and_says_which() -> None:
+    async with listening(Address(HOST, 0), exact=True) as found:
+        assert found.address.port > 0
+        async with await trio.open_tcp_stream(HOST, found.address.port) as stream:
+            assert stream.socket.getpeername() == (HOST, found.address.port)
+
+
+async def test_a_taken_default_moves_on_to_a_free_port() -> None:
+    async with (
+        listening(Address(HOST, 0), exact=True) as first,
+        listening(first.address, exact=False) as second,
+        listening(first.address, exact=False) as third,
+    ):
+        assert second.address.host == HOST
+        assert 0 < second.address.port - first.address.port <= ports.NEIGHBOURS_MAX
+        assert third.address.port > second.address.port
+
+
+async def test_a_free_default_is_taken_as_it_is() -> None:
+    async with listening(Address(HOST, 0), exact=True) as found:
+        free = found.address
+    async with listening(free, exact=False) as found:
+        assert found.address == free
+
+
+async def test_a_taken_port_that_was_asked_for_is_an_error_in_words() -> None:
+    async with listening(Address(HOST, 0), exact=True) as first:
+        with pytest.raises(LocalError) as caught:
+            await listen("api", first.address, exact=True)
+    assert str(caught.value) == (
+        f"Cannot listen on {first.address} (another program listens there); "
+        "choose another with --api HOST:PORT"
+    )
+
+
+async def test_the_search_for_a_free_port_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    async def taken(port: int, *, host: str) -> list[trio.SocketListener]:
+        tried.append(port)
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", taken)
+    with pytest.raises(LocalError, match="another program listens there"):
+        await listen("api", Address(HOST, 9337), exact=False)
+    assert tried == list(range(9337, 9337 + ports.NEIGHBOURS_MAX + 1))
+
+    tried.clear()
+    with pytest.raises(LocalError, match="another program listens there"):
+        await listen("api", Address(HOST, PORT_MAX - 1), exact=False)
+    assert tried == [PORT_MAX - 1, PORT_MAX]
+
+
+async def test_an_address_of_another_machine_is_an_error_in_words() -> None:
+    with pytest.raises(LocalError) as caught:
+        await listen("peer", Address("192.0.2.1", 9338), exact=False)
+    assert str(caught.value) == (
+        "Cannot listen on 192.0.2.1:9338 (this machine does not have that address); "
+        "choose another with --peer HOST:PORT"
+    )
+
+
+async def test_a_name_that_nobody_knows_is_an_error_in_words() -> None:
+    with pytest.raises(LocalError) as caught:
+        await listen("console", Address("no-such-host.invalid", 3131), exact=True)
+    assert str(caught.value) == (
+        "Cannot listen on no-such-host.invalid:3131 (that host name cannot be resolved); "
+        "choose another with --console HOST:PORT"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+async def test_a_port_for_administrators_is_an_error_in_words(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(trio, "open_tcp_listeners", refusing(number, "Permission denied"))
+    with pytest.raises(LocalError) as caught:
+        await listen("api", Address(HOST, 80), exact=False)
+    assert str(caught.value) == (
+        f"Cannot listen on {HOST}:80 (the system allows that port to administrators only); "
+        "choose another with --api HOST:PORT"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow every port, or none")
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may")
+async def test_the_system_refuses_low_ports_in_those_words() -> None:
+    with pytest.raises(LocalError, match=r"(administrators only|another program)"):
+        await listen("api", Address(HOST, 1), exact=True)
+
+
+async def test_any_other_reason_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = refusing(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(trio, "open_tcp_listeners", system)
+    with pytest.raises(LocalError, match=r"\(Too many open files\)"):
+        await listen("api", Address(HOST, 0), exact=True)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+async def test_ipv6_is_listened_on() -> None:
+    try:
+        async with listening(Address("::1", 0), exact=True) as found:
+            assert found.address.host == "::1"
+            assert str(found.address) == f"[::1]:{found.address.port}"
+    except LocalError as exc:
+        assert "does not have that address" in str(exc)  # noqa: PT017 - a machine without IPv6
