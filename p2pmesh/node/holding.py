@@ -6,6 +6,7 @@ user, or when it is exactly as large as one that the mesh wants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,15 +100,16 @@ class Holding:
     async def run(self) -> None:
         """Look for what the mesh wants and this node may have, until cancelled."""
         searched: frozenset[ModelDigest] = frozenset()
+        search_again_at = -math.inf
         while True:
+            seen = self._mesh.changes.count
             missing = self._missing()
-            if missing and missing != searched:
+            if missing - searched or (missing and trio.current_time() >= search_again_at):
                 await self._search(missing)
-            searched = missing
-            with trio.move_on_after(SEARCH_INTERVAL_S) as timeout:
-                await self._mesh.changes.wait(self._mesh.changes.count)
-            if timeout.cancelled_caught:
-                searched = frozenset()
+                searched = missing
+                search_again_at = trio.current_time() + SEARCH_INTERVAL_S
+            with trio.move_on_at(search_again_at if missing else math.inf):
+                await self._mesh.changes.wait(seen)
 
     def _missing(self) -> frozenset[ModelDigest]:
         view = self._mesh.view

@@ -105,6 +105,7 @@ class Mesh:
         self._nursery: trio.Nursery | None = None
         self._failure: LocalError | None = None
         self._failed = trio.Event()
+        self._finishing = False
 
     # --- what the rest of the node sees ---------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Mesh:
     def view(self) -> MeshView:
         """What the records say; made when asked for, kept until they change."""
         if self._view is None:
-            self._view = read(self._core.document)
+            self._view = read(self._core.document, me=self.me)
         return self._view
 
     @property
@@ -158,8 +159,9 @@ class Mesh:
         self._feed(Publish(register=register, body=None if body is None else dict(body)))
 
     def set_plan(self, digest: bytes) -> None:
-        """Say in probes which plan this node computed."""
+        """Say in probes which plan this node computed, and here that it is a new one."""
         self._core.plan = digest
+        self.changes.notify()  # with an equal digest too: the reasons in it may be others
 
     async def open_stream(self, node: NodeId) -> trio.abc.Stream:
         """A byte stream to `node` for a forwarded request.
@@ -202,11 +204,13 @@ class Mesh:
             nursery.start_soon(self._settle)
             task_status.started()
             await self._failed.wait()
-            assert self._failure is not None
-            raise self._failure
+            nursery.cancel_scope.cancel()
+        assert self._failure is not None
+        raise self._failure
 
     async def finish(self, deadline_s: float) -> None:
-        """Send what is queued (a goodbye, say) and close all links."""
+        """Send what is queued (a goodbye, say) and close all links; no new ones are dialled."""
+        self._finishing = True
         await self._links.finish(deadline_s)
 
     async def _settle(self) -> None:
@@ -230,7 +234,10 @@ class Mesh:
 
     def message_received(self, node: NodeId, message: bytes) -> None:
         """See `LinkEvents`."""
+        plan = self._core.plans.get(node)
         self._feed(Received(node=node, message=message))
+        if self._core.plans.get(node) != plan:
+            self.changes.notify()  # `agreement` is another one
 
     def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
         """See `LinkEvents`."""
@@ -258,7 +265,8 @@ class Mesh:
                     assert self._nursery is not None
                     self._nursery.start_soon(self._timer, after_s, token)
                 case Dial(node=node, addresses=addresses):
-                    self._links.dial(node, addresses)
+                    if not self._finishing:
+                        self._links.dial(node, addresses)
                 case Disconnect(node=node, reason=reason):
                     log.info("peer_disconnected", node=show_id(node), reason=reason)
                     self._links.close(node)

@@ -1,0 +1,270 @@
+"""One node without a network: the test says what the others would, and engines are scripted.
+
+Everything between a received record and what the node does about it is real: core, view, plan,
+serving, routes. Only links and engine processes are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from p2pmesh.config import Address
+from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.find import Engine
+from p2pmesh.engine.process import EngineStatus, State
+from p2pmesh.gossip.membership import Gossip
+from p2pmesh.home import Home
+from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.store import ModelFile, Store
+from p2pmesh.node import serving as serving_module
+from p2pmesh.node.holding import Holding, Opened
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.routes import Routes
+from p2pmesh.node.serving import Serving
+from p2pmesh.state.bodies import (
+    CAPS,
+    MEMBER,
+    SERVES,
+    WANTS,
+    Caps,
+    Held,
+    Served,
+    ServeState,
+    Wanted,
+    held_pages,
+    held_register,
+    serves_to_wire,
+    wants_to_wire,
+)
+from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
+from p2pmesh.wire.messages import Records, encode_message
+from tests.node.meshes import clock
+from tests.state.make import KEYS, MESH, NODES, NOW, card, digest, member, record
+
+ME = NODES[0]
+GIB = 2**30
+SLOTS = 4
+ENGINE = Engine(kind="embedded", command=("none",), source="wheel", version="2026.10")
+
+
+class Hearsay:
+    """The mesh as one node hears of it; other nodes are numbers from 1 on."""
+
+    def __init__(self) -> None:
+        core = Gossip(key=KEYS[0], mesh=MESH, instance=1, epoch=NOW)
+        transport = MemoryTransport(_nobody, MemoryNetwork(), Address("memory", 0))
+        self.mesh = Mesh(core, transport, save_epoch=_no_epoch, clock=clock, alone=True)
+        self.mesh.settled.set()
+        self.mesh.publish(MEMBER, member("me", addresses=()).to_wire())
+        self._seq = 0
+
+    def give(self, budget_bytes: int = 8 * GIB) -> None:
+        """This node's own memory."""
+        caps = Caps(budget_bytes=budget_bytes, engine="embedded 2026.10", rpc="")
+        self.mesh.publish(CAPS, caps.to_wire())
+
+    def say(self, number: int, register: str, body: dict[str, Any]) -> None:
+        """Another node signs something, and it arrives."""
+        self._seq += 1
+        arguments = {"seq": self._seq, "issued_at": int(clock()), "body": body}
+        raw = record(number, register, **arguments).raw
+        self.mesh.message_received(NODES[number], encode_message(Records(records=(raw,))))
+
+    def join(self, number: int, *, budget_bytes: int = 0, linked: bool = True) -> NodeId:
+        """Another node is here."""
+        self.say(number, MEMBER, member(f"node-{number}", addresses=()).to_wire())
+        caps = Caps(budget_bytes=budget_bytes, engine="native b1", rpc="7.0.0")
+        self.say(number, CAPS, caps.to_wire())
+        if linked:
+            self.link(number)
+        return NODES[number]
+
+    def link(self, number: int) -> None:
+        self.mesh.link_up(
+            Peer(
+                node=NODES[number],
+                public=KEYS[number].public,
+                instance=1,
+                mesh=MESH,
+                mesh_name="home",
+                purpose="gossip",
+                clock_ahead_s=0,
+            )
+        )
+
+    def suspect(self, number: int) -> None:
+        """Its link breaks."""
+        self.mesh.link_down(NODES[number])
+
+    def kill(self, number: int) -> None:
+        """Its link breaks and its machine says that it is gone."""
+        self.suspect(number)
+        self.mesh.dial_failed(NODES[number], nobody_there=True)
+
+    def hold(self, number: int, *models: Held) -> None:
+        """It has these files; few enough for one page."""
+        (page,) = held_pages(models)
+        self.say(number, held_register(0), page)
+
+    def serve(self, number: int, model: int, state: ServeState = "ready", detail: str = "") -> None:
+        served = [Served(digest=digest(model), state=state, detail=detail)]
+        self.say(number, SERVES, serves_to_wire(served))
+
+    def want(self, number: int, *models: Wanted) -> None:
+        self.say(number, WANTS, wants_to_wire(models))
+
+    def served(self) -> dict[ModelDigest, tuple[str, str]]:
+        """What this node tells the others that it runs: state and detail."""
+        me = self.mesh.view.nodes[ME]
+        return {one.digest: (one.state, one.detail) for one in me.serves.values()}
+
+
+def wanted(model: int, **changes: Any) -> Wanted:
+    arguments: dict[str, Any] = {
+        "digest": digest(model),
+        "stem": f"model-{model}",
+        "replicas": 1,
+        "priority": 0,
+        "context": 1024,
+        "slots": 2,
+    }
+    return Wanted(**{**arguments, **changes})
+
+
+class ScriptedEngine:
+    """Stands in for `EngineProcess`: its states are the test's, its end is the node's."""
+
+    started: list[ScriptedEngine]  # a fresh list for each `Parts`
+
+    def __init__(
+        self,
+        engine: Engine,
+        launch: Launch,
+        *,
+        logs: Path,
+        on_change: Callable[[EngineStatus], None],
+    ) -> None:
+        self.launch = launch
+        self.ended = False
+        self._on_change = on_change
+        self.status = EngineStatus(
+            state="loading",
+            host=launch.host,
+            port=0,
+            api_key="secret",
+            pid=None,
+            detail="waiting to start",
+            since_s=0.0,
+        )
+        self.started.append(self)
+
+    async def run(self) -> None:
+        try:
+            self.become("loading", "starting")
+            await trio.sleep_forever()
+        finally:
+            self.become("stopping", "ending the engine")
+            self.become("stopped")
+            self.ended = True
+
+    def become(self, state: State, detail: str = "", **changes: Any) -> None:
+        self.status = replace(self.status, state=state, detail=detail, **changes)
+        self._on_change(self.status)
+
+
+@dataclass
+class Parts:
+    """A node's parts around a `Hearsay`, with model 0 as its embedded one."""
+
+    hearsay: Hearsay
+    holding: Holding
+    serving: Serving
+    routes: Routes
+    engines: list[ScriptedEngine]
+    in_flight: dict[ModelDigest, int] = field(default_factory=dict)
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.hearsay.mesh
+
+    def engine(self, model: int) -> ScriptedEngine:
+        """The latest engine of a model."""
+        id_of = self.mesh.view.catalogue.id_of
+        return next(
+            one for one in reversed(self.engines) if one.launch.alias == id_of(digest(model))
+        )
+
+    def running(self) -> list[str]:
+        return [one.launch.alias for one in self.engines if not one.ended]
+
+
+def model_file(model: int, **changes: Any) -> ModelFile:
+    one = card(**changes)
+    return ModelFile(
+        parts=(Path(f"/models/model-{model}.gguf"),),
+        stem=f"model-{model}",
+        size_bytes=one.size_bytes,
+        card=one,
+    )
+
+
+def make_parts(
+    hearsay: Hearsay,
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    *,
+    files: Iterable[int] = (0,),
+    budget_bytes: int = 8 * GIB,
+    **changes: Any,
+) -> Parts:
+    """The parts of a node that holds these models; nothing runs yet."""
+    engines: list[ScriptedEngine] = []
+    in_flight: dict[ModelDigest, int] = {}
+    scripted = type("Scripted", (ScriptedEngine,), {"started": engines})
+    patch.setattr(serving_module, "EngineProcess", scripted)
+    opened = Opened(
+        files={digest(model): model_file(model, **changes) for model in files},
+        demo=digest(0),
+        wanted=(),
+    )
+    store = Store(Home.at(folder), environ={})
+    holding = Holding(hearsay.mesh, store, opened)
+    hearsay.give(budget_bytes)
+    serving = Serving(
+        hearsay.mesh,
+        ENGINE,
+        holding,
+        slots=SLOTS,
+        logs=folder,
+        in_flight=lambda digest: in_flight.get(digest, 0),
+    )
+    routes = Routes(hearsay.mesh, serving, slots=SLOTS)
+    return Parts(hearsay, holding, serving, routes, engines, in_flight)
+
+
+@asynccontextmanager
+async def serving(parts: Parts) -> AsyncIterator[Parts]:
+    """Its serving runs; by the first line of the block it has acted on what is known."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.serving.run)
+        await wait_all_tasks_blocked()
+        yield parts
+        nursery.cancel_scope.cancel()
+
+
+def _nobody() -> Any:
+    raise AssertionError("nothing is dialled here")
+
+
+def _no_epoch(epoch: int) -> None:
+    raise AssertionError("nobody has this node's key")

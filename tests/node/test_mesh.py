@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import pytest
+import structlog
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pmesh.config import Address
+from p2pmesh.errors import LinkError, LocalError, PeerError
+from p2pmesh.gossip.events import Event, Health
+from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.keys import NodeId, SigningKey
+from p2pmesh.node.mesh import (
+    SETTLE_AFTER_LINK_S,
+    SETTLE_MAX_S,
+    Mesh,
+    PlanAgreement,
+    SteadyClock,
+)
+from p2pmesh.state.bodies import CAPS, MEMBER, Caps
+from tests.node.meshes import Meshes, Started, clock, meshes, until
+from tests.state.make import MESH, NOW, member
+
+CAPS_BODY = Caps(budget_bytes=4 << 30, engine="embedded", rpc="").to_wire()
+SPREAD_S = 5.0  # joining, and everybody's links to everybody
+
+
+async def five(world: Meshes) -> list[Started]:
+    started = [await world.start(number) for number in range(1, 6)]
+    await trio.sleep(SPREAD_S)
+    return started
+
+
+def budget(mesh: Mesh, of: NodeId) -> int | None:
+    caps = mesh.view.nodes[of].caps
+    return caps.budget_bytes if caps else None
+
+
+async def freeze(started: Started, world: Meshes, patch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP: it takes nothing in and says nothing; new connections hang."""
+
+    def swallow(event: Event) -> None:
+        pass
+
+    patch.setattr(started.mesh, "_feed", swallow)
+    world.network.unreachable.add(started.address)
+
+
+# What is said
+
+
+async def test_five_that_know_one_of_them_are_all_linked(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        everybody = await five(world)
+        ids = {one.mesh.me for one in everybody}
+        for one in everybody:
+            assert one.mesh.linked == ids - {one.mesh.me}
+            assert {view.member.name for view in one.mesh.view.nodes.values()} == {
+                f"node-{number}" for number in range(1, 6)
+            }
+            assert {one.mesh.health(node) for node in ids} == {Health.LIVE}
+            assert one.mesh.dead == frozenset()
+
+
+async def test_what_one_publishes_all_see_and_are_told_of(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        _, _, speaker, *_ = everybody = await five(world)
+        seen = {one.mesh.me: one.mesh.changes.count for one in everybody}
+        speaker.mesh.publish(CAPS, CAPS_BODY)
+        await wait_all_tasks_blocked()
+        for one in everybody:
+            assert budget(one.mesh, speaker.mesh.me) == 4 << 30
+            assert one.mesh.changes.count > seen[one.mesh.me]
+        speaker.mesh.publish(CAPS, None)
+        await wait_all_tasks_blocked()
+        assert {budget(one.mesh, speaker.mesh.me) for one in everybody} == {None}
+
+
+async def test_saying_the_same_again_is_no_news(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        one = world.make(1)
+        one.mesh.publish(CAPS, CAPS_BODY)
+        seen = one.mesh.changes.count
+        one.mesh.publish(CAPS, dict(CAPS_BODY))
+        assert one.mesh.changes.count == seen
+
+
+async def test_the_view_is_made_once_per_change(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        one = world.make(1)
+        view = one.mesh.view
+        assert one.mesh.view is view
+        one.mesh.publish(CAPS, CAPS_BODY)
+        assert one.mesh.view is not view
+        assert view.nodes[one.mesh.me].caps is None
+
+
+async def test_a_goodbye_arrives_before_the_link_ends(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second, *_ = await five(world)
+        second.mesh.publish(MEMBER, member("node-2", addresses=(), left=True).to_wire())
+        await second.mesh.finish(deadline_s=1)
+        await wait_all_tasks_blocked()
+        assert second.mesh.me not in first.mesh.view.nodes
+        assert second.mesh.linked == frozenset()
+        assert second.mesh.me in second.mesh.view.nodes, "it is here until it is gone"
+
+
+async def test_the_address_book_holds_the_others(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second, *_ = everybody = await five(world)
+        book = first.mesh.addresses()
+        assert set(book) == {one.mesh.me for one in everybody} - {first.mesh.me}
+        assert book[second.mesh.me] == (second.address,)
+
+
+async def test_a_book_leads_back_without_a_seed(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first = await world.start(1)
+        book = {first.mesh.me: (Address("memory", 99), first.address)}
+        second = await world.start(2, seeds=(), book=book)
+        await trio.sleep(SPREAD_S)
+        assert second.mesh.linked == {first.mesh.me}
+
+
+# Who is there
+
+
+async def test_a_crash_is_seen_at_once_and_a_restart_too(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        *others, last = await five(world)
+        watched = {one.mesh.me: one.mesh.suspected(last.mesh.me) for one in others}
+        assert not any(event.is_set() for event in watched.values())
+        await world.crash(last)
+        for one in others:
+            assert one.mesh.dead == {last.mesh.me}
+            assert last.mesh.me in one.mesh.view.nodes, "its record lives as long as its lease"
+            assert watched[one.mesh.me].is_set()
+            assert one.mesh.suspected(last.mesh.me).is_set()
+        await world.start(5, instance=50, epoch=NOW + 60)
+        await trio.sleep(SPREAD_S)
+        for one in others:
+            assert one.mesh.health(last.mesh.me) is Health.LIVE
+            assert not one.mesh.suspected(last.mesh.me).is_set()
+            assert watched[one.mesh.me].is_set(), "who waited with it gave up on that node"
+
+
+async def test_a_frozen_node_is_suspected_then_dead_then_trusted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with meshes() as world:
+        first, second = await world.start(1), await world.start(2)
+        await trio.sleep(SPREAD_S)
+        event = first.mesh.suspected(second.mesh.me)
+        with monkeypatch.context() as patch:
+            await freeze(second, world, patch)
+            with trio.fail_after(2):
+                await event.wait()
+            assert first.mesh.health(second.mesh.me) is Health.SUSPECT
+            assert first.mesh.dead == frozenset()
+            with trio.fail_after(4):
+                await until(first.mesh, lambda: first.mesh.dead == {second.mesh.me})
+        world.network.unreachable.clear()
+        second.mesh.link_down(first.mesh.me)  # what came while it stood still
+        with trio.fail_after(60):
+            await until(first.mesh, lambda: first.mesh.health(second.mesh.me) is Health.LIVE)
+        assert not first.mesh.suspected(second.mesh.me).is_set()
+
+
+async def test_who_was_never_reached_is_suspected(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first = world.make(1)
+        assert first.mesh.suspected(NodeId(b"n" * 16)).is_set()
+        assert not first.mesh.suspected(first.mesh.me).is_set()
+
+
+async def test_round_trips_are_measured(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second = await world.start(1), await world.start(2)
+        assert first.mesh.rtt_s(second.mesh.me) is None
+        await trio.sleep(SPREAD_S)
+        assert first.mesh.rtt_s(second.mesh.me) == pytest.approx(0, abs=0.01)
+
+
+async def test_junk_costs_the_sender_its_link_only(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second, third, *_ = await five(world)
+        second.mesh._links.send(first.mesh.me, b"junk")
+        await wait_all_tasks_blocked()
+        assert third.mesh.me in first.mesh.linked
+        await trio.sleep(SPREAD_S)
+        assert second.mesh.me in first.mesh.linked, "it came back with better manners"
+
+
+async def test_a_clock_that_differs_is_logged() -> None:
+    async with meshes() as world:
+        first = world.make(1)
+        peer = Peer(
+            node=NodeId(b"n" * 16),
+            public=b"p" * 32,
+            instance=1,
+            mesh=MESH,
+            mesh_name="home",
+            purpose="gossip",
+            clock_ahead_s=-90,
+        )
+        with structlog.testing.capture_logs() as logs:
+            first.mesh.link_up(peer)
+        assert (logs[0]["event"], logs[0]["ahead_s"]) == ("clock_differs", -90)
+        assert first.mesh.linked == {peer.node}
+
+
+# Agreement
+
+
+async def test_agreement_counts_the_linked(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second, third = [await world.start(number) for number in (1, 2, 3)]
+        await trio.sleep(SPREAD_S)
+        for one in (first, second, third):
+            one.mesh.set_plan(b"p" * 16)
+        await trio.sleep(2)
+        assert first.mesh.agreement == PlanAgreement(same=2, asked=2)
+        seen = first.mesh.changes.count
+        third.mesh.set_plan(b"q" * 16)
+        await trio.sleep(2)
+        assert first.mesh.agreement == PlanAgreement(same=1, asked=2)
+        assert third.mesh.agreement == PlanAgreement(same=0, asked=2)
+        assert first.mesh.changes.count > seen, "who shows it looks again"
+        await world.crash(third)
+        assert first.mesh.agreement == PlanAgreement(same=1, asked=1)
+
+
+async def test_a_new_plan_of_its_own_is_a_change(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first = world.make(1)
+        seen = first.mesh.changes.count
+        first.mesh.set_plan(b"p" * 16)
+        assert first.mesh.changes.count == seen + 1
+        assert first.mesh.agreement == PlanAgreement(same=0, asked=0)
+
+
+# Settling
+
+
+async def test_who_is_alone_is_settled_at_once(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first = await world.start(1, alone=True)
+        await wait_all_tasks_blocked()
+        assert first.mesh.settled.is_set()
+        assert trio.current_time() < 0.001
+
+
+async def test_who_joins_is_settled_once_it_heard(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first = await world.start(1, alone=True)
+        first.mesh.publish(CAPS, CAPS_BODY)
+        second = await world.start(2)
+        await second.mesh.settled.wait()
+        assert trio.current_time() == pytest.approx(SETTLE_AFTER_LINK_S, abs=0.01)
+        assert budget(second.mesh, first.mesh.me) == 4 << 30
+
+
+async def test_who_is_answered_by_nobody_settles_in_the_end(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        second = await world.start(2)
+        await second.mesh.settled.wait()
+        assert trio.current_time() == pytest.approx(SETTLE_MAX_S, abs=0.01)
+        assert second.mesh.linked == frozenset()
+
+
+# Streams
+
+
+async def test_a_stream_reaches_the_node(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second = await world.start(1), await world.start(2)
+        await trio.sleep(SPREAD_S)
+        async with await first.mesh.open_stream(second.mesh.me) as stream:
+            await stream.send_all(b"a question")
+            assert await stream.receive_some() == b"an answer"
+        assert second.streams == [(first.mesh.me, b"a question")]
+
+
+async def test_a_stream_takes_the_first_address_that_leads_there(
+    autojump_clock: MockClock,
+) -> None:
+    async with meshes() as world:
+        first, second, third = [await world.start(number) for number in (1, 2, 3)]
+        ways = (Address("memory", 99), third.address, second.address)
+        second.mesh.publish(MEMBER, member("node-2", addresses=ways).to_wire())
+        await trio.sleep(SPREAD_S)
+        async with await first.mesh.open_stream(second.mesh.me) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"an answer"
+        assert third.streams == []
+        second.mesh.publish(MEMBER, member("node-2", addresses=ways[:2]).to_wire())
+        await wait_all_tasks_blocked()
+        with pytest.raises(PeerError):  # the last reason: somebody else answers there
+            await first.mesh.open_stream(second.mesh.me)
+
+
+async def test_a_stream_to_nowhere_is_a_link_error(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first, second = await world.start(1), await world.start(2)
+        with pytest.raises(LinkError, match="has no address"):
+            await first.mesh.open_stream(NodeId(b"n" * 16))
+        await trio.sleep(SPREAD_S)
+        await world.crash(second)
+        with pytest.raises(LinkError, match="nothing listens there"):
+            await first.mesh.open_stream(second.mesh.me)
+
+
+# Epochs and twins
+
+
+async def test_an_older_life_of_ones_own_is_outranked(autojump_clock: MockClock) -> None:
+    async with meshes() as world:
+        first = await world.start(1)
+        before = await world.start(2, epoch=NOW + 100)
+        await trio.sleep(SPREAD_S)
+        await world.crash(before)
+        # Its disk lost the epoch, and its clock was set back.
+        after = await world.start(2, epoch=NOW, instance=77)
+        after.mesh.publish(CAPS, CAPS_BODY)
+        await trio.sleep(SPREAD_S)
+        assert after.epochs == [NOW + 101]
+        assert budget(first.mesh, after.mesh.me) == 4 << 30
+
+
+async def test_an_epoch_that_cannot_be_written_ends_the_mesh(autojump_clock: MockClock) -> None:
+    def full(epoch: int) -> None:
+        raise LocalError(f"Cannot write epoch {epoch} (No space left on device)")
+
+    async with meshes() as world:
+        first = await world.start(1)
+        before = await world.start(2, epoch=NOW + 100)
+        await trio.sleep(SPREAD_S)
+        await world.crash(before)
+        after = world.make(2, epoch=NOW, instance=77, save_epoch=full)
+        after.mesh.publish(CAPS, CAPS_BODY)
+        with pytest.raises(LocalError, match=f"Cannot write epoch {NOW + 101}"):
+            await after.mesh.run(after.on_stream)
+        await wait_all_tasks_blocked()
+        assert budget(first.mesh, after.mesh.me) is None, "nothing goes out under it"
+
+
+async def test_of_two_with_one_key_the_larger_instance_gives_way(
+    autojump_clock: MockClock,
+) -> None:
+    readings = 0
+
+    def busy_clock() -> float:
+        # The two replace each other's links without a pause, in which no time would pass.
+        nonlocal readings
+        readings += 1
+        return clock() + readings / 100
+
+    async with meshes() as world:
+        key = SigningKey(bytes([2]) * 32)
+        first = await world.start(1, now=busy_clock)
+        original = await world.start(2, key=key, instance=20, now=busy_clock)
+        await trio.sleep(SPREAD_S)
+        copy = world.make(3, key=key, instance=30, now=busy_clock)
+        with pytest.raises(LocalError, match="give each its own --home"):
+            await copy.mesh.run(copy.on_stream)
+        await trio.sleep(SPREAD_S)
+        assert first.mesh.linked == {original.mesh.me}
+        assert first.mesh.view.name_of(original.mesh.me) == "node-2"
+
+
+# The clock
+
+
+def test_a_steady_clock_never_goes_back() -> None:
+    readings = iter([10.0, 12.5, 3.0, 12.0, 13.0])
+    clock = SteadyClock(lambda: next(readings))
+    assert [clock() for _ in range(5)] == [10.0, 12.5, 12.5, 12.5, 13.0]

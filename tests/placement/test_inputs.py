@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from p2pmesh.models.cards import need_bytes
+from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
+from p2pmesh.placement.inputs import (
+    CONTEXT_DEFAULT_MAX,
+    agreed,
+    default_context,
+    facts_of,
+    launch_context,
+)
+from p2pmesh.state.bodies import (
+    CAPS,
+    MEMBER,
+    SERVES,
+    WANTS,
+    Caps,
+    Held,
+    Served,
+    Wanted,
+    held_pages,
+    held_register,
+    serves_to_wire,
+    wants_to_wire,
+)
+from p2pmesh.state.document import Document
+from p2pmesh.state.views import MeshView, read
+from tests.state.make import MESH, NODES, NOW, card, digest, held, member, record
+
+A, B, C = NODES[:3]
+ALPHA, BETA = digest(1), digest(2)
+GIB = 2**30
+
+
+def wanted(model: int = 1, **changes: object) -> Wanted:
+    one = Wanted(
+        digest=digest(model), stem=f"model-{model}", replicas=1, priority=0, context=0, slots=0
+    )
+    return replace(one, **changes)  # type: ignore[arg-type]  # the tests name fields of it
+
+
+class World:
+    """A document that nodes, by number, write into."""
+
+    def __init__(self) -> None:
+        self.document = Document(MESH)
+        self._seq = 0
+
+    def view(self) -> MeshView:
+        return read(self.document)
+
+    def say(self, owner: int, register: str, body: dict[str, object]) -> None:
+        self._seq += 1
+        one = record(owner, register, seq=self._seq, body=body)
+        assert self.document.merge(one, NOW)
+
+    def node(
+        self,
+        owner: int,
+        *,
+        budget_bytes: int | None = GIB,
+        holds: Iterable[Held] = (),
+        serves: Iterable[Served] = (),
+        wants: Iterable[Wanted] = (),
+        left: bool = False,
+    ) -> None:
+        self.say(owner, MEMBER, member(f"node-{owner}", left=left).to_wire())
+        if budget_bytes is not None:
+            caps = Caps(budget_bytes=budget_bytes, engine="embedded", rpc="")
+            self.say(owner, CAPS, caps.to_wire())
+        for number, page in enumerate(held_pages(holds)):
+            self.say(owner, held_register(number), page)
+        self.say(owner, SERVES, serves_to_wire(serves))
+        self.say(owner, WANTS, wants_to_wire(wants))
+
+
+# Wishes
+
+
+def test_one_wish_is_taken_as_it_is() -> None:
+    world = World()
+    one = wanted(replicas=2, priority=3, context=1024, slots=2)
+    world.node(0, wants=[one, wanted(2)])
+    assert agreed(world.view()) == {ALPHA: one, BETA: wanted(2)}
+
+
+def test_of_several_wishes_the_largest_of_each_number_counts() -> None:
+    world = World()
+    world.node(0, wants=[wanted(stem="zulu", replicas=3, priority=0, context=512, slots=1)])
+    world.node(1, wants=[wanted(stem="alpha", replicas=1, priority=2, context=2048)])
+    world.node(2, wants=[wanted(stem="mike", replicas=2, priority=1, slots=8)])
+    assert agreed(world.view()) == {
+        ALPHA: wanted(stem="alpha", replicas=3, priority=2, context=2048, slots=8)
+    }
+
+
+def test_the_wishes_of_who_has_left_count_on() -> None:
+    world = World()
+    world.node(0, wants=[wanted(context=512)], left=True)
+    assert agreed(world.view())[ALPHA].context == 512
+
+
+def test_nobody_wants_nothing() -> None:
+    assert agreed(World().view()) == {}
+
+
+# Context
+
+
+@pytest.mark.parametrize(
+    ("made_for", "given"),
+    [(4096, 4096), (CONTEXT_DEFAULT_MAX, CONTEXT_DEFAULT_MAX), (10**6, CONTEXT_DEFAULT_MAX)],
+)
+def test_the_default_context_is_the_models_own_up_to_a_bound(made_for: int, given: int) -> None:
+    assert default_context(card(context=made_for)) == given
+
+
+def test_an_engine_gets_the_context_that_was_asked_for() -> None:
+    world = World()
+    world.node(0, holds=[held(1), held(2)], wants=[wanted(context=100_000), wanted(2)])
+    assert launch_context(world.view(), ALPHA) == 100_000
+    assert launch_context(world.view(), BETA) == 4096, "its own: no number was named"
+
+
+def test_a_model_nobody_wants_gets_its_default_context() -> None:
+    world = World()
+    world.node(0, holds=[held(1, card=card(context=10**6))])
+    assert launch_context(world.view(), ALPHA) == CONTEXT_DEFAULT_MAX
+
+
+# Facts
+
+
+def test_everything_that_is_said_becomes_facts() -> None:
+    world = World()
+    world.node(
+        0,
+        budget_bytes=2 * GIB,
+        holds=[held(1), held(2, demo=True)],
+        serves=[Served(digest=ALPHA, state="ready")],
+    )
+    world.node(
+        1,
+        budget_bytes=GIB,
+        holds=[held(1)],
+        serves=[Served(digest=ALPHA, state="loading", detail="30 %")],
+        wants=[wanted(replicas=2, priority=1, context=1024, slots=4)],
+    )
+    assert facts_of(world.view(), ()) == Facts(
+        nodes=(NodeFacts(node=A, budget_bytes=2 * GIB), NodeFacts(node=B, budget_bytes=GIB)),
+        models=(
+            ModelFacts(digest=ALPHA, need_bytes=need_bytes(card(), context=1024), holders=(A, B)),
+            ModelFacts(
+                digest=BETA,
+                need_bytes=need_bytes(card(), context=4096),
+                holders=(A,),
+                fallback=True,
+            ),
+        ),
+        wants=(Want(owner=B, digest=ALPHA, replicas=2, priority=1),),
+        residents=(
+            Resident(node=A, digest=ALPHA, state="ready"),
+            Resident(node=B, digest=ALPHA, state="loading"),
+        ),
+    )
+
+
+def test_dead_nodes_are_left_out_of_all_but_their_wishes() -> None:
+    world = World()
+    world.node(0, holds=[held(1)], serves=[Served(digest=ALPHA, state="ready")])
+    world.node(
+        1,
+        holds=[held(1), held(2)],
+        serves=[Served(digest=ALPHA, state="ready")],
+        wants=[wanted()],
+    )
+    facts = facts_of(world.view(), {B})
+    assert [part.node for part in facts.nodes] == [A]
+    assert {model.digest: model.holders for model in facts.models} == {ALPHA: (A,), BETA: ()}
+    assert facts.wants == (Want(owner=B, digest=ALPHA),)
+    assert [part.node for part in facts.residents] == [A]
+
+
+def test_who_is_dead_and_unknown_changes_nothing() -> None:
+    world = World()
+    world.node(0, holds=[held(1)])
+    assert facts_of(world.view(), {C}) == facts_of(world.view(), ())
+
+
+def test_a_node_gives_nothing_before_it_has_said_what() -> None:
+    world = World()
+    world.node(0, budget_bytes=None, holds=[held(1)])
+    facts = facts_of(world.view(), ())
+    assert facts.nodes == ()
+    assert facts.models[0].holders == (A,)
+
+
+@pytest.mark.parametrize("state", ["failed", "stopping"])
+def test_what_failed_or_stops_is_no_resident(state: str) -> None:
+    world = World()
+    world.say(0, MEMBER, member().to_wire())
+    world.say(0, SERVES, {"serves": [[ALPHA, state, ""], [BETA, "ready", ""]]})
+    facts = facts_of(world.view(), ())
+    assert facts.residents == (Resident(node=A, digest=BETA, state="ready"),)
+
+
+def test_slots_share_one_cache() -> None:
+    needs = []
+    for slots in (1, 64):
+        world = World()
+        world.node(0, holds=[held(1)], wants=[wanted(context=2048, slots=slots)])
+        needs.append(facts_of(world.view(), ()).models[0].need_bytes)
+    assert needs[0] == needs[1] == need_bytes(card(), context=2048)
+
+
+def test_a_longer_context_needs_more() -> None:
+    needs = []
+    for context in (1024, 8192):
+        world = World()
+        world.node(0, holds=[held(1)], wants=[wanted(context=context)])
+        needs.append(facts_of(world.view(), ()).models[0].need_bytes)
+    assert needs[0] < needs[1]
+
+
+def test_equal_records_make_equal_facts_in_whatever_order_they_came() -> None:
+    def facts(owners: Iterable[int]) -> Facts:
+        world = World()
+        for owner in owners:
+            world.node(owner, holds=[held(1), held(2)], wants=[wanted(priority=owner)])
+        return facts_of(world.view(), ())
+
+    assert facts((0, 1, 2)).encode() == facts((2, 0, 1)).encode()
