@@ -216,6 +216,8 @@ def from_wire(obj: object) -> Card:
         values[key] = text
     for key, limit in _NUMBER_LIMITS.items():
         values[key] = _bounded(obj.get(key), key, limit)
+    if values["context"] == 0:  # what no model has, and no engine starts with
+        raise PeerError("a model card has a bad context")
     values["modality"] = obj.get("modality")
     values["chat_template"] = obj.get("chat_template")
     if values["modality"] not in MODALITIES or not isinstance(values["chat_template"], bool):

@@ -15,6 +15,8 @@ from p2pmesh.errors import PeerError
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
+from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX
+from p2pmesh.models.metadata import plain_text
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_list
 from p2pmesh.wire.records import RECORD_BYTES_MAX
@@ -63,11 +65,11 @@ class Member:
             PeerError: It is not one of this register.
         """
         return cls(
-            name=take(body, "name", str, size_max=64),
+            name=_plain(body, "name", 64),
             addresses=tuple(
                 _address(text) for text in take_list(body, "addresses", str, size_max=ADDRESSES_MAX)
             ),
-            version=take(body, "version", str, size_max=64),
+            version=_plain(body, "version", 64),
             left=take(body, "left", bool),
         )
 
@@ -95,8 +97,8 @@ class Caps:
         """Read a body; raises as `Member.from_wire`."""
         return cls(
             budget_bytes=take(body, "budget_bytes", int),
-            engine=take(body, "engine", str, size_max=64),
-            rpc=take(body, "rpc", str, size_max=32),
+            engine=_plain(body, "engine", 64),
+            rpc=_plain(body, "rpc", 32),
         )
 
 
@@ -115,7 +117,7 @@ class Served:
 
 def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
     """The body of the register `models/0`."""
-    rows = [[one.digest, one.state, one.detail[:DETAIL_CHARS_MAX]] for one in served]
+    rows = [[one.digest, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)] for one in served]
     return {"serves": sorted(rows)}
 
 
@@ -129,7 +131,7 @@ def serves_from_wire(body: dict[str, Any]) -> tuple[Served, ...]:
                     Served(
                         digest=_digest(digest),
                         state=cast("ServeState", state),
-                        detail=detail[:DETAIL_CHARS_MAX],
+                        detail=plain_text(detail, DETAIL_CHARS_MAX),
                     )
                 )
             case _:
@@ -178,7 +180,7 @@ def held_from_wire(body: dict[str, Any]) -> Iterator[Held]:
     for row in take_list(body, "held", dict, size_max=RECORD_BYTES_MAX // 64):
         yield Held(
             digest=_digest(take(row, "digest", str)),
-            stem=take(row, "stem", str, size_max=256),
+            stem=_plain(row, "stem", STEM_CHARACTERS_MAX),
             card=card_from_wire(as_map(row.get("card"), "a card")),
             demo=take(row, "demo", bool),
         )
@@ -227,7 +229,7 @@ def wants_from_wire(body: dict[str, Any]) -> tuple[Wanted, ...]:
     return tuple(
         Wanted(
             digest=_digest(take(row, "digest", str)),
-            stem=take(row, "stem", str, size_max=256),
+            stem=_plain(row, "stem", STEM_CHARACTERS_MAX),
             replicas=take(row, "replicas", int),
             priority=take(row, "priority", int),
             context=take(row, "context", int),
@@ -235,6 +237,11 @@ def wants_from_wire(body: dict[str, Any]) -> tuple[Wanted, ...]:
         )
         for row in take_list(body, "wants", dict, size_max=WANTS_MAX)
     )
+
+
+def _plain(body: dict[str, Any], name: str, size_max: int) -> str:
+    """A text that goes to terminals and command lines: what must not reach them is taken out."""
+    return plain_text(take(body, name, str, size_max=size_max), size_max)
 
 
 def _address(text: str) -> Address:

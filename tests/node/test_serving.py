@@ -20,7 +20,7 @@ from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
 from tests.models.make import tiny_gguf
 from tests.node.hearsay import GIB, ME, SLOTS, Hearsay, Parts, make_parts, serving, wanted
-from tests.state.make import digest, held
+from tests.state.make import NODES, card, digest, held
 
 DEMO, ALPHA = digest(0), digest(1)
 STEP_S = 0.5  # longer than a look at the requests in flight
@@ -91,6 +91,17 @@ async def test_a_model_without_a_wish_for_its_context_gets_its_own(
     async with serving(make_parts(Hearsay(), tmp_path, monkeypatch, context=2048)) as parts:
         assert parts.engine(0).launch.context == 2048
         assert parts.engine(0).launch.slots == SLOTS
+
+
+async def test_what_others_call_a_model_cannot_keep_it_from_starting(parts: Parts) -> None:
+    for number in range(1, len(NODES)):  # one of them sorts before this node
+        parts.hearsay.join(number)
+        parts.hearsay.hold(number, held(0, stem="\0--evil", card=card(context=0)))
+        parts.hearsay.want(number, wanted(0, stem="\n\0", context=0, slots=0))
+    async with serving(parts):
+        (engine,) = parts.engines
+        assert engine.launch.context == 4096
+        assert "\0" not in engine.launch.alias
 
 
 async def test_what_another_node_serves_is_not_started_until_that_node_dies(parts: Parts) -> None:

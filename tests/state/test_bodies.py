@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.records import RECORD_BYTES_MAX
 from tests.state.make import NOW, card, digest, held, member, record
 
+WANTED = Wanted(digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4)
+
 
 def over_the_wire(body: dict[str, Any]) -> dict[str, Any]:
     decoded: dict[str, Any] = decode(encode(body), bytes_max=RECORD_BYTES_MAX)
@@ -27,8 +30,7 @@ def test_each_register_survives_the_wire() -> None:
     assert Caps.from_wire(over_the_wire(caps.to_wire())) == caps
     served = (Served(digest=digest(1), state="ready"), Served(digest=digest(2), state="failed"))
     assert bodies.serves_from_wire(over_the_wire(bodies.serves_to_wire(served))) == served
-    wanted = (Wanted(digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4),)
-    assert bodies.wants_from_wire(over_the_wire(bodies.wants_to_wire(wanted))) == wanted
+    assert bodies.wants_from_wire(over_the_wire(bodies.wants_to_wire([WANTED]))) == (WANTED,)
 
 
 @given(st.integers(0, 80), st.integers(1, 200))
@@ -59,3 +61,24 @@ def test_held_models_are_paged_within_the_bound_of_a_record(count: int, layers: 
 def test_what_does_not_read_is_a_peers_fault(read: Any, body: dict[str, Any]) -> None:
     with pytest.raises(PeerError):
         read(body)
+
+
+def test_texts_of_peers_are_made_fit_for_terminals_and_command_lines() -> None:
+    bad, good = "\x1b[2J a\0b\u202ec\n", "[2J a b c"
+    here = Member.from_wire({**member().to_wire(), "name": bad, "version": bad})
+    assert (here.name, here.version) == (good, good)
+    caps = Caps.from_wire({"budget_bytes": 1, "engine": bad, "rpc": bad})
+    assert (caps.engine, caps.rpc) == (good, good)
+    (wanted,) = bodies.wants_from_wire(bodies.wants_to_wire([replace(WANTED, stem=bad)]))
+    assert wanted.stem == good
+    (page,) = bodies.held_pages([held(1, stem=bad)])
+    assert [one.stem for one in bodies.held_from_wire(page)] == [good]
+    (served,) = bodies.serves_from_wire({"serves": [[digest(1), "failed", bad]]})
+    assert served.detail == good
+
+
+def test_what_an_engine_says_is_sent_as_one_line_of_bounded_length() -> None:
+    said = Served(digest=digest(1), state="failed", detail="out of\nmemory" + "!" * 500)
+    (row,) = bodies.serves_to_wire([said])["serves"]
+    assert row[2].startswith("out of memory!!!")
+    assert len(row[2]) == bodies.DETAIL_CHARS_MAX
