@@ -82,7 +82,8 @@ def server_argv(engine: Command, launch: Launch) -> list[str]:
     argv = [
         *engine.command,
         *("--model", str(launch.model_paths[0])),
-        *("--alias", launch.alias.replace(",", "_")),  # a comma would make two aliases
+        # A comma would make two aliases, and a dash at the front looks like a flag.
+        *("--alias", launch.alias.replace(",", "_").lstrip("-") or "model"),
         *("--host", launch.host),
         *("--port", str(launch.port)),
         *("--ctx-size", str(launch.context)),

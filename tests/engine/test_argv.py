@@ -20,7 +20,8 @@ MODEL = PurePosixPath("/models/a-00001-of-00002.gguf")
 SECOND = PurePosixPath("/models/a-00002-of-00002.gguf")
 COMMON = [
     "/opt/llama-server", "--model", str(MODEL), "--alias", "a", "--host", "127.0.0.1",
-    "--port", "0", "--ctx-size", "4096", "--parallel", "2", "--kv-unified", "--offline", "--no-webui",
+    "--port", "0", "--ctx-size", "4096", "--parallel", "2", "--kv-unified", "--offline",
+    "--no-webui",
 ]  # fmt: skip
 
 
@@ -62,9 +63,12 @@ def test_a_long_context_does_not_make_a_huge_embedding_batch() -> None:
     assert argv[argv.index("--ctx-size") + 1] == "131072"
 
 
-def test_a_comma_does_not_make_two_aliases() -> None:
-    argv = server_argv(ENGINE, Launch(model_paths=(MODEL,), alias="a,b"))
-    assert argv[argv.index("--alias") + 1] == "a_b"
+@pytest.mark.parametrize(
+    ("alias", "given"), [("a,b", "a_b"), ("--help", "help"), ("a-b", "a-b"), ("--", "model")]
+)
+def test_an_alias_is_neither_two_nor_a_flag(alias: str, given: str) -> None:
+    argv = server_argv(ENGINE, Launch(model_paths=(MODEL,), alias=alias))
+    assert argv[argv.index("--alias") + 1] == given
 
 
 def test_the_key_goes_through_the_environment_alone() -> None:
