@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when it is asked for: `--help` and `--version` stay instant."""
+    """Imports a command's module when it is asked for: a quick one never loads a node."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """All names, in the order in which people need them."""
@@ -99,8 +99,8 @@ def _resolving(callback: Callable[..., Any], names: tuple[str, ...]) -> Callable
         options = {name: params.pop(f"setting_{name}") for name in names}
         context = click.get_current_context()
         context.meta["debug"] = params.pop("debug")
-        # Where the config file lies depends on --home, so that one is looked at first.
-        home = Home.of(resolve({"home": options.get("home")}, os.environ))
+        # Where the config file lies depends on --home: so once without the file.
+        home = Home.of(resolve(options, os.environ))
         context.obj = resolve(options, os.environ, home.read_config())
         return callback(**params)
 
@@ -119,6 +119,8 @@ def main() -> NoReturn:
         code = exc.exit_code
     except click.Abort:
         code = 130
+    except SystemExit:
+        code = 0  # only click raises it: whoever read the output has seen enough
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:  # noqa: BLE001 - the edge
         code = _report(exc, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
@@ -136,8 +138,8 @@ def _report(exc: BaseException, *, debug: bool) -> int:
     if all(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
         return 130
     if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        return 0  # whoever read the output has seen enough
-    what = "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves)
+        return 0  # the same, out of a nursery
+    what = " ".join("; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves).split())
     click.echo(
         f"p2pmesh: this is a bug, please report it with what --debug shows: {what}", err=True
     )

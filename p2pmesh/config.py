@@ -9,9 +9,12 @@ same words mean the same thing wherever they stand.
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +23,14 @@ from p2pmesh.errors import ConfigError
 ENV_PREFIX = "P2PMESH_"
 CONFIG_FILE = "config.toml"
 PORT_MAX = 65535
+HOST_CHARS_MAX = 253  # as long as a name can be in DNS
 NAME_CHARS_MAX = 64
+SIZE_BYTES_MAX = 2**60  # far above any machine, and still a number that the wire format takes
 
-_SIZE_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "K": 2**10,
-    "M": 2**20,
-    "G": 2**30,
-    "T": 2**40,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
+_SIZE = re.compile(
+    r"(?P<number>\d{1,18}(\.\d{1,18})?)\s?(?P<unit>([KMGT](I?B)?|B)?)", re.ASCII | re.IGNORECASE
+)
+_EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,6 +47,9 @@ class Address:
 def parse_address(text: str, *, default: Address | None = None) -> Address:
     """`HOST:PORT`, `[V6]:PORT`, and with a default also `HOST`, `:PORT` or `PORT`.
 
+    A host that comes out of here can be given to the resolver: names from outside cannot make it
+    raise anything but its own errors.
+
     Raises:
         ValueError: The sentence says what is wrong with `text`.
     """
@@ -69,15 +65,27 @@ def parse_address(text: str, *, default: Address | None = None) -> Address:
         host, port_text = "", text
     else:
         host, _, port_text = text.partition(":")
-    if not host and default is not None:
-        host = default.host
-    if not port_text and default is not None:
-        port_text = str(default.port)
-    if not host or not port_text.isascii() or not port_text.isdigit() or set(host) & set(" /"):
+    if default is not None and (host or port_text):
+        host, port_text = host or default.host, port_text or str(default.port)
+    if not re.fullmatch("[0-9]+", port_text) or not (host := _resolvable(host)):
         raise ValueError(f"{text!r} is not an address: write HOST:PORT, like 192.168.1.5:9338")
-    if int(port_text) > PORT_MAX:
-        raise ValueError(f"port {port_text} does not exist: ports go up to {PORT_MAX}")
+    port_text = port_text.lstrip("0") or "0"
+    if len(port_text) > len(str(PORT_MAX)) or int(port_text) > PORT_MAX:
+        raise ValueError(f"port {port_text[:20]} does not exist: ports go up to {PORT_MAX}")
     return Address(host, int(port_text))
+
+
+def _resolvable(host: str) -> str:
+    """The host as the resolver takes it, in ASCII; "" when it is none."""
+    try:
+        if ":" in host:
+            ipaddress.IPv6Address(host)
+        else:
+            host = host.encode("idna").decode("ascii")
+    except ValueError:
+        return ""
+    plain = host.isascii() and host.isprintable() and not set(host) & set(" /[]")
+    return host if plain and len(host) <= HOST_CHARS_MAX else ""
 
 
 def parse_size(text: str) -> int:
@@ -86,16 +94,15 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: The sentence says what is wrong with `text`.
     """
-    compact = text.strip().upper().replace(" ", "")
-    digits = compact.rstrip("BKMGTI")
-    unit = compact[len(digits) :]
-    try:
-        number = float(digits)
-    except ValueError:
-        number = -1.0
-    if unit not in _SIZE_UNITS or not 0 < number < 2**60:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is not a size: write it like 8GiB or 500MB")
-    return int(number * _SIZE_UNITS[unit])
+    unit = match["unit"].upper()
+    base = 1000 if unit.endswith("B") and "I" not in unit else 1024
+    size_bytes = int(Fraction(match["number"]) * base ** _EXPONENT[unit.rstrip("IB")])
+    if not 0 < size_bytes < SIZE_BYTES_MAX:
+        raise ValueError(f"{text!r} is no size that memory can have")
+    return size_bytes
 
 
 def _parse_name(text: str) -> str:
@@ -106,7 +113,7 @@ def _parse_name(text: str) -> str:
 
 
 def _parse_count(text: str) -> int:
-    if not text.strip().isascii() or not text.strip().isdigit() or not 0 < int(text) < 2**31:
+    if not re.fullmatch("[0-9]{1,10}", text.strip()) or not 0 < int(text) < 2**31:
         raise ValueError(f"{text!r} is not a whole number above 0")
     return int(text)
 
@@ -114,7 +121,12 @@ def _parse_count(text: str) -> int:
 def _parse_path(text: str) -> Path:
     if not text.strip():
         raise ValueError("the path is empty")
-    return Path(text).expanduser()
+    if "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:
+        raise ValueError(f"there is no home directory for {text!r}") from exc
 
 
 def _parse_text(text: str) -> str:
@@ -267,7 +279,7 @@ def resolve(
     """Settings from the command line, the environment and the text of a `config.toml`.
 
     Args:
-        options: By setting name; None or empty where the option was not used.
+        options: By setting name; None or () where the option was not used.
         environ: The environment variables.
         file_text: What the config file holds; "" when there is none.
 
@@ -278,7 +290,7 @@ def resolve(
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         option = options.get(setting.name)
-        if option:
+        if option is not None and option != ():
             where, raw = f"--{setting.name}", [option] if isinstance(option, str) else list(option)
         elif text := environ.get(variable(setting.name)):
             where, raw = variable(setting.name), text.split(",") if setting.many else [text]
@@ -307,7 +319,7 @@ def _read_toml(text: str) -> dict[str, list[str]]:
     for key, value in table.items():
         if key not in BY_NAME or key == "home":
             close = difflib.get_close_matches(key, BY_NAME, n=1)
-            hint = f"; did you mean {close[0]}?" if close and close[0] != key else ""
+            hint = f"; did you mean {close[0]}?" if close and close[0] != "home" else ""
             raise ConfigError(f"{CONFIG_FILE}: there is no setting {key!r} for it{hint}")
         many = value if isinstance(value, list) else [value]
         if not many or not all(type(item) in (str, int) for item in many):

@@ -119,7 +119,7 @@ class Home:
     def read_config(self) -> str:
         """The text of the config file, "" when there is none."""
         try:
-            return self.config_file.read_text("utf-8")
+            return self.config_file.read_text("utf-8-sig")  # some editors begin with a mark
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as exc:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import structlog
 
+from p2pmesh.errors import LocalError
+
 LOG_BYTES_MAX = 5 * 2**20  # per file: a week of a busy node, and still opens in any editor
 LOG_FILES = 3
 
@@ -22,24 +24,24 @@ def configure(path: Path | None, *, debug: bool) -> None:
     Args:
         path: The log file; its directory exists. None: no file.
         debug: Log everything, and on standard error too.
+
+    Raises:
+        LocalError: The file cannot be written.
     """
     handlers: list[logging.Handler] = []
     if path is not None:
-        handlers.append(
-            logging.handlers.RotatingFileHandler(
-                path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES, encoding="utf-8"
-            )
-        )
+        handlers.append(_file_handler(path))
     if debug:
         handlers.append(logging.StreamHandler(sys.stderr))
     root = logging.getLogger()
     root.handlers = handlers or [logging.NullHandler()]
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
+    level = logging.DEBUG if debug else logging.INFO
+    root.setLevel(level)
+    logging.raiseExceptions = debug  # a full disk is no reason to fill a terminal with tracebacks
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
     structlog.configure(
         processors=[
-            structlog.stdlib.filter_by_level,
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -47,6 +49,18 @@ def configure(path: Path | None, *, debug: bool) -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # Renders exceptions itself; structlog.stdlib's logger lets logging add them once more.
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    try:
+        return logging.handlers.RotatingFileHandler(
+            path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES, encoding="utf-8"
+        )
+    except OSError as exc:
+        raise LocalError(
+            f"Cannot write {path} ({exc.strerror}); choose another place with --home"
+        ) from exc

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import sys
+from io import StringIO
+from typing import Any, cast
+
+import pytest
+import trio
+
+from p2pmesh.commands.up import JsonUi, TextUi, reachable, wait_stdin_eof
+from p2pmesh.node.run import Ui
+from p2pmesh.node.snapshot import Status
+from tests.console.fake import three_nodes
+
+LINE = {
+    "id": "abc",
+    "name": "kitchen-pc",
+    "pid": 4242,
+    "api": "127.0.0.1:9337",
+    "console": "127.0.0.1:3131",
+    "peer": "192.168.1.20:9338",
+    "home": "/home/kim/.local/share/p2pmesh",
+}
+
+
+class Told:
+    """As much of a node's status as is shown."""
+
+    def __init__(self, snapshot: dict[str, Any]) -> None:
+        self._snapshot = snapshot
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._snapshot
+
+    def ready_line(self) -> dict[str, Any]:
+        return LINE
+
+
+def told(snapshot: dict[str, Any] | None = None) -> Status:
+    return cast("Status", Told(snapshot or three_nodes()))
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("ui", [JsonUi(), TextUi()])
+def test_both_are_uis(ui: Ui, capsys: pytest.CaptureFixture[str]) -> None:
+    ui.note("Port 9337 is taken: api is at 127.0.0.1:9338")
+    said = capsys.readouterr()
+    assert said.out + said.err == "Port 9337 is taken: api is at 127.0.0.1:9338\n"
+
+
+# For programs
+
+
+def test_a_program_gets_one_line_when_all_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    ui = JsonUi()
+    ui.hashing("tiny", 5, 10)
+    ui.hashing("tiny", 10, 10)
+    ui.listening(told())
+    assert capsys.readouterr() == ("", "")
+    ui.ready(told())
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("\n") == 1
+    snapshot = three_nodes()
+    assert json.loads(out) == {
+        "mesh": {"id": snapshot["mesh"]["id"], "name": snapshot["mesh"]["name"]},
+        "nodes": [LINE],
+    }
+
+
+def test_notes_leave_the_line_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonUi().note("Stopping")
+    assert capsys.readouterr() == ("", "Stopping\n")
+
+
+# For people
+
+
+def test_a_person_sees_where_everything_is(capsys: pytest.CaptureFixture[str]) -> None:
+    TextUi().listening(told())
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        "Mesh     amber-otter, 2 other nodes",
+        "API      http://127.0.0.1:9337/v1",
+        "Console  http://127.0.0.1:3131/",
+        "Join     p2pmesh up --join 192.168.1.20:9338",
+        "         Whoever reaches that port can join; prompts are answered anywhere.",
+        "Engine   embedded b11434",
+        "         GPU found but unused: p2pmesh engine install",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "company"),
+    [(1, "no other node yet"), (2, "1 other node"), (12, "11 other nodes")],
+)
+def test_others_are_counted_in_words(
+    capsys: pytest.CaptureFixture[str], nodes: int, company: str
+) -> None:
+    snapshot = three_nodes()
+    snapshot["mesh"]["nodes"] = nodes
+    TextUi().listening(told(snapshot))
+    assert capsys.readouterr().out.splitlines()[0] == f"Mesh     amber-otter, {company}"
+
+
+def test_a_person_sees_what_is_served_and_what_is_not_and_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    snapshot = three_nodes()
+    ready, loading, unserved = snapshot["models"]
+    replica = ready["replicas"][0]
+    ready["replicas"] = [
+        {**replica, "name": "anna", "state": "ready"},
+        {**replica, "name": "bert", "state": "loading"},
+        {**replica, "name": "carl", "state": "ready"},
+    ]
+    loading.update(state="not served", replicas=[], wanted_by=["x"], reason="needs 43.1 GiB")
+    unserved.update(replicas=[], wanted_by=[])  # a file that nobody asked for
+    TextUi().ready(told(snapshot))
+    assert capsys.readouterr().out.splitlines() == [
+        f"Ready    {ready['id']} on anna, carl",
+        f"Waiting  {loading['id']}: not served: needs 43.1 GiB",
+    ]
+
+
+def test_on_a_terminal_reading_a_file_is_a_line_that_fills_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    for done_bytes in (0, 5, 10):
+        TextUi().hashing("tiny", done_bytes, 10)
+    assert terminal.getvalue() == "\rReading tiny: 0 %\rReading tiny: 50 %\rReading tiny: 100 %\n"
+
+
+def test_on_a_pipe_only_the_end_of_reading_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for done_bytes in (0, 5, 10):
+        TextUi().hashing("tiny", done_bytes, 10)
+    assert capsys.readouterr() == ("Read tiny\n", "")
+
+
+def test_an_empty_file_divides_nothing_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    TextUi().hashing("tiny", 0, 0)
+    assert terminal.getvalue() == "\rReading tiny: 0 %\n"
+
+
+def test_the_address_to_join_is_this_nodes_first_one() -> None:
+    snapshot = three_nodes()
+    snapshot["nodes"].reverse()
+    assert reachable(snapshot) == "192.168.1.20:9338"
+
+
+# The end of standard input
+
+
+async def test_the_end_of_standard_input_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Input:
+        buffer = StringIO("what comes before the end is of no interest\n")
+
+    monkeypatch.setattr(sys, "stdin", Input)
+    with trio.fail_after(10):
+        await wait_stdin_eof()
+    assert Input.buffer.read() == ""
