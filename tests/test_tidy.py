@@ -38,6 +38,7 @@ WITHOUT_A_TEST_OF_ITS_OWN: Mapping[str, str] = {
     "p2pmesh/*/__init__.py": "docstrings only, checked here",
     "p2pmesh/__main__.py": "one call; every test that starts a process goes through it",
     "p2pmesh/errors.py": "classes without behaviour",
+    "p2pmesh/gossip/events.py": "values without behaviour; tests/gossip/ talks in them",
     "p2pmesh/transport/base.py": "an interface; tests/contract/test_transport.py is its test",
     "p2pmesh/transport/memory.py": "tests/contract/test_transport.py runs on it",
 }

@@ -135,7 +135,12 @@ async def test_a_text_message_breaks_the_protocol(autojump_clock: MockClock) -> 
 
     async def write_prose() -> None:
         async with trio.open_nursery() as nursery:
-            websocket = await trio_websocket.wrap_client_stream(nursery, near, "x", PATH)  # type: ignore[arg-type]
+            websocket = await trio_websocket.wrap_client_stream(
+                nursery,
+                near,  # type: ignore[arg-type]  # any trio stream does; it says sockets only
+                "x",
+                PATH,
+            )
             await websocket.send_message("words")
             with pytest.raises(trio_websocket.ConnectionClosed):
                 await websocket.get_message()
