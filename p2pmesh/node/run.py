@@ -47,7 +47,7 @@ from p2pmesh.transport.tls import TlsTransport
 DRAIN_S = 10.0  # running answers get this long after the first Ctrl-C
 GOODBYE_S = 1.0
 MEASURE_INTERVAL_S = 5.0
-BOOK_INTERVAL_S = 5.0
+BOOK_PAUSE_S = 1.0  # between two writes of the address book, when many nodes join at once
 PORTS = ("peer", "api", "console")
 
 log = structlog.get_logger(__name__)
@@ -91,8 +91,11 @@ async def run(settings: Settings, ui: Ui, until: Until | None = None) -> None:
     home = Home.of(settings)
     with home.locked():
         node = Node(settings, home, ui)
-        await node.prepare()
-        await node.run(until)
+        try:
+            await node.prepare()
+            await node.run(until)
+        finally:
+            node.close()
 
 
 class Node:
@@ -128,6 +131,12 @@ class Node:
             self._ports[name] = port
             if name not in self._settings.given and port.address.port != wanted.port:
                 self._ui.note(f"Port {wanted.port} is taken: {name} is at {port.address}")
+
+    def close(self) -> None:
+        """Give the ports back, whether or not anybody served them."""
+        for port in self._ports.values():
+            for listener in port.listeners:
+                listener.socket.close()
 
     async def run(self, until: Until | None) -> None:
         """Join or found, start every part, wait, stop every part."""
@@ -285,6 +294,7 @@ class Node:
         """Remember where the others are, for the next start."""
         written = load_book(self._home, card.id)
         while True:
+            seen = mesh.changes.count
             book = {**written, **mesh.addresses()}
             if book != written:
                 try:
@@ -292,7 +302,8 @@ class Node:
                 except LocalError as exc:
                     log.warning("address_book_not_saved", reason=str(exc))
                 written = book
-            await trio.sleep(BOOK_INTERVAL_S)
+                await trio.sleep(BOOK_PAUSE_S)
+            await mesh.changes.wait(seen)
 
     async def _announce_ready(
         self, mesh: Mesh, serving: Serving, routes: Routes, status: Status

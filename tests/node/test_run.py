@@ -1,0 +1,377 @@
+"""Whole nodes inside the test's own process, on loopback, each with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pmesh.config import Address, Settings
+from p2pmesh.control import find_node
+from p2pmesh.engine.find import Engine
+from p2pmesh.errors import ConfigError, LocalError
+from p2pmesh.home import Home
+from p2pmesh.identity.keys import parse_id
+from p2pmesh.node import joining
+from p2pmesh.node import run as module
+from p2pmesh.node.keystore import MeshCard, load_book
+from p2pmesh.node.run import Node, run
+from p2pmesh.node.snapshot import Status
+from p2pmesh.state.bodies import MEMBER
+from tests.engine.samples import EMBEDDED
+from tests.models.make import tiny_gguf
+from tests.node.hearsay import Hearsay
+from tests.state.make import MESH, NODES, member
+
+DEADLINE_S = 30.0
+GIB = 2**30
+NO_ROOM = 2**20  # for any model, so that no engine starts
+FREE = Address("127.0.0.1", 0)
+ENGINE = Engine(kind="embedded", command=EMBEDDED, source="wheel", version="1")
+
+
+@dataclass
+class Ui:
+    """What a start said, in order."""
+
+    said: list[tuple[str, Any]] = field(default_factory=list)
+    status: Status | None = None
+    listened: trio.Event = field(default_factory=trio.Event)
+    is_ready: trio.Event = field(default_factory=trio.Event)
+
+    def hashing(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        self.said.append(("hashing", name))
+
+    def note(self, sentence: str) -> None:
+        self.said.append(("note", sentence))
+
+    def listening(self, status: Status) -> None:
+        self.said.append(("listening", status.ready_line()))
+        self.status = status
+        self.listened.set()
+
+    def ready(self, status: Status) -> None:
+        self.said.append(("ready", status.ready_line()))
+        self.is_ready.set()
+
+    def calls(self) -> list[str]:
+        """Without immediate repetition."""
+        names = [name for name, _ in self.said]
+        return [n for i, n in enumerate(names) if i == 0 or n != names[i - 1]]
+
+    def notes(self) -> list[str]:
+        return [what for name, what in self.said if name == "note"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home.at(tmp_path / "home")
+    home.create()
+    return home
+
+
+@pytest.fixture
+def settings(home: Home) -> Settings:
+    return Settings(
+        home=home.root,
+        name="test-node",
+        api=FREE,
+        console=FREE,
+        peer=FREE,
+        memory=NO_ROOM,
+        given=frozenset({"api", "console", "peer"}),
+    )
+
+
+@pytest.fixture
+def found_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking an engine what it can do takes longer than all the rest of a start."""
+    monkeypatch.setattr(module, "find_engine", lambda *_: ENGINE)
+
+
+@asynccontextmanager
+async def running(settings: Settings, ui: Ui | None = None) -> AsyncIterator[tuple[Ui, Status]]:
+    """A node that listens; it has ended when the block is left, by itself or in order."""
+    ui = ui or Ui()
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, settings, ui)
+            await ui.listened.wait()
+            assert ui.status is not None
+            yield ui, ui.status
+            ui.status.stop()
+
+
+def ask(api: str) -> str:
+    body = {
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+    }
+    request = urllib.request.Request(
+        f"http://{api}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        return str(json.load(answer)["choices"][0]["message"]["content"])
+
+
+def is_open(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def taken() -> socket.socket:
+    """A port that another program listens on."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+# The whole life of one
+
+
+async def test_a_node_starts_answers_and_stops_by_its_console(
+    settings: Settings, home: Home
+) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    async with running(replace(settings, memory=1 * GIB)) as (ui, status):
+        assert ui.calls() == ["listening"]
+        await ui.is_ready.wait()
+        line = status.ready_line()
+        assert await trio.to_thread.run_sync(ask, line["api"]) == "The capital of France is Paris."
+        seen = await trio.to_thread.run_sync(lambda: find_node(home).status())
+        assert seen["node"] | line == seen["node"]
+        assert seen["node"]["name"] == "test-node"
+        assert seen["node"]["memory"]["budget_bytes"] == 1 * GIB
+        assert seen["node"]["engine"]["kind"] == "embedded"
+        assert [model["state"] for model in seen["models"]] == ["ready"]
+        engines = set(psutil.Process().children(recursive=True)) - before
+        assert engines
+        await trio.to_thread.run_sync(lambda: find_node(home).stop())
+    assert ui.calls() == ["listening", "ready"]
+    assert not [process for process in engines if process.is_running()]
+    assert not home.run_file.exists()
+    assert not any(is_open(line[name]) for name in ("api", "console", "peer"))
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_the_run_file_says_how_to_reach_it_to_its_owner_only(
+    settings: Settings, home: Home
+) -> None:
+    async with running(settings) as (_, status):
+        fields = json.loads(home.run_file.read_text())
+        started_at = fields.pop("started_at")
+        assert fields == {
+            **status.ready_line(),
+            "token": status.token,
+            "mesh": {k: status.snapshot()["mesh"][k] for k in ("id", "name")},
+        }
+        assert abs(started_at - home.run_file.stat().st_mtime) < 60
+        if sys.platform != "win32":
+            assert home.run_file.stat().st_mode & 0o777 == 0o600
+        assert all(is_open(fields[name]) for name in ("api", "console", "peer"))
+    assert not home.run_file.exists()
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_it_stops_when_what_it_waits_for_returns(settings: Settings, home: Home) -> None:
+    ui = Ui()
+    with trio.fail_after(DEADLINE_S):
+        await run(settings, ui, ui.is_ready.wait)
+    assert ui.calls() == ["listening", "ready"]
+    assert not home.run_file.exists()
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_it_stops_while_it_starts(settings: Settings, home: Home) -> None:
+    ui = Ui()
+
+    async def at_once() -> None:
+        """The user has changed his mind."""
+
+    before = set(psutil.Process().children(recursive=True))
+    with trio.fail_after(DEADLINE_S):
+        await run(replace(settings, memory=1 * GIB), ui, at_once)
+    assert ui.calls() == ["listening"]
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert not home.run_file.exists()
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_node_is_itself_again_at_the_next_start(settings: Settings, home: Home) -> None:
+    seen = []
+    for _ in range(2):
+        async with running(settings) as (_, status):
+            mesh = status.snapshot()["mesh"]
+            epoch = int(home.epoch_file.read_text())
+            seen.append((status.ready_line()["id"], mesh["id"], mesh["name"], epoch, status.token))
+    first, second = seen
+    assert first[:3] == second[:3]
+    assert second[3] > first[3]
+    assert second[4] != first[4]
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_model_without_room_is_ready_to_be_told_about(
+    settings: Settings, home: Home
+) -> None:
+    path = tiny_gguf(home.root / "mine.gguf")
+    async with running(replace(settings, model=(str(path),), slots=2)) as (ui, status):
+        await ui.is_ready.wait()
+        (model,) = [one for one in status.snapshot()["models"] if one["id"] == "mine"]
+        assert model["state"] == "not served"
+        assert "largest budget" in model["reason"]
+        assert model["wanted_by"] == [status.ready_line()["id"]]
+        assert ui.calls() == ["hashing", "listening", "ready"]
+        assert ("hashing", "mine") in ui.said
+
+
+# Signals
+
+
+@pytest.mark.usefixtures("found_engine")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_stops_it_in_order(
+    signum: signal.Signals, settings: Settings, home: Home
+) -> None:
+    ui = Ui()
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, settings, ui)
+            await ui.listened.wait()
+            signal.raise_signal(signum)
+    assert len([note for note in ui.notes() if note.startswith("Stopping")]) == 1
+    assert not home.run_file.exists()
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_second_signal_stops_it_at_once(
+    settings: Settings, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    leaving, gone = trio.Event(), trio.Event()
+
+    async def leave_slowly(self: Node, *parts: object) -> None:
+        leaving.set()
+        await gone.wait()
+
+    def note_exit(code: int) -> None:
+        codes.append(code)
+        assert not home.run_file.exists()
+        gone.set()
+
+    monkeypatch.setattr(Node, "_leave", leave_slowly)
+    monkeypatch.setattr(os, "_exit", note_exit)
+    async with running(settings):
+        signal.raise_signal(signal.SIGTERM)
+        await leaving.wait()
+        assert codes == []
+        signal.raise_signal(signal.SIGTERM)
+        await gone.wait()
+    assert codes == [128 + signal.SIGTERM]
+
+
+# What it refuses
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_second_node_in_the_same_home_is_refused(settings: Settings, home: Home) -> None:
+    async with running(settings):
+        run_file = home.run_file.read_bytes()
+        with pytest.raises(LocalError, match="start a second one with its own --home"):
+            await run(settings, Ui())
+        assert home.run_file.read_bytes() == run_file
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_model_that_is_not_there_is_refused_before_anything_is_promised(
+    settings: Settings, home: Home
+) -> None:
+    ui = Ui()
+    with pytest.raises(ConfigError, match=r"missing\.gguf"):
+        await run(replace(settings, model=(str(home.root / "missing.gguf"),)), ui)
+    assert ui.said == []
+    assert not home.run_file.exists()
+    assert not home.mesh_file.exists(), "no mesh was founded"
+
+
+async def test_an_engine_that_is_none_is_refused(settings: Settings, home: Home) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        await run(replace(settings, engine=home.root / "llama-server"), Ui())
+
+
+@pytest.mark.usefixtures("found_engine")
+@pytest.mark.parametrize("name", ["api", "console", "peer"])
+async def test_a_named_port_that_is_taken_is_refused(name: str, settings: Settings) -> None:
+    with taken() as other:
+        port = other.getsockname()[1]
+        wanted = {name: Address("127.0.0.1", port)}
+        with pytest.raises(LocalError, match=rf"127\.0\.0\.1:{port} .*--{name} HOST:PORT"):
+            await run(replace(settings, **wanted), Ui())  # type: ignore[arg-type]  # addresses
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_default_port_that_is_taken_moves_and_says_so(settings: Settings) -> None:
+    with taken() as other:
+        port = other.getsockname()[1]
+        moving = replace(
+            settings, api=Address("127.0.0.1", port), given=frozenset({"console", "peer"})
+        )
+        async with running(moving) as (ui, status):
+            moved_to = status.ready_line()["api"]
+    assert moved_to != f"127.0.0.1:{port}"
+    assert ui.notes() == [f"Port {port} is taken: api is at {moved_to}"]
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_who_is_joined_and_does_not_answer_is_named(
+    settings: Settings, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "JOIN_WAIT_S", 0.1)
+    with taken() as other:
+        port = other.getsockname()[1]
+    with pytest.raises(LocalError, match=rf"Cannot join: .*127\.0\.0\.1:{port}"):
+        await run(replace(settings, join=(Address("127.0.0.1", port),)), Ui())
+    assert not home.mesh_file.exists()
+    assert not home.run_file.exists()
+
+
+# Tasks
+
+
+async def test_the_address_book_follows_the_mesh(
+    autojump_clock: MockClock, settings: Settings, home: Home
+) -> None:
+    hearsay = Hearsay()
+    node = Node(settings, home, Ui())
+    card = MeshCard(id=MESH, name="home")
+    where = (Address("10.0.0.1", 9338),)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node._keep_book, hearsay.mesh, card)
+        await wait_all_tasks_blocked()
+        assert load_book(home, MESH) == {}
+        hearsay.say(1, MEMBER, member("node-1", addresses=where).to_wire())
+        await trio.sleep(10)
+        assert load_book(home, MESH) == {NODES[1]: where}
+        hearsay.say(1, MEMBER, member("node-1", addresses=where, left=True).to_wire())
+        hearsay.say(2, MEMBER, member("node-2", addresses=where).to_wire())
+        await trio.sleep(10)
+        assert load_book(home, MESH) == {NODES[1]: where, NODES[2]: where}, "it may come back"
+        nursery.cancel_scope.cancel()
+    assert parse_id(json.loads(home.peers_file.read_text())["mesh"]) == MESH
