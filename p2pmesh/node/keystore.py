@@ -22,7 +22,7 @@ from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.keys import SEED_BYTES, MeshId, NodeId, SigningKey, parse_id, show_id
-from p2pmesh.wire.codec import INT_MAX
+from p2pmesh.state.document import EPOCH_AHEAD_S_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -95,8 +95,10 @@ def next_epoch(home: Home, now_s: float) -> int:
     """
     try:
         last = int(home.epoch_file.read_text("ascii"))
-        if not 0 <= last < INT_MAX:
-            raise ValueError(f"no epoch can be {last}")
+        # From a clock that was far ahead. Nobody believes such an epoch, not even this node; half
+        # of the bound leaves room to grow.
+        if not 0 <= last < now_s + EPOCH_AHEAD_S_MAX // 2:
+            raise ValueError(f"no epoch can be {last} now")
     except FileNotFoundError:
         last = 0
     except (OSError, ValueError) as exc:

@@ -31,6 +31,7 @@ from p2pmesh.node.keystore import (
     save_book,
     save_mesh,
 )
+from p2pmesh.state.document import EPOCH_AHEAD_S_MAX
 from p2pmesh.wire.codec import INT_MAX
 
 MESH = MeshId(b"m" * 16)
@@ -185,9 +186,17 @@ def test_a_damaged_epoch_starts_again_from_the_time(home: Home, damaged: str) ->
     assert next_epoch(home, 1000.0) == 1001
 
 
-def test_the_largest_epoch_is_one_that_the_wire_takes(home: Home) -> None:
-    home.epoch_file.write_text(str(INT_MAX - 1), "ascii")
-    assert next_epoch(home, 1000.0) == INT_MAX
+@pytest.mark.parametrize("ahead_s", [EPOCH_AHEAD_S_MAX // 2, EPOCH_AHEAD_S_MAX, INT_MAX])
+def test_an_epoch_of_a_clock_that_was_far_ahead_is_given_up(home: Home, ahead_s: int) -> None:
+    home.epoch_file.write_text(str(1000 + ahead_s), "ascii")
+    with capture_logs() as logs:
+        assert next_epoch(home, 1000.0) == 1000
+    assert [entry["event"] for entry in logs] == ["epoch_unreadable"]
+
+
+def test_an_epoch_of_a_clock_that_was_a_little_ahead_stands(home: Home) -> None:
+    home.epoch_file.write_text(str(1000 + EPOCH_AHEAD_S_MAX // 4), "ascii")
+    assert next_epoch(home, 1000.0) == 1001 + EPOCH_AHEAD_S_MAX // 4
 
 
 def test_an_epoch_that_cannot_be_kept_is_not_used(home: Home) -> None:

@@ -228,6 +228,16 @@ async def test_a_node_is_itself_again_at_the_next_start(settings: Settings, home
 
 
 @pytest.mark.usefixtures("found_engine")
+async def test_a_clock_that_was_years_ahead_once_is_forgiven(
+    settings: Settings, home: Home
+) -> None:
+    home.epoch_file.write_text(str(2**40), "ascii")
+    async with running(settings) as (ui, status):
+        await ui.is_ready.wait()
+        assert status.snapshot()["mesh"]["nodes"] == 1
+
+
+@pytest.mark.usefixtures("found_engine")
 async def test_a_model_without_room_is_ready_to_be_told_about(
     settings: Settings, home: Home
 ) -> None:
