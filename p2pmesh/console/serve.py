@@ -16,6 +16,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import cast
 
+import h11
 import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -213,7 +214,9 @@ def _plain_http_only(app: ASGIFramework) -> ASGIFramework:
 
     async def plain(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000, "reason": None})
+            # Bytes that came right behind the handshake have been answered with an error already.
+            with contextlib.suppress(h11.LocalProtocolError):
+                await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] == "http" and scope["http_version"].startswith("2"):
             await send(
                 {

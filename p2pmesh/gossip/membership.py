@@ -238,7 +238,8 @@ class Gossip:
     def _outrank(self, record: Record, now: float) -> list[Out]:
         """Somebody holds a record with this node's key that it did not write in this life."""
         assert self._started_at is not None
-        alive = record.register == MEMBER and record.issued_at > self._started_at + TWIN_SLACK_S
+        # Any register tells: what follows here voids the others that came along with this one.
+        alive = record.issued_at > self._started_at + TWIN_SLACK_S
         if alive and self._instance > record.instance:
             return [TwinFound()]
         self._epoch = max(self._epoch, record.epoch) + 1

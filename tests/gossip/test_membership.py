@@ -126,13 +126,14 @@ def test_a_node_without_its_disk_learns_its_epoch_from_the_others() -> None:
     assert cluster.agree()
 
 
+@pytest.mark.parametrize("register", ["caps", "member"])
 @pytest.mark.parametrize(("instance", "gives_way"), [(1, True), (99, False)])
 def test_of_two_nodes_with_one_key_the_smaller_instance_stays(
-    instance: int, *, gives_way: bool
+    instance: int, register: str, *, gives_way: bool
 ) -> None:
     cluster = Cluster(2)
     cluster.run(TWIN_SLACK_S + 5)
-    twin = record_of(2, register="member", epoch=NOW + 500, instance=instance, now=cluster.now)
+    twin = record_of(2, register=register, epoch=NOW + 500, instance=instance, now=cluster.now)
     cluster.told[2].clear()
     cluster.tell(2, Received(node=node(1), message=twin))
     assert (TwinFound() in cluster.told[2]) == gives_way

@@ -134,8 +134,15 @@ def end(node: Node) -> None:
 
 def assert_gone(processes: list[psutil.Process], within_s: float = 2.0) -> None:
     """All of these end in time."""
-    _, alive = psutil.wait_procs(processes, timeout=within_s)
-    assert alive == []
+    wait_until(lambda: not any(map(lives, processes)), "all processes gone", within_s=within_s)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that ended and waits for its new parent to notice does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(true: Callable[[], bool], what: str, *, within_s: float = 20.0) -> float:
