@@ -104,13 +104,12 @@ def launch_of(command: Sequence[str]) -> tuple[Command, Launch]:
     def value(flag: str) -> str:
         return flags[flags.index(flag) + 1]
 
-    slots = int(value("--parallel"))
     engine = Command(tuple(command[:start]))
     launch = Launch(
         model_paths=(Path(value("--model")),),
         alias=value("--alias"),
-        context=int(value("--ctx-size")) // slots,
-        slots=slots,
+        context=int(value("--ctx-size")),
+        slots=int(value("--parallel")),
         threads=int(value("--threads")) if "--threads" in flags else None,
     )
     if server_argv(engine, launch) != list(command):

@@ -144,6 +144,10 @@ class Links:
                 attempt.nobody_there = False
                 reasons = [str(exc) for exc in group.exceptions]
                 log.info("dial_failed", address=str(address), reasons=reasons)
+            except* Exception:
+                # Whatever it was, it came from talking to this one peer and ends with it.
+                attempt.nobody_there = False
+                log.exception("dial_failed", address=str(address))
 
     async def _serve(self, channel: Channel) -> None:
         peer = channel.peer
