@@ -114,9 +114,11 @@ def main() -> NoReturn:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as exc:
         code = exc.exit_code
-    except click.ClickException as exc:
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         code = exc.exit_code
+    except click.ClickException as exc:
+        code = _refuse(exc)
     except click.Abort:
         code = 130
     except SystemExit:
@@ -124,6 +126,14 @@ def main() -> NoReturn:
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:  # noqa: BLE001 - the edge
         code = _report(exc, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(exc: click.ClickException) -> int:
+    """Say in one sentence what is wrong with the command line; returns the exit code."""
+    where = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "p2pmesh"
+    what = " ".join(exc.format_message().split()).removesuffix(".")
+    click.echo(f"p2pmesh: {what}; see {where} --help", err=True)
+    return exc.exit_code
 
 
 def _report(exc: BaseException, *, debug: bool) -> int:

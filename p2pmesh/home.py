@@ -117,13 +117,27 @@ class Home:
                 ) from exc
 
     def read_config(self) -> str:
-        """The text of the config file, "" when there is none."""
+        """The text of the config file, "" when there is none.
+
+        Raises:
+            ConfigError: It cannot be read, or the home is no directory.
+        """
         try:
             return self.config_file.read_text("utf-8-sig")  # some editors begin with a mark
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"Cannot read {self.config_file}: {exc}") from exc
+        except NotADirectoryError as exc:
+            raise ConfigError(
+                f"{self.root} is no directory; choose another place with --home"
+            ) from exc
+        except OSError as exc:
+            raise ConfigError(
+                f"Cannot read {self.config_file} ({exc.strerror}); choose another place with --home"
+            ) from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError(
+                f"{self.config_file} is not UTF-8 text; save it as such, or delete it"
+            ) from exc
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,7 +152,9 @@ class Home:
         try:
             file = path.open("ab")
         except OSError as exc:
-            raise LocalError(f"Cannot write {path}: {exc.strerror}") from exc
+            raise LocalError(
+                f"Cannot write {path} ({exc.strerror}); choose another place with --home"
+            ) from exc
         with file:
             if not _try_lock(file):
                 raise LocalError(

@@ -75,12 +75,19 @@ def test_the_config_file_is_read(home: Home, mark: bytes) -> None:
 
 def test_a_config_file_that_cannot_be_read_is_said(home: Home) -> None:
     home.config_file.write_bytes(b"name = '\xff'")
-    with pytest.raises(ConfigError, match=r"Cannot read .*config\.toml: 'utf-8' codec"):
+    with pytest.raises(ConfigError, match=r"config\.toml is not UTF-8 text; "):
         home.read_config()
     home.config_file.unlink()
     home.config_file.mkdir()
-    with pytest.raises(ConfigError, match=r"Cannot read .*config\.toml"):
+    with pytest.raises(ConfigError, match=r"Cannot read .*config\.toml \(Is a directory\); "):
         home.read_config()
+
+
+def test_a_home_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=f"{root} is no directory; .* --home"):
+            Home.at(root).read_config()
 
 
 # The lock
