@@ -47,7 +47,7 @@ from p2pmesh.wire.messages import (
     decode_message,
     encode_message,
 )
-from p2pmesh.wire.records import TTL_S_MAX, Record, parse, seal, verify_record
+from p2pmesh.wire.records import TTL_S_MAX, Record, RecordCheck, seal
 
 LEASE_REFRESH_S = 60
 LEASE_TTL_S = 4 * LEASE_REFRESH_S
@@ -70,6 +70,7 @@ class Gossip:
         epoch: Already on disk, larger than any used before.
         seeds: Addresses that the user named.
         book: Addresses of nodes known from earlier.
+        check: How records of others are checked.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Gossip:
         epoch: int,
         seeds: tuple[Address, ...] = (),
         book: Mapping[NodeId, tuple[Address, ...]] | None = None,
+        check: RecordCheck | None = None,
     ) -> None:
         self.me = NodeId(key.id)
         self.document = Document(mesh)
@@ -88,6 +90,7 @@ class Gossip:
         self.plans: dict[NodeId, bytes] = {}
         self.plan = bytes(PLAN_DIGEST_BYTES)
         self._key, self._mesh = key, mesh
+        self._check = check or RecordCheck()
         self._instance, self._epoch, self._seq = instance, epoch, 0
         self._started_at: float | None = None
         self._ticked_at = 0.0
@@ -278,7 +281,7 @@ class Gossip:
         owners: set[NodeId] = set()
         for raw in records:
             try:
-                record = parse(raw)
+                record = self._check.parse(raw)
             except PeerError as exc:
                 return [Disconnect(node=node, reason=str(exc)), *out, *self._flood(news, node)]
             verdict = self.document.judge(record, now)
@@ -286,7 +289,7 @@ class Gossip:
                 out.append(Rejected(node=node, reason="its owner has more than anybody may"))
             if verdict is not Verdict.NEWS:
                 continue
-            if not verify_record(record):
+            if not self._check.verify(record):
                 reason = "a record that its owner did not sign"
                 return [Disconnect(node=node, reason=reason), *out, *self._flood(news, node)]
             if record.owner == self.me:

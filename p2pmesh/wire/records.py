@@ -9,6 +9,7 @@ the larger (epoch, seq, digest) stands, on every node alike, whatever order they
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -159,3 +160,14 @@ def verify_record(record: Record) -> bool:
     """Whether the owner's key signed exactly these bytes."""
     raw = record.raw
     return verify(raw[SIGNATURE_BYTES:_SIGNED_FROM], raw[:SIGNATURE_BYTES], raw[_SIGNED_FROM:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordCheck:
+    """How records are read and their signatures checked.
+
+    Both answers depend on the bytes alone: a simulation of many nodes may remember them.
+    """
+
+    parse: Callable[[bytes], Record] = parse
+    verify: Callable[[Record], bool] = verify_record

@@ -13,10 +13,10 @@ from p2pmesh.gossip.events import (
     Send,
     TwinFound,
 )
-from p2pmesh.gossip.membership import LEASE_REFRESH_S, LEASE_TTL_S, TWIN_SLACK_S
+from p2pmesh.gossip.membership import LEASE_REFRESH_S, LEASE_TTL_S, TWIN_SLACK_S, Gossip
 from p2pmesh.state.document import EXPIRY_GRACE_S
 from p2pmesh.wire.messages import Records, encode_message
-from p2pmesh.wire.records import seal
+from p2pmesh.wire.records import Record, RecordCheck, seal
 from tests.gossip.cluster import Cluster, address, key, node
 from tests.state.make import MESH, NOW, member, record
 
@@ -164,6 +164,22 @@ def test_a_forged_record_costs_the_link_and_is_not_passed_on() -> None:
     cluster.told[1].clear()
     cluster.tell(1, Received(node=node(2), message=message))
     assert [type(out) for out in cluster.told[1]] == [Disconnect]
+
+
+def test_records_are_checked_as_the_core_was_told_to() -> None:
+    seen: list[Record] = []
+
+    def believe(record: Record) -> bool:
+        seen.append(record)
+        return True
+
+    check = RecordCheck(verify=believe)
+    core = Gossip(key=key(1), mesh=MESH, instance=1, epoch=NOW, check=check)
+    told = record(0, epoch=NOW)
+    message = encode_message(Records(records=(told.raw,)))
+    for _ in range(2):
+        core.handle(Received(node=node(2), message=message), NOW)
+    assert seen == [told]
 
 
 def test_junk_costs_the_link() -> None:
