@@ -25,6 +25,7 @@ CONFIG_FILE = "config.toml"
 PORT_MAX = 65535
 HOST_CHARS_MAX = 253  # as long as a name can be in DNS
 NAME_CHARS_MAX = 64
+SLOTS_MAX = 64  # each takes a thread of the engine; more only wait for each other
 SIZE_BYTES_MAX = 2**60  # far above any machine, and still a number that the wire format takes
 
 _SIZE = re.compile(
@@ -112,10 +113,13 @@ def _parse_name(text: str) -> str:
     return name
 
 
-def _parse_count(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,10}", text.strip()) or not 0 < int(text) < 2**31:
-        raise ValueError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def _count(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,10}", text.strip()) or not 0 < int(text) <= most:
+            raise ValueError(f"{text!r} is not a whole number from 1 to {most}")
+        return int(text)
+
+    return parse
 
 
 def _parse_path(text: str) -> Path:
@@ -230,14 +234,14 @@ SETTINGS: tuple[Setting, ...] = (
         name="context",
         unit="TOKENS",
         default="",
-        parse=_parse_count,
-        help="Context per request (default: the model's own, at most 32768).",
+        parse=_count(2**31 - 1),
+        help="Context that requests share (default: the model's own, at most 32768).",
     ),
     Setting(
         name="slots",
         unit="COUNT",
         default="4",
-        parse=_parse_count,
+        parse=_count(SLOTS_MAX),
         help="Requests that one engine works on at the same time.",
     ),
 )

@@ -76,7 +76,7 @@ IMPURE = frozenset(
 VALUES: Mapping[str, frozenset[str]] = {
     "random": frozenset({"Random"}),
     "pathlib": frozenset({"PurePath", "PurePosixPath", "PureWindowsPath"}),
-    "p2pmesh.config": frozenset({"Address", "parse_address"}),
+    "p2pmesh.config": frozenset({"Address", "SLOTS_MAX", "parse_address"}),
 }
 """Names of modules that are not pure which stand for mere values, so that anybody may use them."""
 

@@ -21,6 +21,7 @@ from p2pmesh.state.document import Document
 POLITENESS_S = 1.0  # how long the larger id waits for the smaller one's call
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
+STABLE_S = 2.0  # a link that broke sooner counts as an attempt that failed
 UNDER_WAY_S = 10.0  # after that an attempt that was not reported back is taken for lost
 
 
@@ -28,6 +29,7 @@ UNDER_WAY_S = 10.0  # after that an attempt that was not reported back is taken 
 class _Attempts:
     next_at: float
     failures: int = 0
+    linked_at: float | None = None
 
 
 class Dialling:
@@ -44,20 +46,30 @@ class Dialling:
         self._book = dict(book)
         self._attempts: dict[NodeId | None, _Attempts] = {}
 
-    def linked(self, node: NodeId) -> None:
-        """There is a link now; the next failure starts afresh."""
-        self._attempts.pop(node, None)
+    def linked(self, node: NodeId, now: float) -> None:
+        """There is a link now."""
+        self._attempts.setdefault(node, _Attempts(next_at=now)).linked_at = now
         self._attempts.pop(None, None)
 
     def lost(self, node: NodeId, now: float) -> None:
-        """The link broke: dial at once, whoever of the two is smaller, to see what became of it."""
-        self._attempts[node] = _Attempts(next_at=now)
+        """The link broke.
+
+        After a long one both sides dial at once, whoever is smaller, to see what became of the
+        other. Links that do not last are tried with growing pauses, like failures.
+        """
+        attempts = self._attempts.get(node)
+        linked_at = attempts.linked_at if attempts else None
+        if linked_at is not None and now - linked_at < STABLE_S:
+            self.failed(node, now)
+        else:
+            self._attempts[node] = _Attempts(next_at=now)
 
     def failed(self, node: NodeId | None, now: float) -> None:
         """An attempt came to nothing."""
         attempts = self._attempts.setdefault(node, _Attempts(next_at=now))
         attempts.next_at = now + min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2**attempts.failures)
         attempts.failures = min(attempts.failures + 1, 16)
+        attempts.linked_at = None
 
     def due(self, document: Document, links: AbstractSet[NodeId], now: float) -> Iterator[Dial]:
         """What to dial now; each is under way until it is linked or reported failed."""

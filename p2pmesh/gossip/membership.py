@@ -36,7 +36,7 @@ from p2pmesh.gossip.probe import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, Prober
 from p2pmesh.gossip.sync import Sync
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.state.bodies import MEMBER, WANTS
-from p2pmesh.state.document import Document, Verdict
+from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document, Verdict
 from p2pmesh.wire.messages import (
     PLAN_DIGEST_BYTES,
     Answer,
@@ -137,7 +137,7 @@ class Gossip:
         self._links.add(node)
         before = self.prober.health(node)
         after = self.prober.link_up(node, now)
-        self._dialling.linked(node)
+        self._dialling.linked(node, now)
         return [*_change(node, before, after), *self._sync.link_up(node)]
 
     def _link_down(self, node: NodeId, now: float) -> list[Out]:
@@ -245,6 +245,8 @@ class Gossip:
         alive = record.issued_at > self._started_at + TWIN_SLACK_S
         if alive and self._instance > record.instance:
             return [TwinFound()]
+        if record.epoch >= now + EPOCH_AHEAD_S_MAX - 1:
+            return []  # nobody would believe a higher one yet; it comes up again
         self._epoch = max(self._epoch, record.epoch) + 1
         self._seq = 0
         out: list[Out] = [PersistEpoch(epoch=self._epoch)]

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from p2pmesh.config import Settings
-from p2pmesh.errors import MeshError
+from p2pmesh.errors import ConfigError, MeshError
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node.mesh import Mesh
@@ -64,6 +64,11 @@ def open_models(
     for text in settings.model:
         file = store.locate(text)
         digest = store.digest(file, partial(hashing, file.stem))
+        if settings.context is not None and settings.context > file.card.context:
+            raise ConfigError(
+                f"--context {settings.context}: {file.stem} was made for {file.card.context} "
+                "tokens; ask for that or less"
+            )
         files[digest] = file
         wanted[digest] = Wanted(
             digest=digest,

@@ -40,11 +40,15 @@ def agreed(view: MeshView) -> dict[ModelDigest, Wanted]:
 
 
 def launch_context(view: MeshView, digest: ModelDigest) -> int:
-    """Tokens of context that an engine for this model gets, for all its slots together."""
+    """Tokens of context that an engine for this model gets, for all its slots together.
+
+    Never more than the model was made for, so that no single wish makes it too large for all.
+    """
+    card = view.cards[digest]
     wanted = agreed(view).get(digest)
     if wanted is not None and wanted.context:
-        return wanted.context
-    return default_context(view.cards[digest])
+        return min(wanted.context, card.context)
+    return default_context(card)
 
 
 def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from p2pmesh.config import Address, parse_address
+from p2pmesh.config import SLOTS_MAX, Address, parse_address
 from p2pmesh.errors import PeerError
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX
-from p2pmesh.models.metadata import plain_text
+from p2pmesh.models.metadata import CONTEXT_MAX, plain_text
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_list
 from p2pmesh.wire.records import RECORD_BYTES_MAX
@@ -26,6 +26,8 @@ HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 mo
 ADDRESSES_MAX = 16
 SERVES_MAX = 64
 WANTS_MAX = 16
+REPLICAS_MAX = 1024
+PRIORITY_MAX = 1000
 DETAIL_CHARS_MAX = 200
 PAGE_BYTES_MAX = RECORD_BYTES_MAX - 1024  # leaves room for the record around it
 
@@ -230,13 +232,20 @@ def wants_from_wire(body: dict[str, Any]) -> tuple[Wanted, ...]:
         Wanted(
             digest=_digest(take(row, "digest", str)),
             stem=_plain(row, "stem", STEM_CHARACTERS_MAX),
-            replicas=take(row, "replicas", int),
-            priority=take(row, "priority", int),
-            context=take(row, "context", int),
-            slots=take(row, "slots", int),
+            replicas=_number(row, "replicas", REPLICAS_MAX),
+            priority=_number(row, "priority", PRIORITY_MAX),
+            context=_number(row, "context", CONTEXT_MAX),
+            slots=_number(row, "slots", SLOTS_MAX),
         )
         for row in take_list(body, "wants", dict, size_max=WANTS_MAX)
     )
+
+
+def _number(body: dict[str, Any], name: str, most: int) -> int:
+    number = take(body, name, int)
+    if number > most:
+        raise PeerError(f"field {name!r} is more than {most}")
+    return number
 
 
 def _plain(body: dict[str, Any], name: str, size_max: int) -> str:

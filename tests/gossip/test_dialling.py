@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 from p2pmesh.config import Address
-from p2pmesh.gossip.dialling import BACKOFF_FIRST_S, BACKOFF_MAX_S, POLITENESS_S, Dialling
+from p2pmesh.gossip.dialling import (
+    BACKOFF_FIRST_S,
+    BACKOFF_MAX_S,
+    POLITENESS_S,
+    STABLE_S,
+    Dialling,
+)
 from p2pmesh.gossip.events import Dial
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
@@ -47,8 +53,21 @@ def test_pauses_grow_up_to_a_bound_and_start_afresh_after_a_link() -> None:
     assert pauses[0] == BACKOFF_FIRST_S
     assert pauses == sorted(pauses)
     assert pauses[-1] == BACKOFF_MAX_S
-    dialling.linked(NODES[0])
-    assert list(dialling.due(knowing(), set(), now))
+    dialling.linked(NODES[0], now)
+    dialling.lost(NODES[0], now + STABLE_S)
+    assert list(dialling.due(knowing(), set(), now + STABLE_S))
+
+
+def test_links_that_do_not_last_are_tried_with_growing_pauses() -> None:
+    dialling = Dialling(SMALL, (), {})
+    now, dials = 0.0, 0
+    while now < 60:
+        if list(dialling.due(knowing(), set(), now)):
+            dials += 1
+            dialling.linked(NODES[0], now)
+            dialling.lost(NODES[0], now + 0.01)
+        now += 0.05
+    assert 5 <= dials <= 8
 
 
 def test_linked_departed_and_own_addresses_are_left_alone() -> None:

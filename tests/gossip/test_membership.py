@@ -14,7 +14,7 @@ from p2pmesh.gossip.events import (
     TwinFound,
 )
 from p2pmesh.gossip.membership import LEASE_REFRESH_S, LEASE_TTL_S, TWIN_SLACK_S, Gossip
-from p2pmesh.state.document import EXPIRY_GRACE_S
+from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, EXPIRY_GRACE_S
 from p2pmesh.wire.messages import Records, encode_message
 from p2pmesh.wire.records import Record, RecordCheck, seal
 from tests.gossip.cluster import Cluster, address, key, node
@@ -138,6 +138,19 @@ def test_of_two_nodes_with_one_key_the_smaller_instance_stays(
     cluster.tell(2, Received(node=node(1), message=twin))
     assert (TwinFound() in cluster.told[2]) == gives_way
     assert (PersistEpoch(epoch=NOW + 501) in cluster.told[2]) != gives_way
+
+
+def test_an_epoch_that_could_not_be_outranked_waits() -> None:
+    cluster = Cluster(2)
+    cluster.run(4)
+    ahead = int(cluster.now) + EPOCH_AHEAD_S_MAX
+    past = record_of(2, register="caps", epoch=ahead, instance=1, now=cluster.now)
+    cluster.told[2].clear()
+    cluster.tell(2, Received(node=node(1), message=past))
+    assert not any(isinstance(out, PersistEpoch) for out in cluster.told[2])
+    cluster.run(2)
+    cluster.tell(2, Received(node=node(1), message=past))
+    assert PersistEpoch(epoch=ahead + 1) in cluster.told[2]
 
 
 def record_of(owner: int, *, register: str, epoch: int, instance: int, now: float) -> bytes:

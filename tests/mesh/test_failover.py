@@ -113,7 +113,7 @@ def test_a_graceful_stop_finishes_what_runs_and_says_goodbye(tmp_path: Path) -> 
         stream = client.chat.completions.create(
             model="auto",
             messages=[{"role": "user", "content": LONG}],
-            max_tokens=2000,
+            max_tokens=800,
             stream=True,
             extra_body={"ignore_eos": True},
         )

@@ -90,6 +90,12 @@ def test_what_the_user_names_is_opened_and_wanted(store: Store, home: Home) -> N
     assert {name for name, _, _ in told} == {"by-path", "by-name"}
 
 
+def test_more_context_than_the_model_was_made_for_is_refused(store: Store, home: Home) -> None:
+    path = tiny_gguf(home.root / "small.gguf", context=1024)
+    with pytest.raises(ConfigError, match="small was made for 1024 tokens"):
+        open_models(store, Settings(model=(str(path),), context=1025), quiet)
+
+
 def test_the_context_of_the_settings_is_taken(store: Store, home: Home) -> None:
     path = tiny_gguf(home.models / "a.gguf")
     opened = open_models(store, Settings(model=(str(path),), context=512), quiet)

@@ -122,9 +122,15 @@ def test_the_default_context_is_the_models_own_up_to_a_bound(made_for: int, give
 
 def test_an_engine_gets_the_context_that_was_asked_for() -> None:
     world = World()
-    world.node(0, holds=[held(1), held(2)], wants=[wanted(context=100_000), wanted(2)])
-    assert launch_context(world.view(), ALPHA) == 100_000
+    world.node(0, holds=[held(1), held(2)], wants=[wanted(context=1000), wanted(2)])
+    assert launch_context(world.view(), ALPHA) == 1000
     assert launch_context(world.view(), BETA) == 4096, "its own: no number was named"
+
+
+def test_no_wish_makes_the_context_larger_than_the_model_was_made_for() -> None:
+    world = World()
+    world.node(0, holds=[held(1)], wants=[wanted(context=4_000_000)])
+    assert launch_context(world.view(), ALPHA) == card().context
 
 
 def test_a_model_nobody_wants_gets_its_default_context() -> None:

@@ -18,6 +18,9 @@ from tests.state.make import NOW, card, digest, held, member, record
 WANTED = Wanted(digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4)
 
 
+WISH = {"digest": digest(1), "stem": "m", "replicas": 1, "priority": 0, "context": 1, "slots": 1}
+
+
 def over_the_wire(body: dict[str, Any]) -> dict[str, Any]:
     decoded: dict[str, Any] = decode(encode(body), bytes_max=RECORD_BYTES_MAX)
     return decoded
@@ -55,6 +58,8 @@ def test_held_models_are_paged_within_the_bound_of_a_record(count: int, layers: 
         (bodies.serves_from_wire, {"serves": [["00", "ready", ""]]}),
         (bodies.serves_from_wire, {"serves": [[digest(1), "dancing", ""]]}),
         (bodies.wants_from_wire, {"wants": [{}]}),
+        (bodies.wants_from_wire, {"wants": [{**WISH, "slots": 65}]}),
+        (bodies.wants_from_wire, {"wants": [{**WISH, "context": 2**40}]}),
         (lambda body: list(bodies.held_from_wire(body)), {"held": [{"digest": "x"}]}),
     ],
 )
