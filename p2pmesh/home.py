@@ -199,6 +199,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
                 os.fsync(file.fileno())
             Path(temporary).chmod(mode)
             Path(temporary).replace(path)
+            _sync_directory(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -206,3 +207,14 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         raise LocalError(
             f"Cannot write {path} ({exc.strerror}); make room, or choose another --home"
         ) from exc
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in it durable; Windows has no such call and needs none."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,1 +1,1 @@
-"""The command line, one module for each command or group of commands."""
+"""The commands of `p2pmesh`, each in its module."""
