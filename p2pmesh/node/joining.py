@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -32,13 +33,19 @@ class Introduction(Protocol):
         ...
 
 
-async def choose_mesh(home: Home, join: tuple[Address, ...], introduce: Introduction) -> MeshCard:
+async def choose_mesh(
+    home: Home,
+    join: tuple[Address, ...],
+    introduce: Introduction,
+    note: Callable[[str], None],
+) -> MeshCard:
     """The mesh of this node, remembered for the next start.
 
     Args:
         home: Where it is remembered.
         join: Addresses that the user named; any one that answers will do.
         introduce: Asks at an address.
+        note: Told in a sentence when it becomes another mesh than the one to join.
 
     Raises:
         LocalError: Nobody answers at any of them and there is no earlier mesh to wait for.
@@ -52,6 +59,8 @@ async def choose_mesh(home: Home, join: tuple[Address, ...], introduce: Introduc
         if earlier is None:
             raise
         log.warning("join_unanswered", addresses=[str(address) for address in join])
+        named = ", ".join(str(address) for address in join)
+        note(f"Nobody answers at {named}: going on in the mesh {earlier.name}, as before")
         return earlier
     check_clock(peer)
     card = MeshCard(id=peer.mesh, name=peer.mesh_name)

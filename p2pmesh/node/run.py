@@ -141,7 +141,9 @@ class Node:
     async def run(self, until: Until | None) -> None:
         """Join or found, start every part, wait, stop every part."""
         transport = TlsTransport(lambda: self._self, self._ports["peer"].listeners)
-        card = await choose_mesh(self._home, self._settings.join, transport.introduce)
+        card = await choose_mesh(
+            self._home, self._settings.join, transport.introduce, self._ui.note
+        )
         self._self = Self(
             key=self._self.key, instance=self._self.instance, mesh=card.id, mesh_name=card.name
         )

@@ -199,6 +199,7 @@ def test_a_frozen_engine_is_replaced_and_the_waiting_request_answered(tmp_path: 
         assert_gone([engine])
 
 
+@pytest.mark.full
 def test_a_killed_node_takes_its_engine_along_and_rejoins_without_being_told(
     tmp_path: Path,
 ) -> None:

@@ -55,6 +55,10 @@ class Network:
         return self.answers[address]()
 
 
+def unsaid(sentence: str) -> None:
+    raise AssertionError(sentence)
+
+
 def no_node() -> Peer:
     raise PeerError(f"{BERT} does not speak TLS 1.3")
 
@@ -63,7 +67,7 @@ async def test_the_first_start_founds_a_mesh_and_asks_nobody(
     home: Home, autojump_clock: MockClock
 ) -> None:
     network = Network()
-    card = await choose_mesh(home, (), network.introduce)
+    card = await choose_mesh(home, (), network.introduce, unsaid)
     assert load_mesh(home) == card
     assert home.mesh_key.exists()
     assert network.asked == []
@@ -72,8 +76,8 @@ async def test_the_first_start_founds_a_mesh_and_asks_nobody(
 async def test_the_next_start_goes_back_to_the_same_mesh(
     home: Home, autojump_clock: MockClock
 ) -> None:
-    first = await choose_mesh(home, (), Network().introduce)
-    assert await choose_mesh(home, (), Network().introduce) == first
+    first = await choose_mesh(home, (), Network().introduce, unsaid)
+    assert await choose_mesh(home, (), Network().introduce, unsaid) == first
 
 
 async def test_joining_takes_the_mesh_of_whoever_answers_and_remembers_it(
@@ -81,7 +85,7 @@ async def test_joining_takes_the_mesh_of_whoever_answers_and_remembers_it(
 ) -> None:
     network = Network()
     network.answers[ANNA] = peer
-    assert await choose_mesh(home, (ANNA,), network.introduce) == THERE
+    assert await choose_mesh(home, (ANNA,), network.introduce, unsaid) == THERE
     assert load_mesh(home) == THERE
     assert not home.mesh_key.exists()
 
@@ -90,14 +94,14 @@ async def test_joining_leaves_an_earlier_mesh(home: Home, autojump_clock: MockCl
     save_mesh(home, EARLIER)
     network = Network()
     network.answers[ANNA] = peer
-    assert await choose_mesh(home, (ANNA,), network.introduce) == THERE
+    assert await choose_mesh(home, (ANNA,), network.introduce, unsaid) == THERE
     assert load_mesh(home) == THERE
 
 
 async def test_any_one_that_answers_will_do(home: Home, autojump_clock: MockClock) -> None:
     network = Network()
     network.answers[BERT] = peer
-    assert await choose_mesh(home, (ANNA, BERT), network.introduce) == THERE
+    assert await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid) == THERE
     assert [address for _, address in network.asked] == [ANNA, BERT]
     assert autojump_clock.current_time() == network.asked[0][0]
 
@@ -113,7 +117,7 @@ async def test_a_node_that_starts_at_the_same_moment_is_waited_for(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start_late)
-        assert await choose_mesh(home, (ANNA,), network.introduce) == THERE
+        assert await choose_mesh(home, (ANNA,), network.introduce, unsaid) == THERE
     assert network.asked[-1][0] == pytest.approx(3.25)
 
 
@@ -123,7 +127,7 @@ async def test_when_nobody_answers_the_sentence_names_each_reason(
     network = Network()
     network.answers[BERT] = no_node
     with pytest.raises(LocalError) as caught:
-        await choose_mesh(home, (ANNA, BERT), network.introduce)
+        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid)
     assert str(caught.value) == (
         "Cannot join: nobody answers at 192.168.1.5:9338: nothing listens there; "
         "kitchen-pc:9338 does not speak TLS 1.3. "
@@ -138,7 +142,9 @@ async def test_when_nobody_answers_an_earlier_mesh_is_waited_for(
     home: Home, autojump_clock: MockClock
 ) -> None:
     save_mesh(home, EARLIER)
-    assert await choose_mesh(home, (ANNA,), Network().introduce) == EARLIER
+    notes: list[str] = []
+    assert await choose_mesh(home, (ANNA,), Network().introduce, notes.append) == EARLIER
+    assert notes == [f"Nobody answers at {ANNA}: going on in the mesh {EARLIER.name}, as before"]
 
 
 async def test_a_damaged_mesh_file_is_said_before_anybody_is_asked(
@@ -148,7 +154,7 @@ async def test_a_damaged_mesh_file_is_said_before_anybody_is_asked(
     network = Network()
     network.answers[ANNA] = peer
     with pytest.raises(LocalError, match="is damaged"):
-        await choose_mesh(home, (ANNA,), network.introduce)
+        await choose_mesh(home, (ANNA,), network.introduce, unsaid)
     assert network.asked == []
 
 
@@ -156,7 +162,7 @@ async def test_with_a_wrong_clock_nothing_is_joined(home: Home, autojump_clock: 
     network = Network()
     network.answers[ANNA] = lambda: peer(clock_ahead_s=3600)
     with pytest.raises(LocalError, match="This clock is 1 h 00 min behind the mesh"):
-        await choose_mesh(home, (ANNA,), network.introduce)
+        await choose_mesh(home, (ANNA,), network.introduce, unsaid)
     assert load_mesh(home) is None
     assert len(network.asked) == 1, "waiting does not set a clock"
 
