@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import trio
@@ -13,8 +13,9 @@ import trio
 from p2pmesh.config import Settings
 from p2pmesh.home import Home
 from p2pmesh.log import configure
-from p2pmesh.node import run as node
-from p2pmesh.node.snapshot import Status
+
+if TYPE_CHECKING:
+    from p2pmesh.node.snapshot import Status
 
 LOG_FILE = "node.log"
 
@@ -28,6 +29,8 @@ def up(ctx: click.Context, *, as_json: bool, until_eof: bool) -> None:
 
     Without --model it serves the small embedded one. Stop it with Ctrl-C.
     """
+    from p2pmesh.node import run as node  # half a second that a wrong option need not wait for
+
     settings: Settings = ctx.obj
     home = Home.of(settings)
     home.create()

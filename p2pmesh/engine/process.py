@@ -36,7 +36,7 @@ import trio
 from p2pmesh.engine import launcher, probe
 from p2pmesh.engine.argv import Command, Launch, environment_of, readable, server_argv
 from p2pmesh.engine.words import last_words
-from p2pmesh.errors import EngineError
+from p2pmesh.errors import EngineError, MeshError
 
 State = Literal["loading", "ready", "failed", "stopping", "stopped"]
 
@@ -132,6 +132,7 @@ class EngineProcess:
         *,
         logs: Path,
         on_change: Callable[[EngineStatus], None],
+        check: Callable[[], None] | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         """Nothing is started yet: that is `run`.
@@ -141,12 +142,15 @@ class EngineProcess:
             launch: What it is to serve; an empty API key is replaced by a random one.
             logs: The directory of the log file; made when it is missing.
             on_change: Called with every new status, from the supervising task; must not block.
+            check: Called in a thread before each start; what it raises keeps the engine from
+                starting.
             environ: Where the engine's few variables are taken from.
         """
         self._launch = replace(launch, api_key=launch.api_key or secrets.token_urlsafe(24))
         self._argv = server_argv(engine, self._launch)
         self._environ = environment_of(self._launch, environ)
         self._on_change = on_change
+        self._check = check
         self._log = _log.bind(model=launch.alias)
         safe_name = re.sub(r"[^\w.@-]", "_", launch.alias)[:100]
         self.log_path = logs / f"engine-{safe_name}.log"
@@ -189,7 +193,11 @@ class EngineProcess:
         """Starts the engine once and stays with it to its end."""
         self._become("loading", "starting")
         try:
+            if self._check is not None:
+                await trio.to_thread.run_sync(self._check)
             life = _Life(await self._spawn())
+        except MeshError as exc:
+            return _End(str(exc), hopeless=True)
         except OSError as exc:
             return _End(f"the engine cannot be started: {exc.strerror}")
         try:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import (
@@ -40,7 +40,7 @@ NONCE_BYTES = 32
 HELLO_BYTES_MAX = 4096
 CLOCK_SKEW_S_MAX = 60
 
-Purpose = Literal["gossip", "stream"]
+Purpose = Literal["gossip", "stream", "hello"]
 
 
 class RefusedError(PeerError):
@@ -206,7 +206,7 @@ class ServerHello:
             raise RefusedError("that address is this node's own")
         if mesh and mesh != self._me.mesh:
             raise RefusedError("this node belongs to another mesh")
-        if purpose not in ("gossip", "stream"):
+        if purpose not in get_args(Purpose):
             raise RefusedError("this node does not know that kind of connection")
         claim: dict[str, Any] = {
             "v": VERSION,
@@ -224,7 +224,7 @@ class ServerHello:
             instance=take(said, "i", int),
             mesh=self._me.mesh,
             mesh_name=self._me.mesh_name,
-            purpose="gossip" if purpose == "gossip" else "stream",
+            purpose=cast("Purpose", purpose),
             clock_ahead_s=take(said, "at", int) - int(self._now),
         )
         return encode({"c": claim, "s": self._me.key.sign(b"server" + self._transcript)})

@@ -179,6 +179,18 @@ class Store:
         self._index.save()
         return ModelDigest(digest)
 
+    def check(self, model: ModelFile, digest: ModelDigest) -> None:
+        """Make sure that a file is still what it was when it was read; quick, reads nothing.
+
+        Raises:
+            ModelError: It changed, or is gone.
+            LocalError: The system does not let it be looked at.
+        """
+        if self._index.get(model.parts[0], _stamp(model.parts)).digest != digest:
+            raise ModelError(
+                f"{model.parts[0]} is not the file that was read; restart the node to read it again"
+            )
+
     def locate(self, text: str) -> ModelFile:
         """The model that the user means: a path, or a name that a search finds.
 

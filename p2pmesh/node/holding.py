@@ -102,6 +102,14 @@ class Holding:
         """The file of a model, if this node has it."""
         return self._files.get(digest)
 
+    def check(self, digest: ModelDigest) -> None:
+        """Make sure that the file of a model is still that model; blocks shortly.
+
+        Raises:
+            MeshError: It changed, or is gone; the model is not served from it.
+        """
+        self._store.check(self._files[digest], digest)
+
     async def run(self) -> None:
         """Look for what the mesh wants and this node may have, until cancelled."""
         searched: frozenset[ModelDigest] = frozenset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -139,7 +140,11 @@ class Serving:
             slots=wanted.slots if wanted and wanted.slots else self._slots,
         )
         process = EngineProcess(
-            self._engine, launch, logs=self._logs, on_change=lambda _: self._publish()
+            self._engine,
+            launch,
+            logs=self._logs,
+            on_change=lambda _: self._publish(),
+            check=partial(self._holding.check, digest),
         )
         log.info("model_starting", digest=digest, alias=launch.alias)
         self._running[digest] = _Running(process, trio.CancelScope())

@@ -141,3 +141,7 @@ class Transport(Protocol):
     async def open_stream(self, address: Address, *, expected: NodeId) -> trio.abc.Stream:
         """Open a byte stream; the caller closes it. Raises as `dial`."""
         ...
+
+    async def introduce(self, address: Address) -> Peer:
+        """Say hello and hang up, for a node that has no mesh yet: who answers? Raises as `dial`."""
+        ...

@@ -84,6 +84,8 @@ class MemoryTransport:
         async with stream:
             with link_errors("the hello failed"), trio.fail_after(DIAL_TIMEOUT_S):
                 peer = await answer(stream, self._me(), certificate=_CERTIFICATE)
+            if peer.purpose == "hello":
+                return
             if peer.purpose == "stream":
                 await on_stream(peer, stream)
                 return
@@ -101,6 +103,12 @@ class MemoryTransport:
     async def open_stream(self, address: Address, *, expected: NodeId) -> trio.abc.Stream:
         """Open a byte stream that the caller closes; see `Transport.open_stream`."""
         return (await self._connect(address, "stream", expected))[0]
+
+    async def introduce(self, address: Address) -> Peer:
+        """Say hello and hang up; see `Transport.introduce`."""
+        stream, peer = await self._connect(address, "hello", None)
+        await trio.aclose_forcefully(stream)
+        return peer
 
     async def _connect(
         self, address: Address, purpose: Purpose, expected: NodeId | None

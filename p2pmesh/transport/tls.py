@@ -86,6 +86,8 @@ class TlsTransport:
             with self._place_for(remote.host), _greeting_errors(remote):
                 await tls.do_handshake()
                 peer = await answer(tls, self._me(), certificate=self._certificate)
+            if peer.purpose == "hello":
+                return
             if peer.purpose == "stream":
                 await on_stream(peer, tls)
                 return
@@ -121,8 +123,8 @@ class TlsTransport:
         return (await self._connect(address, "stream", expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
-        """Say hello and hang up; for a node that has no mesh yet. Raises as `dial`."""
-        tls, peer = await self._connect(address, "gossip", None)
+        """Say hello and hang up; see `Transport.introduce`."""
+        tls, peer = await self._connect(address, "hello", None)
         await trio.aclose_forcefully(tls)
         return peer
 

@@ -113,6 +113,16 @@ async def test_a_newcomer_without_a_mesh_learns_which_it_is(nodes: Nodes) -> Non
             assert channel.peer.mesh_name == "home"
 
 
+async def test_a_mere_hello_tells_who_is_there_and_opens_nothing(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        newcomer = await nodes.add(someone(3, mesh=None))
+        peer = await newcomer.introduce(bert.transport.address)
+        assert (peer.node, peer.mesh, peer.mesh_name) == (BERT.key.id, BERT.mesh, "home")
+        await trio.sleep(0.01)
+        with pytest.raises(trio.WouldBlock):
+            bert.channels.receive_nowait()
+
+
 async def test_nobody_there_is_told_apart_at_once(nodes: Nodes) -> None:
     async with hosting(nodes, BERT) as bert:
         address = bert.transport.address

@@ -288,7 +288,9 @@ def test_nor_does_one_that_is_stopped_or_whose_launcher_is(tmp_path: Path, whom:
     node, engine_pid = node_with_engine(tmp_path)
     launcher = psutil.Process(engine_pid).parent()
     assert launcher is not None
-    (psutil.Process(engine_pid) if whom == "engine" else launcher).suspend()
+    stopped = psutil.Process(engine_pid) if whom == "engine" else launcher
+    stopped.suspend()
+    assert wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED, 5.0)
     end_and_look(node, engine_pid)
 
 

@@ -261,6 +261,19 @@ def test_a_file_that_changes_while_it_is_hashed(
         store.digest(model, meddle)
 
 
+def test_a_file_is_what_was_read_until_it_changes(store: Store, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "a.gguf", seed=1)
+    model = store.open(path)
+    digest = store.digest(model)
+    store.check(model, digest)
+    tiny_gguf(path, seed=2)
+    with pytest.raises(ModelError, match=r"a\.gguf is not the file that was read"):
+        store.check(model, digest)
+    path.unlink()
+    with pytest.raises(ConfigError, match="There is no model file"):
+        store.check(model, digest)
+
+
 def test_a_file_that_changed_since_it_was_opened(store: Store, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "a.gguf")
     model = store.open(path)

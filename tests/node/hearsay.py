@@ -153,6 +153,7 @@ class ScriptedEngine:
         *,
         logs: Path,
         on_change: Callable[[EngineStatus], None],
+        check: Callable[[], None],
     ) -> None:
         self.launch = launch
         self.ended = False

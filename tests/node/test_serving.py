@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pmesh.engine import process as process_module
 from p2pmesh.engine.find import Engine
 from p2pmesh.home import Home
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import Store
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.serving import DRAIN_S, Serving
@@ -263,29 +264,29 @@ async def until(true: Callable[[], object], serving: Serving) -> None:
             await serving._mesh.changes.wait(serving._mesh.changes.count)
 
 
-def real(folder: Path, file: Path | None = None) -> tuple[Hearsay, Serving]:
+def real(folder: Path, file: Path | None = None) -> tuple[Hearsay, Serving, ModelDigest]:
     """Serving with real engines, of the embedded model or of one in a file."""
     hearsay = Hearsay()
     store = Store(Home.at(folder), environ={})
     model = store.open(file) if file else store.embedded()
-    opened = Opened(files={DEMO: model}, demo=DEMO, wanted=())
+    sha256 = store.digest(model)
+    opened = Opened(files={sha256: model}, demo=sha256, wanted=())
     holding = Holding(hearsay.mesh, store, opened)
     hearsay.give()
     engine = Engine(kind="embedded", command=EMBEDDED, source="wheel", version="1")
-    return hearsay, Serving(
-        hearsay.mesh, engine, holding, slots=1, logs=folder, in_flight=lambda _: 0
-    )
+    serving = Serving(hearsay.mesh, engine, holding, slots=1, logs=folder, in_flight=lambda _: 0)
+    return hearsay, serving, sha256
 
 
 async def test_a_real_engine_answers_and_is_gone_after_stop(tmp_path: Path) -> None:
-    hearsay, serving = real(tmp_path)
+    hearsay, serving, sha256 = real(tmp_path)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serving.run)
-        await until(lambda: serving.status(DEMO), serving)
-        status = serving.status(DEMO)
+        await until(lambda: serving.status(sha256), serving)
+        status = serving.status(sha256)
         assert status is not None
         assert status.pid is not None
-        assert hearsay.served() == {DEMO: ("ready", "")}
+        assert hearsay.served() == {sha256: ("ready", "")}
         assert serving.used_bytes() > 13_000_000
         answer = await trio.to_thread.run_sync(ask, status, status.api_key)
         assert answer == "The capital of France is Paris."
@@ -299,10 +300,24 @@ async def test_a_file_deleted_before_its_engine_starts_fails_with_a_reason(
 ) -> None:
     monkeypatch.setattr(process_module, "RETRY_S", ())  # failed at the first try
     file = tiny_gguf(tmp_path / "gone.gguf")
-    hearsay, serving = real(tmp_path, file)
+    hearsay, serving, sha256 = real(tmp_path, file)
     file.unlink()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serving.run)
         await until(lambda: [s for s, _ in hearsay.served().values()] == ["failed"], serving)
-        assert "gone.gguf" in hearsay.served()[DEMO][1]
+        assert "gone.gguf" in hearsay.served()[sha256][1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_file_that_became_another_is_not_served_as_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "RETRY_S", ())
+    file = tiny_gguf(tmp_path / "first.gguf", seed=1)
+    hearsay, serving, sha256 = real(tmp_path, file)
+    tiny_gguf(file, seed=2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serving.run)
+        await until(lambda: [s for s, _ in hearsay.served().values()] == ["failed"], serving)
+        assert "first.gguf is not the file that was read" in hearsay.served()[sha256][1]
         nursery.cancel_scope.cancel()
