@@ -115,12 +115,17 @@ class Routes:
                 for digest, held in node.held.items()
                 if digest in node.serves or digest in offered
             ]
-        digests = sorted({named.digest for named in names})
+        digests = {named.digest for named in names}
         catalogue = Catalogue(names)
         return _Made(
             count=count,
             catalogue=catalogue,
-            models=tuple(self._model(digest, catalogue) for digest in digests),
+            models=tuple(
+                sorted(
+                    (self._model(digest, catalogue) for digest in digests),
+                    key=lambda model: model.id,
+                )
+            ),
             targets={},
         )
 
