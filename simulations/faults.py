@@ -1,0 +1,195 @@
+"""What can go wrong, by name: what a scenario asks for, with its numbers.
+
+A fault picks its victims with the run's own random numbers and undoes itself after `for_s`
+seconds where that is given. `Stage.heal` undoes all that is left. One honest node always stays
+awake, so that there is a mesh to come back to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from random import Random
+
+from simulations.network import Conditions, Cut, branch
+from simulations.node import Disk, Node
+from simulations.world import World, start_if_off
+
+
+class Stage:
+    """Where faults happen.
+
+    Args:
+        world: Whose nodes and network they hit.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rng: Random = branch(world.seed, "faults")
+        self._returning: list[Node] = []
+
+    def pick(self, count: int = 1, share: float = 0.0) -> list[Node]:
+        """Some of the honest nodes that are awake, but for one."""
+        awake = [node for node in self.world.honest if node.awake]
+        wanted = round(share * len(awake)) if share else count
+        return self.rng.sample(awake, max(0, min(wanted, len(awake) - 1)))
+
+    def later(self, after_s: float | None, undo: Callable[[], None]) -> None:
+        """Undo something, if it is to be undone before the end."""
+        if after_s is not None:
+            self.world.schedule.after(after_s, undo)
+
+    def bring_back(self, node: Node, disk: str = "kept") -> None:
+        """Start a node again with the disk that it had, an old copy of it, or an empty one."""
+        if node in self._returning:
+            self._returning.remove(node)
+            if disk == "old":
+                node.disk = node.backup
+            elif disk == "lost":
+                node.disk = Disk()
+            start_if_off(node)
+
+    def take_down(self, node: Node, how: str, *, returns: bool) -> None:
+        """End a node the hard way: `kill` its process, or cut its `power`."""
+        if how == "power":
+            node.cut_power()
+        else:
+            node.kill()
+        if returns:
+            self._returning.append(node)
+
+    def heal(self) -> None:
+        """The end of all faults; what went down for good stays down."""
+        self.world.network.conditions = Conditions()
+        self.world.network.cuts.clear()
+        self.world.disturbed()
+        for node in list(self._returning):
+            self.bring_back(node)
+        for node in self.world.nodes:
+            if node.core is not None and not node.awake:
+                node.resume()
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+def knob(stage: Stage, *, name: str, value: float, for_s: float | None = None) -> None:
+    """Turn one of `Conditions`: loss, jitter_s, drop or duplicate."""
+    conditions = stage.world.network.conditions
+    setattr(conditions, name, value)
+    stage.later(for_s, partial(setattr, conditions, name, 0.0))
+
+
+def partition(
+    stage: Stage, *, share: float = 0.5, one_way: bool = False, for_s: float | None = None
+) -> None:
+    """Cut a share of the nodes off from the others, in one direction or in both."""
+    everybody = stage.world.nodes
+    size = max(1, min(round(share * len(everybody)), len(everybody) - 1))
+    some = frozenset(node.number for node in stage.rng.sample(everybody, size))
+    others = frozenset(node.number for node in everybody) - some
+    cuts = [Cut(some, others)] if one_way else [Cut(some, others), Cut(others, some)]
+    stage.world.network.cuts += cuts
+    stage.world.disturbed()
+    stage.later(for_s, partial(_mend, stage, cuts))
+
+
+def _mend(stage: Stage, cuts: list[Cut]) -> None:
+    stage.world.network.cuts = [cut for cut in stage.world.network.cuts if cut not in cuts]
+    stage.world.disturbed()
+
+
+# --- machines -------------------------------------------------------------------------------------
+
+
+def crash(
+    stage: Stage,
+    *,
+    count: int = 1,
+    share: float = 0.0,
+    how: str = "kill",
+    for_s: float | None = None,
+    disk: str = "kept",
+) -> None:
+    """Take nodes down; with `for_s` they come back, with that disk."""
+    for node in stage.pick(count, share):
+        stage.take_down(node, how, returns=for_s is not None)
+        stage.later(for_s, partial(stage.bring_back, node, disk))
+
+
+def restart_all(stage: Stage, *, down_s: float = 1.0, within_s: float = 1.0) -> None:
+    """Everybody goes down at once and comes back within that time."""
+    for node in stage.world.honest:
+        stage.take_down(node, "kill", returns=True)
+        after_s = down_s + stage.rng.uniform(0, within_s)
+        stage.later(after_s, partial(stage.bring_back, node))
+
+
+def join(stage: Stage, *, count: int = 1, share: float = 0.0, within_s: float = 1.0) -> None:
+    """New nodes come."""
+    for _ in range(round(share * len(stage.world.nodes)) if share else count):
+        node = stage.world.add()
+        stage.later(stage.rng.uniform(0, within_s), partial(start_if_off, node))
+
+
+def freeze(stage: Stage, *, count: int = 1, share: float = 0.0, for_s: float) -> None:
+    """Stop processes; their kernels go on."""
+    for node in stage.pick(count, share):
+        node.freeze()
+        stage.later(for_s, partial(_resume, node, node.instance))
+
+
+def suspend(stage: Stage, *, count: int = 1, share: float = 0.0, for_s: float) -> None:
+    """Close lids."""
+    for node in stage.pick(count, share):
+        node.suspend()
+        stage.later(for_s, partial(_resume, node, node.instance))
+
+
+def _resume(node: Node, instance: int) -> None:
+    if node.core is not None and node.instance == instance and not node.awake:
+        node.resume()
+
+
+def clock(stage: Stage, *, count: int = 1, seconds: float) -> None:
+    """Set clocks forwards or back."""
+    for node in stage.pick(count):
+        node.jump_clock(seconds)
+
+
+def roam(stage: Stage, *, count: int = 1, share: float = 0.0) -> None:
+    """Nodes come to another network and have other addresses."""
+    for node in stage.pick(count, share):
+        stage.world.roam(node, stage.rng.randrange(1, 200))
+
+
+def twin(stage: Stage, *, for_s: float | None = None) -> None:
+    """Somebody starts a copy of a node's disk beside it."""
+    for node in stage.pick():
+        node.save_book()
+        copy = stage.world.add(twin_of=node)
+        copy.disk, copy.seeds = node.disk, node.seeds
+        copy.start()
+        stage.later(for_s, partial(_stop, copy))
+
+
+def _stop(node: Node) -> None:
+    if node.core is not None:
+        node.kill()
+
+
+FAULTS: Mapping[str, Callable[..., None]] = {
+    fault.__name__: fault
+    for fault in (
+        knob,
+        partition,
+        crash,
+        restart_all,
+        join,
+        freeze,
+        suspend,
+        clock,
+        roam,
+        twin,
+    )
+}
