@@ -27,11 +27,11 @@ def hostile_nodes(stage: Stage) -> list[Node]:
 
 def say(stage: Stage, node: Node, message: bytes, *, links: int | None = None) -> None:
     """Send a message on all links of a hostile node, or on so many of them."""
-    peers = sorted(node.links)
+    peers = sorted(node.links.ends)
     if links is not None:
         peers = stage.rng.sample(peers, min(links, len(peers)))
     for peer in peers:
-        stage.world.network.send(node.links[peer], message)
+        stage.world.network.send(node.links.ends[peer], message)
 
 
 def replay(stage: Stage, *, count: int = 20, oldest: bool = True) -> None:
@@ -64,7 +64,7 @@ def equivocate(stage: Stage) -> None:
             )
             stage.world.signed.add(record.raw)
             message = encode_message(Records(records=(record.raw,)))
-            say(stage, node, message, links=(len(node.links) + 1) // 2)
+            say(stage, node, message, links=(len(node.links.ends) + 1) // 2)
 
 
 def hoard(stage: Stage, *, count: int = 40, size_bytes: int = 12_000) -> None:

@@ -18,6 +18,7 @@ from enum import Enum
 from random import Random
 from typing import Any, Protocol
 
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import DIAL_TIMEOUT_S
 from p2pmesh.transport.links import SEND_QUEUE_MAX
 
@@ -62,6 +63,7 @@ class Host(Protocol):
     """A machine with, at times, a process that listens. Numbers tell hosts apart."""
 
     number: int
+    id: NodeId  # what it proves in the hello
     instance: int  # of the process
     powered: bool  # its kernel sends and receives; otherwise there is silence
 

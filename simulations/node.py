@@ -1,9 +1,7 @@
 """One simulated node: the real gossip core in a shell that stands for process, kernel and disk.
 
-The shell does what `p2pmesh.node.mesh` and `p2pmesh.transport.links` do on trio, rule for rule:
-at most one link per peer, of two the one that the smaller id dialled, a newer one of a restarted
-peer at once; a message for nobody is dropped; a full queue ends the link. It knows nothing of how
-the core works: only its events, its outs and its public attributes.
+The shell does what `p2pmesh.node.mesh` does on trio, rule for rule. It knows nothing of how the
+core works: only its events, its outs and its public attributes.
 """
 
 from __future__ import annotations
@@ -17,16 +15,12 @@ from p2pmesh.config import Address
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.events import (
     Dial,
-    DialFailed,
     Disconnect,
     Event,
     Health,
-    LinkDown,
-    LinkUp,
     Out,
     PersistEpoch,
     Publish,
-    Received,
     Send,
     SetTimer,
     TimerFired,
@@ -35,7 +29,8 @@ from p2pmesh.gossip.events import (
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.state.bodies import MEMBER, Member
-from simulations.network import End, Failure, Network, Schedule
+from simulations.links import Links
+from simulations.network import End, Network, Schedule
 
 START_S = 1_800_000_000  # unix time at the start of every run
 
@@ -118,7 +113,7 @@ class Node:
         self.instance = 0
         self.frozen = False
         self.powered = True
-        self.links: dict[NodeId, End] = {}
+        self.links = Links(self, around.network, around.at)
         self.offset_s = 0.0
         self.steady_since = 0.0  # when something was last done to it
         self.timers = 0  # under way
@@ -128,7 +123,6 @@ class Node:
         self._slept_s = 0.0
         self._suspended_at = 0.0
         self._held: list[Callable[[], None]] = []
-        self._dialling: set[NodeId | Address] = set()
 
     # --- the machine ------------------------------------------------------------------------------
 
@@ -165,14 +159,12 @@ class Node:
 
     def kill(self) -> None:
         """End the process: its kernel closes what it had open."""
-        for end in self.links.values():
-            self._around.network.close(end)
+        self.links.forget(told=True)
         self._gone()
 
     def cut_power(self) -> None:
         """The machine is gone from one moment to the next, and nobody is told."""
-        for end in self.links.values():
-            self._around.network.vanish(end)
+        self.links.forget(told=False)
         self.powered = False
         self._gone()
 
@@ -180,8 +172,6 @@ class Node:
         self._touch()
         self.save_book()
         self.core, self.frozen, self.timers = None, False, 0
-        self.links.clear()
-        self._dialling.clear()
         self._held.clear()
         self._around.network.wake(self)
         self._around.gone(self)
@@ -216,7 +206,7 @@ class Node:
         """Another network, another address: old connections are cut without a word."""
         self._touch()
         self.address = address
-        for end in list(self.links.values()):
+        for end in list(self.links.ends.values()):
             self._around.network.vanish(end)
             self._around.schedule.after(0, self.ended, end)
         if self.core is not None:
@@ -250,12 +240,19 @@ class Node:
 
     def tell(self, event: Event) -> None:
         """Give the core an event and do what comes out."""
-        if self.core is None:
-            return
+        if self.core is not None:
+            self.once_awake(lambda: self._handle(event))
+
+    def once_awake(self, action: Callable[[], None]) -> None:
+        """Call `action` now or when the process goes on; never if it ends before."""
         if self.awake:
-            self._done(event, self.core.handle(event, self.clock()))
+            action()
         else:
-            self._held.append(lambda: self.tell(event))
+            self._held.append(action)
+
+    def _handle(self, event: Event) -> None:
+        if self.core is not None:
+            self._done(event, self.core.handle(event, self.clock()))
 
     def _done(self, event: Event | None, outs: list[Out]) -> None:
         now = self.clock()
@@ -266,16 +263,15 @@ class Node:
     def _do(self, out: Out) -> None:
         match out:
             case Send(node=node, message=message):
-                if end := self.links.get(node):
-                    self._around.network.send(end, message)
+                self.links.send(node, message)
             case SetTimer(after_s=after_s, token=token):
                 self.timers += 1
                 after = self._around.schedule.after
                 after(after_s, self._ring, token, self.instance, self._slept_s)
             case Dial(node=node, addresses=addresses):
-                self._dial(node, addresses)
+                self.links.dial(node, addresses)
             case Disconnect(node=node):
-                if end := self.links.get(node):
+                if end := self.links.ends.get(node):
                     self._around.network.close(end)
                     self._around.schedule.after(0, self.ended, end)
             case PersistEpoch(epoch=epoch):
@@ -307,92 +303,16 @@ class Node:
     def _again(self, token: str, instance: int, left_s: float) -> None:
         self._around.schedule.after(left_s, self._ring, token, instance, self._slept_s)
 
-    # --- links ------------------------------------------------------------------------------------
-
-    def _dial(self, node: NodeId | None, addresses: tuple[Address, ...]) -> None:
-        key = node if node is not None else addresses[0]
-        if key in self._dialling:
-            return
-        self._dialling.add(key)
-        attempt = _Attempt(node=node, key=key, instance=self.instance, left=len(addresses))
-        for address in addresses:
-            target = self._around.at(address)
-            self._around.network.dial(self, target, lambda found: self._dialled(attempt, found))
-
-    def _dialled(self, attempt: _Attempt, found: End | Failure) -> None:
-        if self.core is None or attempt.instance != self.instance:
-            if isinstance(found, End):
-                self._around.network.close(found)
-            return
-        if not self.awake:
-            self._held.append(lambda: self._dialled(attempt, found))
-            return
-        attempt.left -= 1
-        if isinstance(found, End):
-            peer = _peer(found)
-            if not attempt.won and peer.id in {attempt.node or peer.id} - {self.id}:
-                attempt.won = True
-                self._dialling.discard(attempt.key)
-                self._serve(found)
-                return
-            self._around.network.close(found)
-        attempt.refused &= found is Failure.REFUSED
-        if not attempt.left and not attempt.won:
-            self._dialling.discard(attempt.key)
-            self.tell(DialFailed(node=attempt.node, nobody_there=attempt.refused))
+    # --- what the network tells it ----------------------------------------------------------------
 
     def accepted(self, end: End) -> None:
         """See `Host`."""
-        if _peer(end).id == self.id:
-            self._around.network.close(end)
-        else:
-            self._serve(end)
-
-    def _serve(self, end: End) -> None:
-        peer = _peer(end)
-        older = self.links.get(peer.id)
-        if older is not None:
-            if not self._replaces(end, older):
-                self._around.network.close(end)
-                return
-            self._around.network.close(older)
-        self.links[peer.id] = end
-        self.tell(LinkUp(node=peer.id))
-
-    def _replaces(self, newer: End, older: End) -> bool:
-        """As `Links` decides it."""
-        if newer.far.instance != older.far.instance:
-            return True
-        mine = self.id < _peer(newer).id
-        return newer.outgoing == mine or older.outgoing != mine
+        self.links.accepted(end)
 
     def received(self, end: End, message: bytes) -> None:
         """See `Host`."""
-        peer = _peer(end).id
-        if self.links.get(peer) is end:
-            self.tell(Received(node=peer, message=message))
+        self.links.received(end, message)
 
     def ended(self, end: End) -> None:
         """See `Host`."""
-        peer = _peer(end).id
-        if self.links.get(peer) is end:
-            del self.links[peer]
-            self.tell(LinkDown(node=peer))
-
-
-@dataclass(slots=True, kw_only=True)
-class _Attempt:
-    """One dialling, at one or several addresses."""
-
-    node: NodeId | None
-    key: NodeId | Address
-    instance: int
-    left: int
-    won: bool = False
-    refused: bool = True
-
-
-def _peer(end: End) -> Node:
-    peer = end.far.host
-    assert isinstance(peer, Node)
-    return peer
+        self.links.ended(end)

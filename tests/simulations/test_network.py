@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import DIAL_TIMEOUT_S
 from p2pmesh.transport.links import SEND_QUEUE_MAX
 from simulations.network import (
@@ -19,10 +20,13 @@ from simulations.network import (
     branch,
 )
 
+SOMEBODY = NodeId(bytes(16))
+
 
 @dataclass(eq=False)
 class Machine:
     number: int
+    id: NodeId = SOMEBODY
     instance: int = 1
     powered: bool = True
     listening: bool = True

@@ -1,0 +1,144 @@
+"""The links of one simulated node, by the rules of `p2pmesh.transport.links`.
+
+At most one link per peer: of two the one that the smaller id dialled, of a restarted peer the newer
+at once. A message for nobody is dropped, and an attempt that is under way is not made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pmesh.config import Address
+from p2pmesh.gossip.events import DialFailed, Event, LinkDown, LinkUp, Received
+from p2pmesh.identity.keys import NodeId
+from simulations.network import End, Failure, Host, Network
+
+
+class Owner(Host, Protocol):
+    """The node whose links they are."""
+
+    def tell(self, event: Event) -> None:
+        """Give its core an event, once it is awake."""
+        ...
+
+    def once_awake(self, action: Callable[[], None]) -> None:
+        """Call `action` now or when the process goes on."""
+        ...
+
+
+class Links:
+    """All links of one node.
+
+    Args:
+        owner: The node.
+        network: Where they run.
+        at: Whose address that is at the moment.
+    """
+
+    def __init__(
+        self, owner: Owner, network: Network, at: Callable[[Address], Host | None]
+    ) -> None:
+        self.ends: dict[NodeId, End] = {}
+        self._owner, self._network, self._at = owner, network, at
+        self._dialling: set[NodeId | Address] = set()
+
+    def send(self, node: NodeId, message: bytes) -> None:
+        """Queue a message, if there is a link."""
+        if end := self.ends.get(node):
+            self._network.send(end, message)
+
+    def dial(self, node: NodeId | None, addresses: tuple[Address, ...]) -> None:
+        """Try to get a link to `node`, or to whoever answers."""
+        key = node if node is not None else addresses[0]
+        if key in self._dialling:
+            return
+        self._dialling.add(key)
+        instance = self._owner.instance
+        attempt = _Attempt(node=node, key=key, instance=instance, left=len(addresses))
+        for address in addresses:
+            target = self._at(address)
+            self._network.dial(self._owner, target, lambda found: self._dialled(attempt, found))
+
+    def accepted(self, end: End) -> None:
+        """Somebody connected."""
+        if end.far.host.id == self._owner.id:
+            self._network.close(end)
+        else:
+            self._serve(end)
+
+    def received(self, end: End, message: bytes) -> None:
+        """A message came; one on a link that was replaced means nothing any more."""
+        peer = end.far.host.id
+        if self.ends.get(peer) is end:
+            self._owner.tell(Received(node=peer, message=message))
+
+    def ended(self, end: End) -> None:
+        """A connection is over; the core hears of it unless another has replaced it."""
+        peer = end.far.host.id
+        if self.ends.get(peer) is end:
+            del self.ends[peer]
+            self._owner.tell(LinkDown(node=peer))
+
+    def forget(self, *, told: bool) -> None:
+        """The process is gone: its kernel tells the peers, or there is no kernel any more."""
+        for end in self.ends.values():
+            if told:
+                self._network.close(end)
+            else:
+                self._network.vanish(end)
+        self.ends.clear()
+        self._dialling.clear()
+
+    def _dialled(self, attempt: _Attempt, found: End | Failure) -> None:
+        if not self._owner.listening or attempt.instance != self._owner.instance:
+            if isinstance(found, End):
+                self._network.close(found)
+        else:
+            self._owner.once_awake(lambda: self._settle(attempt, found))
+
+    def _settle(self, attempt: _Attempt, found: End | Failure) -> None:
+        attempt.left -= 1
+        if isinstance(found, End):
+            peer = found.far.host.id
+            expected = peer == (attempt.node or peer) and peer != self._owner.id
+            if expected and not attempt.won:
+                attempt.won = True
+                self._dialling.discard(attempt.key)
+                self._serve(found)
+                return
+            self._network.close(found)
+        attempt.refused &= found is Failure.REFUSED
+        if not attempt.left and not attempt.won:
+            self._dialling.discard(attempt.key)
+            self._owner.tell(DialFailed(node=attempt.node, nobody_there=attempt.refused))
+
+    def _serve(self, end: End) -> None:
+        peer = end.far.host.id
+        older = self.ends.get(peer)
+        if older is not None:
+            if not self._replaces(end, older):
+                self._network.close(end)
+                return
+            self._network.close(older)
+        self.ends[peer] = end
+        self._owner.tell(LinkUp(node=peer))
+
+    def _replaces(self, newer: End, older: End) -> bool:
+        if newer.far.instance != older.far.instance:
+            return True
+        mine = self._owner.id < newer.far.host.id
+        return newer.outgoing == mine or older.outgoing != mine
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attempt:
+    """One dialling, at one or several addresses."""
+
+    node: NodeId | None
+    key: NodeId | Address
+    instance: int
+    left: int
+    won: bool = False
+    refused: bool = True
