@@ -285,15 +285,16 @@ class Gossip:
             try:
                 record = self._check.parse(raw)
             except PeerError as exc:
-                return [Disconnect(node=node, reason=str(exc)), *out, *self._flood(news, node)]
+                out.append(Disconnect(node=node, reason=str(exc)))
+                break  # what came before it in the message stands
             verdict = self.document.judge(record, now)
             if verdict is Verdict.REFUSED:
                 out.append(Rejected(node=node, reason="its owner has more than anybody may"))
             if verdict is not Verdict.NEWS:
                 continue
             if not self._check.verify(record):
-                reason = "a record that its owner did not sign"
-                return [Disconnect(node=node, reason=reason), *out, *self._flood(news, node)]
+                out.append(Disconnect(node=node, reason="a record that its owner did not sign"))
+                break
             if record.owner == self.me:
                 out += self._outrank(record, now)
                 continue

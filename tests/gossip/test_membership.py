@@ -11,6 +11,7 @@ from p2pmesh.gossip.events import (
     Received,
     Rejected,
     Send,
+    StateChanged,
     TwinFound,
 )
 from p2pmesh.gossip.membership import LEASE_REFRESH_S, LEASE_TTL_S, TWIN_SLACK_S, Gossip
@@ -18,7 +19,7 @@ from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, EXPIRY_GRACE_S
 from p2pmesh.wire.messages import Records, encode_message
 from p2pmesh.wire.records import Record, RecordCheck, seal
 from tests.gossip.cluster import Cluster, address, key, node
-from tests.state.make import MESH, NOW, member, record
+from tests.state.make import MESH, NODES, NOW, member, record
 
 VALUE = {"value": 1}
 
@@ -193,6 +194,18 @@ def test_records_are_checked_as_the_core_was_told_to() -> None:
     for _ in range(2):
         core.handle(Received(node=node(2), message=message), NOW)
     assert seen == [told]
+
+
+@pytest.mark.parametrize("bad", [b"junk", record(1).raw.replace(record(1).raw[:9], b"no sign??")])
+def test_what_came_before_a_bad_record_is_told_and_passed_on(bad: bytes) -> None:
+    cluster = Cluster(3)
+    cluster.run(4)
+    message = encode_message(Records(records=(record(0).raw, bad)))
+    cluster.told[1].clear()
+    cluster.tell(1, Received(node=node(2), message=message))
+    assert StateChanged(owners=frozenset({NODES[0]})) in cluster.told[1]
+    assert [type(out) for out in cluster.told[1]].count(Disconnect) == 1
+    assert [out.node for out in cluster.told[1] if isinstance(out, Send)] == [node(3)]
 
 
 def test_junk_costs_the_link() -> None:
