@@ -136,6 +136,8 @@ class Safety:
         told = any(isinstance(out, StateChanged) for out in step.outs)
         if fingerprint == life.fingerprint and not told:
             return
+        if not told and self._stride == 1:
+            raise self._violation(node, "changes its records without a word")
         life.fingerprint = fingerprint
         records = {record.key: record for record in document.records()}
         for key, record in records.items():

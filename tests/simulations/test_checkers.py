@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from p2pmesh.gossip import probe
-from p2pmesh.gossip.events import PersistEpoch, SetTimer, TwinFound
+from p2pmesh.gossip.events import PersistEpoch, SetTimer, StateChanged, TwinFound
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.probe import Prober
 from p2pmesh.gossip.sync import Sync
@@ -126,6 +126,10 @@ def epoch_not_on_disk(patch: pytest.MonkeyPatch) -> None:
     without_outs(patch, PersistEpoch)
 
 
+def changes_are_not_told(patch: pytest.MonkeyPatch) -> None:
+    without_outs(patch, StateChanged)
+
+
 def twins_live_on(patch: pytest.MonkeyPatch) -> None:
     without_outs(patch, TwinFound)
 
@@ -200,6 +204,7 @@ BUGS = [
         plant=one_miss_is_death, scenario=short("loss", limits={"false_removals": 0}), found="false"
     ),
     Bug(plant=nobody_ever_dies, scenario=short("crash"), found="removals_pending|is gone"),
+    Bug(plant=changes_are_not_told, scenario=short("spread"), found="without a word"),
     Bug(plant=timers_beget_timers, scenario=short("spread"), found="timers under way"),
     Bug(plant=plans_by_who_asks, scenario=short("spread"), found="plans differently"),
 ]
