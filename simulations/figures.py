@@ -46,10 +46,12 @@ class Spread:
 
     def publish(self, node: Node, event: Publish) -> None:
         """Have a node say something and follow it."""
-        node.tell(event)
         assert node.core is not None
+        before = node.core.document.get(node.id, event.register)
+        node.tell(event)
         record = node.core.document.get(node.id, event.register)
-        assert record is not None
+        if record is before or record is None:
+            return  # it said the same already
         missing = {n.number for n in self._world.honest if n.awake and n.id != node.id}
         now = self._world.schedule.now
         if missing:
