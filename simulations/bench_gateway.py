@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,14 @@ def launch_of(command: Sequence[str]) -> tuple[Command, Launch]:
 
 @asynccontextmanager
 async def second_engine(command: Sequence[str], logs: Path) -> AsyncIterator[Place]:
-    """An engine of our own with the same command line; where it listens."""
+    """An engine of our own with the same command line; where it listens.
+
+    With one difference: a thread for each connection. An engine keeps a thread with a connection
+    for 5 s after its last request, so that with fewer of them clients would wait for idle ones.
+    The gateway needs no more than the engine's own number, as it keeps the rest waiting itself.
+    """
     engine, launch = launch_of(command)
+    launch = replace(launch, http_threads=max(CONNECTIONS) + 2)
     changed = trio.Event()
 
     def take(_: EngineStatus) -> None:

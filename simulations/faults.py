@@ -126,9 +126,11 @@ def restart_all(stage: Stage, *, down_s: float = 1.0, within_s: float = 1.0) -> 
 
 
 def join(stage: Stage, *, count: int = 1, share: float = 0.0, within_s: float = 1.0) -> None:
-    """New nodes come."""
+    """New nodes come; each is told the addresses of two that answer, as `choose_mesh` asks for."""
+    answering = [node.address for node in stage.world.honest if node.awake]
     for _ in range(round(share * len(stage.world.nodes)) if share else count):
         node = stage.world.add()
+        node.seeds = tuple(stage.rng.sample(answering, min(2, len(answering))))
         stage.later(stage.rng.uniform(0, within_s), partial(start_if_off, node))
 
 
@@ -152,9 +154,9 @@ def _resume(node: Node, instance: int) -> None:
 
 
 def clock(stage: Stage, *, count: int = 1, seconds: float) -> None:
-    """Set clocks forwards or back."""
+    """Set clocks so far ahead of the true time (or behind it); 60 s apart is what the mesh takes."""
     for node in stage.pick(count):
-        node.jump_clock(seconds)
+        node.jump_clock(seconds - node.offset_s)
 
 
 def roam(stage: Stage, *, count: int = 1, share: float = 0.0) -> None:
