@@ -56,6 +56,8 @@ class Launch:
         api_key: What callers must show; empty asks for none.
         devices: llama.cpp's device names to use; empty leaves the choice to the engine.
         threads: CPU threads; None leaves the choice to the engine.
+        http_threads: Connections answered at the same time; None leaves the choice to the
+            engine, which takes some more than slots. A connection keeps its thread while idle.
     """
 
     model_paths: tuple[PurePath, ...]
@@ -68,6 +70,7 @@ class Launch:
     api_key: str = field(default="", repr=False)
     devices: tuple[str, ...] = ()
     threads: int | None = None
+    http_threads: int | None = None
 
     def __post_init__(self) -> None:
         """Our own callers get these right; a user's numbers are checked in `config`."""
@@ -102,6 +105,8 @@ def server_argv(engine: Command, launch: Launch) -> list[str]:
         argv += ["--device", ",".join(launch.devices)]
     if launch.threads is not None:
         argv += ["--threads", str(launch.threads)]
+    if launch.http_threads is not None:
+        argv += ["--threads-http", str(launch.http_threads)]
     return argv
 
 

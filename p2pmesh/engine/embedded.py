@@ -66,6 +66,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--ubatch-size", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads-http", type=int)
     parser.add_argument("--device", choices=("none",))
     parser.add_argument("--offline", action="store_true")
     parser.add_argument("--no-webui", action="store_true")
@@ -98,6 +99,8 @@ def _params(xllamacpp: Any, options: argparse.Namespace) -> Any:
         params.n_ubatch = options.ubatch_size
     if options.threads is not None:
         params.cpuparams.n_threads = options.threads
+    if options.threads_http is not None:
+        params.n_threads_http = options.threads_http
     if options.device == "none":
         params.n_gpu_layers = 0
     params.embedding = options.embeddings or options.reranking

@@ -46,8 +46,15 @@ COMMON = [
             ["--jinja", "--device", "CUDA0,CUDA1"],
         ),
         (
-            Launch(model_paths=(MODEL,), alias="a", slots=2, devices=("none",), threads=6),
-            ["--jinja", "--device", "none", "--threads", "6"],
+            Launch(
+                model_paths=(MODEL,),
+                alias="a",
+                slots=2,
+                devices=("none",),
+                threads=6,
+                http_threads=9,
+            ),
+            ["--jinja", "--device", "none", "--threads", "6", "--threads-http", "9"],
         ),
     ],
     ids=["chat", "completion", "embedding", "rerank", "two devices", "cpu"],
