@@ -154,7 +154,7 @@ def _resume(node: Node, instance: int) -> None:
 
 
 def clock(stage: Stage, *, count: int = 1, seconds: float) -> None:
-    """Set clocks so far ahead of the true time (or behind it); 60 s apart is what the mesh takes."""
+    """Set clocks so far ahead of the true time, or behind it; 60 s apart is what meshes take."""
     for node in stage.pick(count):
         node.jump_clock(seconds - node.offset_s)
 
