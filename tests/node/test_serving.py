@@ -16,7 +16,7 @@ from p2pmesh.home import Home
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import Store
 from p2pmesh.node.holding import Holding, Opened
-from p2pmesh.node.serving import DRAIN_S, Serving
+from p2pmesh.node.serving import DRAIN_S, Serving, compute_threads
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
 from tests.models.make import tiny_gguf
@@ -262,6 +262,11 @@ async def until(true: Callable[[], object], serving: Serving) -> None:
     with trio.fail_after(30):
         while not true():
             await serving._mesh.changes.wait(serving._mesh.changes.count)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (8, 7)])
+def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
+    assert compute_threads(cores) == threads
 
 
 def real(folder: Path, file: Path | None = None) -> tuple[Hearsay, Serving, ModelDigest]:
