@@ -177,7 +177,7 @@ def compute_threads(cores: int | None) -> int:
     """How many threads compute: one core is left to the node and to what else runs here.
 
     llama.cpp's threads wait for each other after every step by spinning. With as many as cores, a
-    single busy program makes each wait a time slice long: measured on two cores, 1.3 s for a
+    single busy program makes each wait a time slice long: measured on two cores, 0.8 to 2 s for a
     request that takes 4 ms with one thread less.
 
     Args:
