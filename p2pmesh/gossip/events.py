@@ -104,10 +104,15 @@ class Dial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect:
-    """Close the link to `node`."""
+    """Close the link to `node`.
+
+    Attributes:
+        hostile: It broke the protocol: there is to be no link with it for a while.
+    """
 
     node: NodeId
     reason: str
+    hostile: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,132 @@
+"""This node's own records: writing, refreshing, and standing up for them. Pure.
+
+Nothing is written before the node has learned what earlier lives of its key wrote (a disk may be
+lost or old): until then the newest value of each register waits. Others take no more than a burst
+of versions from one owner, so this node does not write faster than they believe; the newest value
+wins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pmesh.gossip.buckets import Bucket
+from p2pmesh.gossip.events import Out, PersistEpoch, TwinFound
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.state.bodies import MEMBER, WANTS
+from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document
+from p2pmesh.wire.evidence import ACCUSED
+from p2pmesh.wire.records import TTL_S_MAX, Record, seal
+
+LEASE_REFRESH_S = 60
+REFRESHES_PER_S = 5  # of all members together: the price of leases is the same at any size
+LEASE_TTL_FACTOR = 4
+WANTS_TTL_S = 7 * 86400
+WANTS_REFRESH_S = 86400
+TWIN_SLACK_S = 5  # clocks of two machines with one key may differ by that much
+OWNER_RATE_PER_S, OWNER_BURST = 1.0, 20  # versions of one owner that others take
+
+FIRST = (MEMBER, ACCUSED)  # registers that others live on are written first
+
+
+class Author:
+    """What this node says.
+
+    Args:
+        key: Signs it.
+        mesh: Which mesh it is about.
+        instance: Random per start.
+        epoch: Already on disk, larger than any used before.
+        document: Where it stands beside what others say.
+    """
+
+    def __init__(
+        self, key: SigningKey, mesh: MeshId, instance: int, epoch: int, document: Document
+    ) -> None:
+        self.writing = False
+        self._me = NodeId(key.id)
+        self._key, self._mesh, self._instance = key, mesh, instance
+        self._epoch, self._seq = epoch, 0
+        self._document = document
+        self._bodies: dict[str, dict[str, Any]] = {}
+        self._waiting: set[str] = set()
+        self._bucket = Bucket(OWNER_RATE_PER_S, OWNER_BURST)
+        self._started_at = 0
+
+    def start(self, mesh_now: float) -> None:
+        """The node's life begins."""
+        self._started_at = int(mesh_now)
+
+    def publish(self, register: str, body: dict[str, Any] | None) -> None:
+        """Set a register; None withdraws it. `due` says what is to be sent."""
+        if body is None:
+            if self._bodies.pop(register, None) is not None:
+                self._waiting.add(register)
+        elif self._bodies.get(register) != body:
+            self._bodies[register] = body
+            self._waiting.add(register)
+
+    def refute(self) -> None:
+        """Somebody takes this node for dead: say anew that it is here."""
+        if MEMBER in self._bodies:
+            self._waiting.add(MEMBER)
+
+    def due(self, mesh_now: float, members: int) -> list[Record]:
+        """What to write now; the caller floods it.
+
+        Args:
+            mesh_now: Mesh time in seconds.
+            members: How many nodes share the price of leases.
+        """
+        if not self.writing:
+            return []
+        refresh_s = max(LEASE_REFRESH_S, members / REFRESHES_PER_S)
+        for register in self._bodies:
+            if self._needs_refresh(register, mesh_now, refresh_s):
+                self._waiting.add(register)
+        written: list[Record] = []
+        for register in sorted(self._waiting, key=lambda name: (name not in FIRST, name)):
+            if not self._bucket.take(mesh_now):
+                break
+            self._waiting.discard(register)
+            written.append(self._write(register, mesh_now, int(LEASE_TTL_FACTOR * refresh_s)))
+        return written
+
+    def outranked(self, record: Record, mesh_now: float) -> list[Out]:
+        """Somebody holds a record with this node's key that this life did not write.
+
+        Left over from an earlier life, it is outdone by a higher epoch. From one that runs now,
+        the smaller instance stays and the other gives way.
+        """
+        # Epochs are on disk before use: nobody but a twin that started at once has the same.
+        alive = record.epoch == self._epoch or record.issued_at > self._started_at + TWIN_SLACK_S
+        if alive and self._instance > record.instance:
+            return [TwinFound()]
+        if record.epoch >= mesh_now + EPOCH_AHEAD_S_MAX - 1:
+            return []  # nobody would believe a higher one yet; it comes up again
+        self._epoch = max(self._epoch, record.epoch) + 1
+        self._seq = 0
+        self._waiting |= self._bodies.keys()
+        return [PersistEpoch(epoch=self._epoch)]
+
+    def _needs_refresh(self, register: str, mesh_now: float, refresh_s: float) -> bool:
+        record = self._document.get(self._me, register)
+        every_s = {MEMBER: refresh_s, WANTS: WANTS_REFRESH_S}.get(register, TTL_S_MAX // 2)
+        return record is None or mesh_now - record.issued_at >= every_s
+
+    def _write(self, register: str, mesh_now: float, lease_ttl_s: int) -> Record:
+        self._seq += 1
+        record = seal(
+            self._key,
+            mesh=self._mesh,
+            register=register,
+            epoch=self._epoch,
+            seq=self._seq,
+            instance=self._instance,
+            issued_at=int(mesh_now),
+            ttl_s={MEMBER: lease_ttl_s, WANTS: WANTS_TTL_S}.get(register, TTL_S_MAX),
+            body=self._bodies.get(register, {}),
+        )
+        merged = self._document.merge(record, mesh_now)
+        assert merged, "a node's own newest record always stands"
+        return record

@@ -1,0 +1,192 @@
+"""What neighbours say, checked and merged: the cheapest question first. Pure.
+
+What is known is recognised by its head alone (microseconds). The rest is taken from each neighbour
+at a bounded rate, since a signature costs a hundred. Only then is it read, judged, its signature
+checked, and merged. One forged byte ends the link.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pmesh.errors import PeerError
+from p2pmesh.gossip.author import OWNER_BURST, OWNER_RATE_PER_S
+from p2pmesh.gossip.buckets import Buckets
+from p2pmesh.gossip.charges import Charges
+from p2pmesh.gossip.events import Disconnect, Out, Rejected
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.document import Document, Verdict
+from p2pmesh.wire.evidence import (
+    Fork,
+    make_fork,
+    parse_certificate,
+    parse_fork,
+    verify_certificate,
+    verify_fork,
+)
+from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.records import Record
+
+PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
+PEER_BURST = 16384  # a snapshot of a large mesh comes from one neighbour
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of one message of facts.
+
+    Attributes:
+        news: What is to be passed on.
+        ids: Of that and of new certificates.
+        owners: Whose facts changed.
+        own: Records with this node's key that this life did not write.
+        doubted: Somebody holds a certificate that removes this node.
+        out: What is to be done about the sender.
+    """
+
+    records: list[bytes] = field(default_factory=list)
+    forks: list[bytes] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    owners: set[NodeId] = field(default_factory=set)
+    own: list[Record] = field(default_factory=list)
+    doubted: bool = False
+    out: list[Out] = field(default_factory=list)
+
+    @property
+    def news(self) -> Facts:
+        """What is to be passed on; certificates are not: everybody makes them."""
+        return Facts(records=tuple(self.records), forks=tuple(self.forks))
+
+
+class Intake:
+    """How one node takes facts in.
+
+    Args:
+        roster: The members; `me` is one.
+        document: Where facts go.
+        charges: Whether a certificate is believed.
+        shared: How facts are read.
+    """
+
+    def __init__(
+        self, roster: Roster, document: Document, charges: Charges, shared: Shared
+    ) -> None:
+        self._me = roster.me
+        self._roster, self._document = roster, document
+        self._charges, self._check = charges, shared.check
+        self._peers: Buckets[NodeId] = Buckets(PEER_RATE_PER_S, PEER_BURST)
+        self._owners: Buckets[NodeId] = Buckets(OWNER_RATE_PER_S, OWNER_BURST)
+
+    def take(self, node: NodeId, facts: Facts, now: float, mesh_now: float) -> Taken:
+        """Merge what is news in a message from `node`.
+
+        Args:
+            node: Who said it.
+            facts: What it said.
+            now: For rates, in seconds.
+            mesh_now: Mesh time in seconds.
+        """
+        taken = Taken()
+        try:
+            self._take_all(node, facts, now, mesh_now, taken)
+        except PeerError as exc:  # what came before it in the message stands
+            taken.out.append(Disconnect(node=node, reason=str(exc), hostile=True))
+        return taken
+
+    def _take_all(
+        self, node: NodeId, facts: Facts, now: float, mesh_now: float, taken: Taken
+    ) -> None:
+        for raw in facts.records:
+            if self._known(raw):
+                continue
+            if not self._peers.take(node, now):
+                taken.out.append(Rejected(node=node, reason="it sends more than it may"))
+                return
+            self._record(node, raw, now, mesh_now, taken, asked=facts.asked)
+        # Evidence costs several signatures a piece.
+        for raw in facts.forks:
+            if not self._peers.take(node, now, 2):
+                return
+            self._fork(raw, mesh_now, taken)
+        for raw in facts.certificates:
+            if not self._peers.take(node, now):
+                return
+            self._certificate(node, raw, now, mesh_now, taken)
+
+    def _known(self, raw: bytes) -> bool:
+        """Whether these bytes, or a newer version, are in the document; a guess from the head."""
+        head = self._check.peek(raw)
+        if head is None:
+            return False
+        owner, register, epoch, seq = head
+        if self._document.stale(owner, register, epoch, seq):
+            return True
+        standing = self._document.get(owner, register)
+        return standing is not None and standing.raw == raw
+
+    def _record(
+        self,
+        node: NodeId,
+        raw: bytes,
+        now: float,
+        mesh_now: float,
+        taken: Taken,
+        *,
+        asked: bool,
+    ) -> None:
+        record = self._check.parse(raw)
+        verdict = self._document.judge(record, mesh_now)
+        if verdict is Verdict.REFUSED:
+            taken.out.append(Rejected(node=node, reason="its owner has more than anybody may"))
+        if verdict not in (Verdict.NEWS, Verdict.FORK):
+            return
+        if not self._check.verify(record):
+            raise PeerError("a record that its owner did not sign")
+        if verdict is Verdict.FORK:
+            standing = self._document.get(*record.key)
+            assert standing is not None, "a fork has two sides"
+            self._add_fork(make_fork(standing, record), mesh_now, taken)
+        if record.owner == self._me:
+            taken.own.append(record)
+        # What was not asked for is taken at the owner's rate; the newest comes with repair.
+        elif (asked or self._owners.take(record.owner, now)) and self._document.merge(
+            record, mesh_now
+        ):
+            taken.records.append(raw)
+            taken.ids.append(record.digest)
+            taken.owners.add(record.owner)
+
+    def _fork(self, raw: bytes, mesh_now: float, taken: Taken) -> None:
+        fork = parse_fork(raw, self._check)
+        if fork in self._document.forks(fork.owner):
+            return
+        if not verify_fork(fork, self._check):
+            raise PeerError("a fork that its owner did not sign")
+        self._add_fork(fork, mesh_now, taken)
+
+    def _add_fork(self, fork: Fork, mesh_now: float, taken: Taken) -> None:
+        if self._document.add_fork(fork, mesh_now):
+            taken.forks.append(fork.raw)
+            taken.ids.append(fork.id)
+            taken.owners.add(fork.owner)
+
+    def _certificate(
+        self, node: NodeId, raw: bytes, now: float, mesh_now: float, taken: Taken
+    ) -> None:
+        certificate = parse_certificate(raw, self._check)
+        subject = certificate.subject
+        known = self._roster.known.get(subject)
+        standing = self._document.certificate(subject)
+        if known is None or known.version != (certificate.epoch, certificate.seq) or standing:
+            return
+        if not verify_certificate(certificate, self._check):
+            raise PeerError("a certificate with a record that its owner did not sign")
+        if subject == self._me:
+            taken.doubted = True
+        elif not self._charges.convincing(certificate, now):
+            taken.out.append(Rejected(node=node, reason="a certificate that does not convince"))
+        elif self._document.add_certificate(certificate, mesh_now):
+            taken.ids.append(certificate.id)
+            taken.owners.add(subject)
