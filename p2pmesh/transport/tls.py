@@ -11,6 +11,7 @@ import datetime as dt
 import ipaddress
 import ssl
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -43,10 +44,17 @@ class TlsTransport:
     Args:
         me: Called for each connection: who this node says that it is.
         listeners: Bound TCP listeners, closed when `serve` ends.
+        clock: Unix time in seconds as this node takes it to be, for the hello.
     """
 
-    def __init__(self, me: Callable[[], Self], listeners: list[trio.SocketListener]) -> None:
+    def __init__(
+        self,
+        me: Callable[[], Self],
+        listeners: list[trio.SocketListener],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._me = me
+        self._clock = clock
         self._listeners = listeners
         self._server_context, self._certificate = _server_context()
         self._client_context = _client_context()
@@ -85,7 +93,9 @@ class TlsTransport:
         async with _closing(tls):
             with self._place_for(remote.host), _greeting_errors(remote):
                 await tls.do_handshake()
-                peer = await answer(tls, self._me(), certificate=self._certificate)
+                peer = await answer(
+                    tls, self._me(), certificate=self._certificate, now=self._clock()
+                )
             if peer.purpose == "hello":
                 return
             if peer.purpose == "stream":
@@ -143,6 +153,7 @@ class TlsTransport:
                     certificate=tls.getpeercert(binary_form=True),
                     purpose=purpose,
                     expected=expected,
+                    now=self._clock(),
                 )
                 return tls, peer
         except BaseException:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +20,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import tls
 from p2pmesh.transport.base import Channel
 from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.wire.messages import CHUNK_BYTES_MAX
 from tests.transport.networks import someone
 
 ANNA, BERT = someone(1), someone(2)
@@ -132,6 +135,26 @@ async def test_a_failing_handler_ends_its_own_connection_only() -> None:
             assert await stream.receive_some() != b""
         await trio.aclose_forcefully(stream)
         await assert_alive(bert)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system has no such bound")
+async def test_the_kernel_keeps_little_that_a_probe_would_wait_behind() -> None:
+    async with bert_listening() as bert, listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own)
+        stream = await anna.open_stream(bert.address, expected=NodeId(BERT.key.id))
+        unsent_bytes = stream.transport_stream.socket.getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+        )
+        await trio.aclose_forcefully(stream)
+    # Without the bound it grows to megabytes on Linux: seconds for a probe behind bulk.
+    assert unsent_bytes <= CHUNK_BYTES_MAX
+
+
+async def test_each_side_says_what_time_it_takes_it_to_be() -> None:
+    async with bert_listening() as bert, listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own, lambda: time.time() - 7200)
+        peer = await anna.introduce(bert.address)
+    assert peer.clock_ahead_s == pytest.approx(7200, abs=2)
 
 
 async def test_the_certificate_is_new_at_each_start() -> None:
