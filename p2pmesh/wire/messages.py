@@ -23,7 +23,7 @@ MESSAGE_BYTES_MAX = 512 * 1024  # what a link's websocket accepts: the fullest m
 RECORDS_BYTES_MAX = 256 * 1024  # of facts per message: probes behind it wait milliseconds
 CHUNK_BYTES_MAX = 32 * 1024  # of facts that were asked for: repair goes in small steps
 PIECES_MAX = 2048  # of each kind of fact in a message; the smallest records fill its bound first
-RANGES_MAX = 1024  # per message; one round of repair over 16384 owners
+RANGES_MAX = 1024  # per message; four times what two 16-way splits need
 IDS_MAX = 2048  # in one list of items
 WANT_MAX = 256  # items asked for at once
 RECENT_MAX = 32  # ids that ride on a probe
@@ -52,7 +52,7 @@ class _Sign:
 
     Attributes:
         token: Of the probe, repeated in its answer.
-        at_ms: Mesh time of the sender in milliseconds.
+        at_ms: The sender's own clock in milliseconds; mesh time is made of many of those.
         cutoff: Mesh time in seconds up to which `fingerprint` counts; an answer repeats it.
         fingerprint: Of all items that the sender holds and that were issued up to then.
         plan: Digest of the sender's plan; in no record, so it never feeds back into the plan.
