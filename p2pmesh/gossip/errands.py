@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pmesh.gossip.events import Send
+from p2pmesh.gossip.probe import DUE_SLACK_S
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.messages import Ask, Told
 
 ERRANDS_MAX = 256  # under way; in a mass crash each neighbour asks about five
-ERRAND_S = 0.8  # less than askers wait
+ERRAND_S = 0.6  # a probe's time-out and a little more; askers wait longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class Errands:
 
     def overdue(self, now: float) -> list[Send]:
         """What was not found out in time counts as not reached."""
-        return self._report([one for one in self._errands if now >= one.until], alive=False)
+        return self._report(
+            [one for one in self._errands if now >= one.until - DUE_SLACK_S], alive=False
+        )
 
     def _report(self, done: list[_Errand], *, alive: bool) -> list[Send]:
         if not done:

@@ -23,6 +23,7 @@ from p2pmesh.gossip.author import Author
 from p2pmesh.gossip.charges import Charges
 from p2pmesh.gossip.clock import MeshClock
 from p2pmesh.gossip.dialling import Dialling
+from p2pmesh.gossip.errands import ERRAND_S
 from p2pmesh.gossip.events import (
     DialFailed,
     Disconnect,
@@ -73,7 +74,7 @@ LEARN_OWN_S = 2.0  # how long a start waits for word of its own earlier records
 LEARN_OWN_MORE_S = 0.3  # once the first has answered
 LEARN_OWN_FROM = 3
 
-TICK, TIMEOUT, REVIEW, LEARNED = "tick", "timeout", "review", "learned"
+TICK, TIMEOUT, REVIEW, LEARNED, ERRAND = "tick", "timeout", "review", "learned", "errand"
 
 
 class Gossip:
@@ -274,6 +275,8 @@ class Gossip:
             return self._review(now)
         if token == LEARNED:
             return self._begin_writing(now)
+        if token == ERRAND:
+            return [*self._watch.errands.overdue(now)]
         return []
 
     def _tick(self, now: float) -> list[Out]:
@@ -287,7 +290,6 @@ class Gossip:
         if gone := self.document.expire(self.mesh_now(now)):
             out += self._learned(gone, now)
         self._settling.review(self._links, now)
-        out += self._watch.errands.overdue(now)
         out += self._sync.tick(now)
         for node in sorted(self._links):
             if node in self._near.wanted or not self._settling.done:
@@ -304,7 +306,7 @@ class Gossip:
             # Answers may lie unread in this node's own queues: read them first.
             self._timeout_due = now + PROBE_TIMEOUT_S
             return [SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT)]
-        return [*self._watch.errands.overdue(now), *self._misses(now)]
+        return self._misses(now)
 
     def _misses(self, now: float) -> list[Out]:
         """Count missing answers; ask around about, and accuse, whom this node observes."""
@@ -407,10 +409,11 @@ class Gossip:
         if not self._watch.errands.accept(node, ask, now):
             return []
         subject = ask.subject
+        until = SetTimer(after_s=ERRAND_S, token=ERRAND)
         if subject in self._links:
-            return self._probe(subject, now)
+            return [*self._probe(subject, now), until]
         dial = self._dialling.try_once(subject)
-        return [dial] if dial else [*self._watch.errands.found(subject, alive=False)]
+        return [dial, until] if dial else [*self._watch.errands.found(subject, alive=False)]
 
     def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
         taken = self._intake.take(node, facts, now, self.mesh_now(now))

@@ -9,6 +9,7 @@ given more time than a good one (the idea of Lifeguard's awareness, per link).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from p2pmesh.identity.keys import NodeId
@@ -120,7 +121,7 @@ class Prober:
         watched.rtt_s = sample if old is None else old + RTT_SMOOTHING * (sample - old)
         return sample
 
-    def count(self, wanted: Iterable[NodeId], now: float) -> list[NodeId]:
+    def count(self, wanted: AbstractSet[NodeId], now: float) -> list[NodeId]:
         """Count what is missing now; returns the nodes whose count of misses grew.
 
         Args:
@@ -138,6 +139,9 @@ class Prober:
                 grew.append(node)
             if watched.enough > MISSES_MIN and now - watched.alarm_at >= CALM_S:
                 watched.enough, watched.alarm_at = watched.enough - 1, now
+            if not watched.linked and node not in wanted:
+                # Nothing is missing; when it is wanted again its time begins anew.
+                watched.missing_since, watched.misses = None, 0
         for node in wanted:
             watched = self._nodes.setdefault(node, _Watched())
             if watched.linked:

@@ -79,8 +79,8 @@ class Roster:
     @property
     def book(self) -> dict[NodeId, tuple[Address, ...]]:
         """Where the others listen, or did when they were last heard of."""
-        here = {n: known.addresses for n, known in self.known.items() if n != self.me}
-        return {node: at for node, at in (self._absent | here).items() if at}
+        here = {node: known.addresses for node, known in self.known.items()}
+        return {n: at for n, at in (self._absent | here).items() if at and n != self.me}
 
     def addresses(self, node: NodeId) -> tuple[Address, ...]:
         """Where `node` listens now, or did when it was last heard of."""

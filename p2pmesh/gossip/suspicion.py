@@ -19,7 +19,7 @@ from p2pmesh.wire.evidence import ACCUSED_MAX, Accusation
 
 HELPERS_MAX = 3
 TOLD_WITHIN_S = 1.0  # helpers that did not say by then do not count
-VOUCHED_S = 2.0  # how long "I can reach it" holds
+ASK_AGAIN_S = 2.0  # what helpers said holds that long
 REST_FIRST_S, REST_MAX_S = 2.0, 60.0  # before accusing again whom one was wrong about
 KEPT_AFTER_REMOVAL_S = 60.0  # an accusation stays that long beside the certificate made of it
 STRANGER_FACTOR = 2  # how much longer for a subject that was never reached
@@ -110,7 +110,7 @@ class Suspicion:
             if self._prober.misses(subject) < self._prober.enough(subject) - 1:
                 continue
             suspect = self._suspects.get(subject)
-            if suspect is not None and now - suspect.asked_at < TOLD_WITHIN_S:
+            if suspect is not None and now - suspect.asked_at < ASK_AGAIN_S:
                 continue
             self._token += 1
             asked = helpers(subject, self._token)[:HELPERS_MAX]
@@ -150,7 +150,7 @@ class Suspicion:
         reached = self._reached.get(subject) == epoch
         enough = self._prober.enough(subject) * (1 if reached else STRANGER_FACTOR)
         waiting = suspect.helpers and now - suspect.asked_at < TOLD_WITHIN_S
-        vouched = suspect.vouched_at is not None and now - suspect.vouched_at < VOUCHED_S
+        vouched = suspect.vouched_at is not None and now - suspect.vouched_at < ASK_AGAIN_S
         return (
             self._prober.misses(subject) >= enough
             and not waiting
