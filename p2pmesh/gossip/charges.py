@@ -113,7 +113,7 @@ class Charges:
         accused = self.accused(now)
         ripe: list[Certificate] = []
         complete: dict[NodeId, float] = {}
-        for subject in sorted(accused - self._document.removed):
+        for subject in sorted(accused - self._document.removed - {self._roster.me}):
             votes = {
                 accuser: record
                 for accuser, record in self.accusers(subject, now).items()

@@ -364,9 +364,12 @@ class Core:
         self.roster.refresh(owners)
         self._charges.refresh(owners, now)
         self.healths.touch(owners)
-        if self.me in self._charges.accused(now):
+        accused = self._charges.accused(now)
+        if self.me in accused:
             self.author.refute()
-        return [StateChanged(owners=owners), *self._review_soon()]
+        if self.roster.moved or accused:
+            return [StateChanged(owners=owners), *self._review_soon()]
+        return [StateChanged(owners=owners)]
 
     # --- own records ------------------------------------------------------------------------------
 

@@ -100,10 +100,8 @@ class Gossip:
 
     @property
     def isolated(self) -> bool:
-        """Whether everybody that this node observes is gone for it: it is itself cut off."""
-        others = self._core.roster.live - {self._core.me}
-        accused = self._core.watch.suspicion.accusations.keys()
-        return bool(others or accused) and not self._core.links
+        """Whether this node knows of others and is linked with none: it is itself cut off."""
+        return len(self._core.roster.known) > 1 and not self._core.links
 
     @property
     def removed(self) -> frozenset[NodeId]:
@@ -121,7 +119,7 @@ class Gossip:
 
     def out_of_placement(self, now: float) -> frozenset[NodeId]:
         """Whom placement does without: who was removed, and who is held for a fork."""
-        return self._core.document.removed | self._core.document.held(self._core.mesh_now(now))
+        return self._core.document.removed | self._core.document.held(self.mesh_now(now))
 
     def health(self, node: NodeId) -> Health:
         """How `node` is for routing; see `Healths`."""

@@ -54,6 +54,11 @@ class Roster:
         return self._live
 
     @property
+    def moved(self) -> bool:
+        """Whether the population may be another one since it was last asked for."""
+        return self._population is None or self._removed != self.document.removed
+
+    @property
     def population(self) -> frozenset[tuple[NodeId, bool]]:
         """The live members, each with whether it can be dialled: what overlays are made of."""
         live = self.live
