@@ -160,13 +160,14 @@ class Document:
         elif verdict is not Verdict.NEWS:
             return False
         if held.end_of(record) <= now:
-            self._waiting.add(record.owner, record.digest, record, now)
+            self._waiting.add(record, now)
             return False
         self._fingerprint.advance(now)
         self._set(record.owner, held, held.with_record(record), record.issued_at)
         self._born(record.digest, record.owner, record.issued_at)
         if record.register == MEMBER:
-            self._retry(record.owner, now)
+            for early in self._waiting.take(record.owner):
+                self.merge(early, now)
         return True
 
     def expire(self, now: float) -> frozenset[NodeId]:
@@ -213,17 +214,14 @@ class Document:
 
         It must name the version of its subject's `member` record that stands, and goes with it.
         With other evidence it is still the same certificate, and the first one is kept. The caller
-        has checked that it is proof enough.
+        has checked that it is proof enough; one that came too early has to be offered again.
         """
         subject = certificate.subject
-        if not is_credible(certificate, self._mesh, now):
-            return False
-        member = self.get(subject, MEMBER)
-        standing = (-1, -1) if member is None else (member.epoch, member.seq)
-        if (certificate.epoch, certificate.seq) > standing:
-            self._waiting.add(subject, certificate.id, certificate, now)
-            return False
-        if (certificate.epoch, certificate.seq) < standing or subject in self._certificates:
+        if (
+            subject in self._certificates
+            or not is_credible(certificate, self._mesh, now)
+            or not _names(certificate, self.get(subject, MEMBER))
+        ):
             return False
         self._fingerprint.advance(now)
         self._certificates[subject], self._removed = certificate, None
@@ -298,14 +296,6 @@ class Document:
             self._removed = None
             died_s = before.lease_until if at_s is None else at_s
             self._died(certificate.id, certificate.issued_at, died_s)
-
-    def _retry(self, owner: NodeId, now: float) -> None:
-        """Take up what waited for the `member` record that stands now."""
-        for early in self._waiting.take(owner):
-            if isinstance(early, Certificate):
-                self.add_certificate(early, now)
-            else:
-                self.merge(early, now)
 
     def _born(self, item: bytes, owner: NodeId, at_s: int) -> None:
         self._fingerprint.born(item, at_s)
