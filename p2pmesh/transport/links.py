@@ -7,6 +7,7 @@ given up, how several addresses are tried, who broke the protocol and has to sta
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -31,6 +32,10 @@ from p2pmesh.wire.messages import (
 )
 
 ENCODED_KEPT = 4  # messages; what goes over several links is sent over all of them in a row
+# What a link takes in goes at this rate once it had that much more; the rest waits in the peer. A
+# node that starts in a mesh of a thousand is told some thousand news at once, later tens a second.
+MESSAGES_RATE_PER_S = 500.0
+MESSAGES_BURST = 8192
 ADDRESS_STAGGER_S = 0.25  # between two addresses of one node (RFC 8305 advises the same)
 
 log = structlog.get_logger(__name__)
@@ -251,6 +256,7 @@ class _Link:
         self._channel = channel
         self._outbox = Outbox()
         self._scope = trio.CancelScope()
+        self._paid_until = -math.inf
         self.reason = "closed"
         self.broke_protocol = False
         self.gone = trio.Event()
@@ -282,12 +288,21 @@ class _Link:
                     nursery.start_soon(self._write)
                     while True:
                         on_message(decode_message(await self._channel.receive()))
+                        await self._keep_pace()
         except* (LinkError, PeerError) as group:
             self.reason = "; ".join(str(exc) for exc in group.exceptions)
             self.broke_protocol = group.subgroup(PeerError) is not None
         finally:
             self._outbox.close()
             self.gone.set()
+
+    async def _keep_pace(self) -> None:
+        """Wait if the peer has said more than anybody has to say for long."""
+        now = trio.current_time()
+        paid_until = max(self._paid_until, now - MESSAGES_BURST / MESSAGES_RATE_PER_S)
+        self._paid_until = paid_until + 1 / MESSAGES_RATE_PER_S
+        if self._paid_until > now:
+            await trio.sleep_until(self._paid_until)
 
     async def _write(self) -> None:
         while (message := await self._outbox.take()) is not None:

@@ -26,6 +26,7 @@ from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.hello import Peer, Purpose, Self
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport.barred import Troublesome
 from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, OnChannel, OnStream, link_errors
 from p2pmesh.transport.channel import open_channel
 from p2pmesh.transport.greet import answer, introduce
@@ -36,6 +37,10 @@ UNAUTHENTICATED_PER_HOST_MAX = 4  # one address cannot take all the places of th
 TlsStream = trio.SSLStream[trio.SocketStream]
 
 log = structlog.get_logger(__name__)
+
+
+class _TurnedAwayError(PeerError):
+    """A connection that was not listened to; what it would have been worth nobody knows."""
 
 
 class TlsTransport:
@@ -59,6 +64,7 @@ class TlsTransport:
         self._server_context, self._certificate = _server_context()
         self._client_context = _client_context()
         self._unauthenticated: Counter[str] = Counter()
+        self._troublesome = Troublesome()
 
     @property
     def address(self) -> Address:
@@ -80,6 +86,8 @@ class TlsTransport:
             try:
                 await self._accept(tcp, remote, on_channel, on_stream)
             except* MeshError as group:
+                if group.subgroup(_is_its_fault):
+                    self._troublesome.note(remote.host, trio.current_time())
                 log.info("connection_dropped", remote=str(remote), reason=_sentences(group))
             except* Exception:
                 log.exception("connection_failed", remote=str(remote))
@@ -91,6 +99,8 @@ class TlsTransport:
     ) -> None:
         tls = trio.SSLStream(tcp, self._server_context, server_side=True, https_compatible=True)
         async with _closing(tls):
+            if self._troublesome.is_too_much(remote.host, trio.current_time()):
+                raise _TurnedAwayError("too much trouble came from there")
             with self._place_for(remote.host), _greeting_errors(remote):
                 await tls.do_handshake()
                 peer = await answer(
@@ -112,7 +122,7 @@ class TlsTransport:
             self._unauthenticated.total() >= UNAUTHENTICATED_MAX
             or self._unauthenticated[host] >= per_host
         ):
-            raise PeerError("too many connections that have not said who they are")
+            raise _TurnedAwayError("too many connections that have not said who they are")
         self._unauthenticated[host] += 1
         try:
             yield
@@ -233,6 +243,10 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def _is_its_fault(exc: BaseException) -> bool:
+    return isinstance(exc, PeerError) and not isinstance(exc, _TurnedAwayError)
 
 
 def _sentences(group: BaseExceptionGroup[MeshError]) -> str:

@@ -14,7 +14,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import links as module
 from p2pmesh.transport.barred import BAR_FIRST_S
 from p2pmesh.transport.base import SEND_TIMEOUT_S
-from p2pmesh.transport.links import Links, is_bulk
+from p2pmesh.transport.links import MESSAGES_RATE_PER_S, Links, is_bulk
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.transport.outbox import MESSAGES_MAX
 from p2pmesh.wire.messages import (
@@ -311,6 +311,21 @@ async def test_what_goes_to_many_is_encoded_once(
         assert all(one.told[1:] == [("message", a.id, NEWS[n]) for n in (1, 2)] for one in others)
         a.links.send(others[0].id, Facts(records=(b"news 1",)))
         assert len(encoded) == 3, "an equal message is another one"
+
+
+async def test_who_talks_without_end_is_listened_to_at_a_pace(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MESSAGES_BURST", 100)
+    async with running(anna, bert) as (a, b):
+        a.links.dial(b.id, [b.address])
+        await trio.sleep(1)
+        for number in range(int(100 + 3 * MESSAGES_RATE_PER_S)):
+            a.links.send(b.id, word(number))
+        await trio.sleep(1)
+        assert len(b.told) == pytest.approx(100 + MESSAGES_RATE_PER_S, abs=5)
+        await trio.sleep(3)
+        assert len(b.told) == 1 + 100 + 3 * MESSAGES_RATE_PER_S, "late, and none is lost"
 
 
 async def test_sending_while_a_link_ends_is_harmless(autojump_clock: MockClock) -> None:

@@ -14,10 +14,10 @@ import trio
 import trio.testing
 
 from p2pmesh.config import Address
-from p2pmesh.errors import PeerError
+from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport import tls
+from p2pmesh.transport import barred, tls
 from p2pmesh.transport.base import Channel
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.messages import CHUNK_BYTES_MAX
@@ -109,6 +109,27 @@ async def test_a_crowd_that_says_nothing_is_bounded(monkeypatch: pytest.MonkeyPa
         for stream in (*silent, surplus):
             nursery.start_soon(stream.aclose)
         await trio.testing.wait_all_tasks_blocked(0.05)
+        await assert_alive(bert)
+
+
+async def test_an_address_with_too_much_trouble_is_hung_up_on_before_tls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
+    async with bert_listening() as bert, listeners() as own:
+        for _ in range(4):
+            stream = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+            async with stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\n\r\n" * 100)
+                with pytest.raises(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass
+                    raise trio.BrokenResourceError
+        anna = TlsTransport(lambda: ANNA, own)
+        with pytest.raises(MeshError):
+            async with anna.dial(bert.address, expected=None):
+                pass
+        bert._troublesome = barred.Troublesome()  # a while later
         await assert_alive(bert)
 
 
