@@ -63,6 +63,8 @@ class Charges:
     def refresh(self, owners: Iterable[NodeId], now: float) -> None:
         """Records of these owners changed; call after the roster was refreshed."""
         for owner in owners:
+            if owner in self._by_subject:
+                self._accused = None  # as it stands now it may be accused, or no longer
             self._note_refutation(owner, now)
             record = self._document.get(owner, ACCUSED)
             before = self._by_accuser.get(owner)
@@ -158,11 +160,14 @@ class Charges:
 
     def _voters(self, subject: NodeId, at: int, accused: Collection[NodeId]) -> int:
         """How many observers `subject` had then: as many as there are, up to one per ring."""
-        count = 0
-        for node in self._roster.live:
+        count, dialable = 0, self._roster.dialable(subject)
+        for node in self._roster.live - {subject}:
             known = self._roster.known.get(node)
-            # Who started later cannot have noticed anything yet.
-            if node != subject and node not in accused and known is not None and known.epoch <= at:
+            if known is None or node in accused:
+                continue
+            # Who started later cannot have noticed anything yet; two of whom neither can be
+            # dialled are never linked.
+            if known.epoch <= at and (dialable or known.addresses):
                 count += 1
                 if count == RINGS:
                     break
@@ -175,7 +180,8 @@ class Charges:
     # --- keeping count ----------------------------------------------------------------------------
 
     def _note(self, accuser: NodeId, record: Record) -> None:
-        for row in self._shared.accused(record):
+        # Sorted, so that of two rows about one subject the later version counts.
+        for row in sorted(self._shared.accused(record)):
             known = self._roster.known.get(row.subject)
             refuted = known is not None and (row.epoch, row.seq) < known.version
             if row.subject != accuser and not refuted:
@@ -192,7 +198,6 @@ class Charges:
             if (charge.epoch, charge.seq) >= known.version:
                 continue
             del charges[accuser]
-            self._accused = None
             if charge.epoch == known.epoch and known.issued_at >= charge.record.issued_at:
                 self._strike(accuser, charge.record, now)
         if not charges:
