@@ -141,7 +141,7 @@ class Document:
         verdict = judge(record, held, self._mesh, now)
         if verdict is not Verdict.NEWS:
             return verdict
-        if held is NOTHING and len(self._held) >= OWNERS_MAX:
+        if self._is_full_for(held):
             return Verdict.REFUSED
         return Verdict.NEWS if held.end_of(record) > now else self._waiting.judge(record)
 
@@ -151,13 +151,13 @@ class Document:
         One that came before the `member` record that it lives on waits for a while, and stands
         as soon as that does.
         """
-        verdict = self.judge(record, now)
         held = self._held.get(record.owner, NOTHING)
+        verdict = judge(record, held, self._mesh, now)
         if verdict is Verdict.FORK:
             rival = held.records[record.register]
             if record.digest < rival.digest or not held.has_room(record):
                 return False
-        elif verdict is not Verdict.NEWS:
+        elif verdict is not Verdict.NEWS or self._is_full_for(held):
             return False
         if held.end_of(record) <= now:
             self._waiting.add(record, now)
@@ -278,6 +278,9 @@ class Document:
             yield from held.digests
         yield from (certificate.id for certificate in self._certificates.values())
         yield from (fork.id for fork in self._forks)
+
+    def _is_full_for(self, held: Held) -> bool:
+        return held is NOTHING and len(self._held) >= OWNERS_MAX
 
     def _set(self, owner: NodeId, before: Held, after: Held, at_s: int | None) -> None:
         """Let `after` stand; what is lost died at `at_s`, or else when it ran out."""

@@ -5,18 +5,14 @@ import json
 import pytest
 
 from p2pmesh.state.document import Document
-from p2pmesh.state.fingerprint import fingerprint_of
-from p2pmesh.wire.messages import decode_message, encode_message
 from p2pmesh.wire.records import RecordCheck
 from simulations.bench_gossip import (
     MESH,
     NAMES,
     NOW_S,
-    SPLIT,
     TARGETS,
     accept,
     main,
-    ranges,
     records,
     show,
 )
@@ -43,20 +39,6 @@ def test_what_is_measured_is_what_it_says() -> None:
     forged[0] ^= 1
     assert not accept(document, check, bytes(forged))
     assert document.fingerprint_at(NOW_S + 1) == Document(MESH).fingerprint
-
-
-def test_ranges_cover_every_id_once() -> None:
-    document = Document(MESH)
-    for one in records(200, seq=1):
-        document.merge(one, NOW_S)
-    said = ranges(document)
-    assert decode_message(encode_message(said)) == said
-    assert len(said.ranges) == SPLIT
-    assert sum(part.count for part in said.ranges) == len(document.ids()) == 200
-    for part in said.ranges:
-        above = [item for item in document.ids() if item >= part.lower]
-        inside = [item for item in above if item < part.upper or not part.upper]
-        assert (part.count, part.fingerprint) == (len(inside), fingerprint_of(inside))
 
 
 def test_the_report_says_what_was_missed() -> None:
