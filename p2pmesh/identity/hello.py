@@ -41,11 +41,11 @@ from p2pmesh.wire.fields import as_map, take, take_exactly, take_list
 
 TAG = "p2pmesh hello 1"
 VERSIONS = (1,)  # of the messages on a link; records and this hello have tags of their own
-VERSIONS_MAX = 32  # that one side may offer
+VERSIONS_MAX = 32  # that one side may offer; it speaks two or three
 VERSIONS_SHOWN_MAX = 8  # in a sentence
-REASON_CHARS_MAX = 256
-NONCE_BYTES = 32
-HELLO_BYTES_MAX = 4096
+REASON_CHARS_MAX = 256  # two sentences for a person
+NONCE_BYTES = 32  # never the same twice, nor guessed
+HELLO_BYTES_MAX = 4096  # read from anybody: ten times what is said today
 CLOCK_SKEW_S_MAX = 60
 
 Purpose = Literal["gossip", "stream", "hello"]

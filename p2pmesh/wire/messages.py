@@ -24,12 +24,12 @@ RECORDS_BYTES_MAX = 256 * 1024  # of facts per message: probes behind it wait mi
 CHUNK_BYTES_MAX = 32 * 1024  # of facts that were asked for: repair goes in small steps
 PIECES_MAX = 2048  # of each kind of fact in a message; the smallest records fill its bound first
 RANGES_MAX = 1024  # per message; four times what two 16-way splits need
-IDS_MAX = 2048  # in one list of items
-WANT_MAX = 256  # items asked for at once
-RECENT_MAX = 32  # ids that ride on a probe
-FINGERPRINT_BYTES = 16
+IDS_MAX = 2048  # in one list of items; somewhat more than a chunk of bytes
+WANT_MAX = 256  # items asked for at once; the smallest records fill a chunk with fewer
+RECENT_MAX = 32  # ids that ride on a probe; more would double what an idle mesh costs
+FINGERPRINT_BYTES = 16  # a sum of ids, as long as they are
 PLAN_DIGEST_BYTES = 16
-KIND_CHARS_MAX = 32
+KIND_CHARS_MAX = 32  # of a name that nobody may know yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class _Sign:
     Attributes:
         token: Of the probe, repeated in its answer.
         at_ms: The sender's own clock in milliseconds; mesh time is made of many of those.
-        cutoff: Mesh time in seconds up to which `fingerprint` counts; an answer repeats it.
+        cutoff: Mesh time in seconds up to which `fingerprint` counts.
         fingerprint: Of all items that the sender holds and that were issued up to then.
         plan: Digest of the sender's plan; in no record, so it never feeds back into the plan.
         keep: Whether the sender wants this link to stay.

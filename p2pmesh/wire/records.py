@@ -34,9 +34,9 @@ from p2pmesh.wire.codec import decode, encode
 
 TAG = "p2pmesh record 1"
 RECORD_BYTES_MAX = 16 * 1024  # what does not fit is split into numbered pages
-TTL_S_MAX = 30 * 86400
+TTL_S_MAX = 30 * 86400  # whatever nobody renews is forgotten some day
 REGISTER = re.compile(r"[a-z]{1,16}(/(0|[1-9][0-9]?))?", re.ASCII)
-DIGEST_BYTES = 16
+DIGEST_BYTES = 16  # collisions could only be made by owners, of their own records
 _SIGNED_FROM = SIGNATURE_BYTES + PUBLIC_KEY_BYTES
 _FORM = (str, bytes, bytes, str, int, int, int, int, int, dict)
 
