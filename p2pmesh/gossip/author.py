@@ -25,8 +25,8 @@ WANTS_TTL_S = 7 * 86400
 WANTS_REFRESH_S = 86400
 TWIN_SLACK_S = 5  # clocks of two machines with one key may differ by that much
 OWNER_RATE_PER_S, OWNER_BURST = 1.0, 20  # versions of one owner that others take
-
-FIRST = (MEMBER, ACCUSED)  # registers that others live on are written first
+FIRST = (MEMBER, ACCUSED)  # written before all others, which live on the lease in the first
+KEPT_FOR_FIRST = 5  # versions of the burst: a refutation half a second late is none
 
 
 class Author:
@@ -85,8 +85,12 @@ class Author:
             if self._needs_refresh(register, mesh_now, refresh_s):
                 self._waiting.add(register)
         written: list[Record] = []
-        for register in sorted(self._waiting, key=lambda name: (name not in FIRST, name)):
-            if not self._bucket.take(mesh_now):
+        others = sorted(self._waiting.difference(FIRST))
+        for register in [name for name in FIRST if name in self._waiting] + others:
+            if not self._may_stand(register, mesh_now):
+                continue
+            kept = 0 if register in FIRST else KEPT_FOR_FIRST
+            if self._bucket.tokens(mesh_now) < kept + 1 or not self._bucket.take(mesh_now):
                 break
             self._waiting.discard(register)
             written.append(self._write(register, mesh_now, int(LEASE_TTL_FACTOR * refresh_s)))
@@ -104,10 +108,21 @@ class Author:
             return [TwinFound()]
         if record.epoch >= mesh_now + EPOCH_AHEAD_S_MAX - 1:
             return []  # nobody would believe a higher one yet; it comes up again
+        if record.register == WANTS:
+            self._waiting.add(WANTS)  # they outlive epochs: this life says them anew, or not
+        if record.epoch < self._epoch:
+            return []
         self._epoch = max(self._epoch, record.epoch) + 1
         self._seq = 0
         self._waiting |= self._bodies.keys()
         return [PersistEpoch(epoch=self._epoch)]
+
+    def _may_stand(self, register: str, mesh_now: float) -> bool:
+        """Whether a record could stand: all but these two need a lease of the same epoch."""
+        if register in (MEMBER, WANTS):
+            return True
+        lease = self._document.get(self._me, MEMBER)
+        return lease is not None and lease.epoch == self._epoch and lease.expires_at > mesh_now
 
     def _needs_refresh(self, register: str, mesh_now: float, refresh_s: float) -> bool:
         record = self._document.get(self._me, register)

@@ -136,18 +136,21 @@ class Charges:
             return None
         return max(0.0, min(self._complete_since.values()) + EFFECT_DELAY_S - now)
 
-    def convincing(self, certificate: Certificate, now: float) -> bool:
+    def convincing(self, certificate: Certificate) -> bool:
         """Whether a certificate that others made is to be believed, its signatures apart.
 
         Its evidence may be older than what the accusers say now, and some of them may be gone.
+        Whom this node alone holds to be wrong too often counts here: nodes must not differ in
+        what they believe for longer than it takes to tell each other.
         """
         votes = {
             record.owner: record
             for record in certificate.evidence
-            if record.owner in self._document and not self.discredited(record.owner, now)
+            if record.owner in self._document
         }
         rows = (row for record in certificate.evidence for row in self._shared.accused(record))
-        accused = self.accused(now) | {row.subject for row in rows} - set(votes)
+        standing = {s for s, charges in self._by_subject.items() if charges}
+        accused = standing | {row.subject for row in rows} - set(votes)
         return self._enough(certificate.subject, votes, accused)
 
     def _enough(

@@ -36,7 +36,7 @@ from p2pmesh.gossip.events import (
     TimerFired,
 )
 from p2pmesh.gossip.health import Healths
-from p2pmesh.gossip.intake import Intake
+from p2pmesh.gossip.intake import Intake, Taken
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.probe import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, Prober
 from p2pmesh.gossip.pulse import Pulse
@@ -100,7 +100,7 @@ class Core:
         self._intake = Intake(self.roster, self.document, self._charges, shared)
         self.prober = Prober()
         self.settling = Settling(done=self._alone)
-        self._sync = Sync(self.document)
+        self._sync = Sync(self.document, shared.check)
         self._spread = Spread()
         self._dialling = Dialling(self.roster, seeds)
         self.author = Author(key, mesh, instance, epoch, self.document)
@@ -110,6 +110,7 @@ class Core:
         self.healths = Healths(
             self.roster, self.prober, self._near, self.links, lambda: self.document.removed
         )
+        self._asked_own: set[NodeId] = set()
         self._answered_own: set[NodeId] = set()
         self._ticked_at = self._timeout_due = self._review_due = 0.0
         self._reviewing = False
@@ -125,7 +126,7 @@ class Core:
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
         if not self._alone:
             out.append(SetTimer(after_s=LEARN_OWN_S, token=LEARNED))
-        return [*out, *self._dial(now)]
+        return [*out, *self._dial(now), *self._write(now)]
 
     def handle(self, event: Event, now: float) -> list[Out]:
         """What follows from `event`.
@@ -161,6 +162,7 @@ class Core:
         self._dialling.linked(node, now)
         out: list[Out] = [*self.watch.heard(node)]
         if not self.author.writing:
+            self._asked_own.add(node)
             out.append(Send(node=node, message=Own()))
         return [*out, *self._probe(node, now), *self._review_soon()]
 
@@ -170,6 +172,10 @@ class Core:
         self.pulse.plans.pop(node, None)
         self.clock.forget(node)
         self.prober.link_down(node, now)
+        if node not in self._near.wanted:
+            # Let go, or only met on the way in: live, like all strangers, until somebody misses it.
+            self.prober.keep_only(self._near.wanted)
+        self._asked_own.discard(node)
         self._sync.link_down(node)
         self._dialling.lost(node, now)
         return [*self._dial(now), *self._review_soon()]
@@ -215,6 +221,7 @@ class Core:
             out += self._learned(gone, now)
         self.settling.review(self.links, now)
         out += self._sync.tick(now)
+        out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
         for node in sorted(self.links):
             if node in self._near.wanted or not self.settling.done:
                 self._dialling.keep(node, now)
@@ -318,11 +325,11 @@ class Core:
                 self.watch.suspicion.told(node, subject, token, alive=alive, now=now)
                 return self._accuse(now)
             case Ranges() as ranges:
-                return self._sync.ranges(node, ranges, now)
+                return [*self._sync.ranges(node, ranges, now)]
             case Items() as items:
-                return self._sync.items(node, items, now)
+                return [*self._sync.items(node, items, now)]
             case Want() as want:
-                return self._sync.want(node, want, now)
+                return [*self._sync.want(node, want, now)]
             case Own():
                 raws = (record.raw for record in self.document.registers(node))
                 return [Send(node=node, message=next(in_chunks(raws, asked=True)))]
@@ -341,22 +348,26 @@ class Core:
 
     def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
         taken = self._intake.take(node, facts, now, self.clock.now(now))
-        out: list[Out] = list(taken.out)
-        if taken.owners:
-            out += self._learned(taken.owners, now)
+        out = [*taken.out, *self._follow(taken, now)]
         for record in taken.own:
             out += self.author.outranked(record, self.clock.now(now))
+        if taken.ids and (self.settling.done or not facts.asked):
+            # What is asked for while settling is news only to this node.
+            onward = self._spread.onward(self._near.eager, self.links, node)
+            out += self._spread.flood(taken.news, onward)
+        if node in self._asked_own and facts.asked:
+            out += self._learned_own(node, now)
+        elif facts.asked:
+            out += self._sync.pulled(node, facts, now)
+        return [*out, *self._write(now)]
+
+    def _follow(self, taken: Taken, now: float) -> list[Out]:
+        """What follows here from facts that were taken in."""
         if taken.doubted:
             self.author.refute()
         if taken.ids:
             self._spread.learned(taken.ids, now)
-            if self.settling.done or not facts.asked:  # a snapshot is news only to this node
-                onward = self._spread.onward(self._near.eager, self.links, node)
-                out += self._spread.flood(taken.news, onward)
-        if facts.asked:
-            out += self._sync.pulled(node, facts, now)
-            out += self._learned_own(node, now)
-        return [*out, *self._write(now)]
+        return self._learned(taken.owners, now) if taken.owners else []
 
     def _learned(self, owners: Iterable[NodeId], now: float) -> list[Out]:
         """Facts of these owners changed."""
@@ -382,6 +393,7 @@ class Core:
         return [*self._learned({self.me}, now), *self._spread.flood(facts, self.links)]
 
     def _learned_own(self, node: NodeId, now: float) -> list[Out]:
+        self._asked_own.discard(node)
         if self.author.writing:
             return []
         self._answered_own.add(node)

@@ -19,6 +19,7 @@ from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document, Verdict
 from p2pmesh.wire.evidence import (
+    Certificate,
     Fork,
     make_fork,
     parse_certificate,
@@ -31,6 +32,7 @@ from p2pmesh.wire.records import Record
 
 PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
 PEER_BURST = 16384  # a snapshot of a large mesh comes from one neighbour
+DOUBTFUL_MAX = 256  # certificates that do not convince yet; repair brings the others again
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class Intake:
         self._charges, self._check = charges, shared.check
         self._peers: Buckets[NodeId] = Buckets(PEER_RATE_PER_S, PEER_BURST)
         self._owners: Buckets[NodeId] = Buckets(OWNER_RATE_PER_S, OWNER_BURST)
+        self._doubtful: dict[NodeId, Certificate] = {}
 
     def take(self, node: NodeId, facts: Facts, now: float, mesh_now: float) -> Taken:
         """Merge what is news in a message from `node`.
@@ -93,6 +96,18 @@ class Intake:
             self._take_all(node, facts, now, mesh_now, taken)
         except PeerError as exc:  # what came before it in the message stands
             taken.out.append(Disconnect(node=node, reason=str(exc), hostile=True))
+        return taken
+
+    def reconsider(self, mesh_now: float) -> Taken:
+        """Look again at certificates that did not convince when they came.
+
+        Args:
+            mesh_now: Mesh time in seconds.
+        """
+        taken = Taken()
+        for subject, certificate in list(self._doubtful.items()):
+            if self._is_settled(certificate) or self._add_certificate(certificate, mesh_now, taken):
+                del self._doubtful[subject]
         return taken
 
     def _take_all(
@@ -113,7 +128,7 @@ class Intake:
         for raw in facts.certificates:
             if not self._peers.take(node, now):
                 return
-            self._certificate(node, raw, now, mesh_now, taken)
+            self._certificate(raw, mesh_now, taken)
 
     def _known(self, raw: bytes) -> bool:
         """Whether these bytes, or a newer version, are in the document; a guess from the head."""
@@ -172,21 +187,38 @@ class Intake:
             taken.ids.append(fork.id)
             taken.owners.add(fork.owner)
 
-    def _certificate(
-        self, node: NodeId, raw: bytes, now: float, mesh_now: float, taken: Taken
-    ) -> None:
+    def _certificate(self, raw: bytes, mesh_now: float, taken: Taken) -> None:
         certificate = parse_certificate(raw, self._check)
-        subject = certificate.subject
-        known = self._roster.known.get(subject)
-        standing = self._document.certificate(subject)
-        if known is None or known.version != (certificate.epoch, certificate.seq) or standing:
+        if self._is_settled(certificate):
             return
         if not verify_certificate(certificate, self._check):
             raise PeerError("a certificate with a record that its owner did not sign")
+        if not self._add_certificate(certificate, mesh_now, taken):
+            # Members that it speaks of may come with the next message.
+            self._doubtful.pop(certificate.subject, None)
+            self._doubtful[certificate.subject] = certificate
+            if len(self._doubtful) > DOUBTFUL_MAX:
+                del self._doubtful[next(iter(self._doubtful))]
+
+    def _is_settled(self, certificate: Certificate) -> bool:
+        """Whether nothing can follow from it: another one stands, or its subject spoke up."""
+        known = self._roster.known.get(certificate.subject)
+        version = certificate.epoch, certificate.seq
+        standing = self._document.certificate(certificate.subject)
+        return (known is not None and known.version > version) or (
+            standing is not None and (standing.epoch, standing.seq) >= version
+        )
+
+    def _add_certificate(self, certificate: Certificate, mesh_now: float, taken: Taken) -> bool:
+        """Believe it, if it convinces; one against this node is only noted."""
+        subject = certificate.subject
         if subject == self._me:
             taken.doubted = True
-        elif not self._charges.convincing(certificate, now):
-            taken.out.append(Rejected(node=node, reason="a certificate that does not convince"))
-        elif self._document.add_certificate(certificate, mesh_now):
-            taken.ids.append(certificate.id)
-            taken.owners.add(subject)
+            return True
+        if not self._charges.convincing(certificate):
+            return False
+        if not self._document.add_certificate(certificate, mesh_now):
+            return False
+        taken.ids.append(certificate.id)
+        taken.owners.add(subject)
+        return True

@@ -37,16 +37,15 @@ class Neighbourhood:
         moved = population is not self._population and population != self._population
         if not moved and skipped == self._skipped:
             return frozenset()
-        concerned: frozenset[NodeId] = frozenset()
         if moved:
             self._overlay, self._population = self._shared.overlay(population), population
-            before, self.wanted = self.wanted, self._overlay.neighbours(me)
             self.eager = self._overlay.eager(me)
-            concerned = before | self.wanted
         self._skipped = skipped
         self.subjects = self._overlay.subjects(me, skipped)
         self.observers = frozenset(self._overlay.observers(me, skipped))
-        return concerned
+        # Whoever stands in for an observer that does not count needs a link like that one had.
+        before, self.wanted = self.wanted, self._overlay.neighbours(me) | self.subjects
+        return before | self.wanted
 
     def near(self, node: NodeId) -> frozenset[NodeId]:
         """The neighbours of another node."""
