@@ -10,6 +10,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.messages import Ask, Told
 
 ERRANDS_MAX = 256  # under way; in a mass crash each neighbour asks about five
+ERRANDS_OF_ONE_MAX = 32  # of one asker: each may cost a dial, and others ask as well
 ERRAND_S = 0.6  # a probe's time-out and a little more; askers wait longer
 
 
@@ -28,7 +29,8 @@ class Errands:
 
     def accept(self, asker: NodeId, ask: Ask, now: float) -> bool:
         """Take one on, unless there are too many."""
-        if len(self._errands) >= ERRANDS_MAX:
+        of_one = sum(one.asker == asker for one in self._errands)
+        if len(self._errands) >= ERRANDS_MAX or of_one >= ERRANDS_OF_ONE_MAX:
             return False
         self._errands.append(_Errand(asker, ask, now + ERRAND_S))
         return True
