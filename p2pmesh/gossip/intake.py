@@ -19,6 +19,7 @@ from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document, Verdict
 from p2pmesh.wire.evidence import (
+    EVIDENCE_MAX,
     Certificate,
     Fork,
     make_fork,
@@ -40,8 +41,8 @@ class Taken:
     """What became of one message of facts.
 
     Attributes:
-        news: What is to be passed on.
-        ids: Of that and of new certificates.
+        news: What is to be passed on at once.
+        ids: Of all that is new.
         owners: Whose facts changed.
         own: Records with this node's key that this life did not write.
         doubted: Somebody holds a certificate that removes this node.
@@ -116,19 +117,24 @@ class Intake:
         for raw in facts.records:
             if self._known(raw):
                 continue
-            if not self._peers.take(node, now):
-                taken.out.append(Rejected(node=node, reason="it sends more than it may"))
+            if not self._may(node, 1, now, taken):
                 return
             self._record(node, raw, now, mesh_now, taken, asked=facts.asked)
-        # Evidence costs several signatures a piece.
         for raw in facts.forks:
-            if not self._peers.take(node, now, 2):
+            if not self._may(node, 2, now, taken):
                 return
-            self._fork(raw, mesh_now, taken)
+            self._fork(raw, now, mesh_now, taken, asked=facts.asked)
         for raw in facts.certificates:
-            if not self._peers.take(node, now):
+            if not self._may(node, EVIDENCE_MAX, now, taken):
                 return
             self._certificate(raw, mesh_now, taken)
+
+    def _may(self, node: NodeId, signatures: int, now: float, taken: Taken) -> bool:
+        """Whether so many more signatures may be checked for a neighbour."""
+        if self._peers.take(node, now, signatures):
+            return True
+        taken.out.append(Rejected(node=node, reason="it sends more than it may"))
+        return False
 
     def _known(self, raw: bytes) -> bool:
         """Whether these bytes, or a newer version, are in the document; a guess from the head."""
@@ -159,31 +165,33 @@ class Intake:
             return
         if not self._check.verify(record):
             raise PeerError("a record that its owner did not sign")
-        if verdict is Verdict.FORK:
+        # All goes on at the owner's rate at most, and what was not asked for is taken at it; what
+        # falls behind comes with repair.
+        timely = self._owners.take(record.owner, now)
+        if verdict is Verdict.FORK and (timely or asked):
             standing = self._document.get(*record.key)
             assert standing is not None, "a fork has two sides"
-            self._add_fork(make_fork(standing, record), mesh_now, taken)
+            self._add_fork(make_fork(standing, record), mesh_now, taken, timely=timely)
         if record.owner == self._me:
             taken.own.append(record)
-        # What was not asked for is taken at the owner's rate; the newest comes with repair.
-        elif (asked or self._owners.take(record.owner, now)) and self._document.merge(
-            record, mesh_now
-        ):
-            taken.records.append(raw)
+        elif (timely or asked) and self._document.merge(record, mesh_now):
+            taken.records += [raw] if timely else []
             taken.ids.append(record.digest)
             taken.owners.add(record.owner)
 
-    def _fork(self, raw: bytes, mesh_now: float, taken: Taken) -> None:
+    def _fork(self, raw: bytes, now: float, mesh_now: float, taken: Taken, *, asked: bool) -> None:
         fork = parse_fork(raw, self._check)
         if fork in self._document.forks(fork.owner):
             return
         if not verify_fork(fork, self._check):
             raise PeerError("a fork that its owner did not sign")
-        self._add_fork(fork, mesh_now, taken)
+        timely = self._owners.take(fork.owner, now)
+        if timely or asked:
+            self._add_fork(fork, mesh_now, taken, timely=timely)
 
-    def _add_fork(self, fork: Fork, mesh_now: float, taken: Taken) -> None:
+    def _add_fork(self, fork: Fork, mesh_now: float, taken: Taken, *, timely: bool) -> None:
         if self._document.add_fork(fork, mesh_now):
-            taken.forks.append(fork.raw)
+            taken.forks += [fork.raw] if timely else []
             taken.ids.append(fork.id)
             taken.owners.add(fork.owner)
 

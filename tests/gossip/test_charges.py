@@ -254,7 +254,7 @@ def test_a_certificate_convinces_with_enough_accusers(
     accusers: tuple[int, ...], *, good: bool
 ) -> None:
     view = mesh_of(5)
-    assert view.charges.convincing(certificate_by(accusers, 0), NOW) is good
+    assert view.charges.convincing(certificate_by(accusers, 0)) is good
 
 
 def test_what_a_node_would_make_itself_convinces_it() -> None:
@@ -264,16 +264,20 @@ def test_what_a_node_would_make_itself_convinces_it() -> None:
     assert set(found) == {NODES[0], NODES[5]}
     newcomer = mesh_of(6)
     for certificate in found.values():
-        assert newcomer.charges.convincing(certificate, NOW)
+        assert newcomer.charges.convincing(certificate)
 
 
-def test_evidence_of_strangers_and_of_the_discredited_does_not_count() -> None:
+def test_evidence_of_strangers_does_not_count() -> None:
     view = mesh_of(3)
-    certificate = certificate_by([1, 2], 0)
-    assert view.charges.convincing(certificate, NOW)
-    assert not mesh_of(3).charges.convincing(certificate_by([1, 7], 0), NOW)
+    assert view.charges.convincing(certificate_by([1, 2], 0))
+    assert not view.charges.convincing(certificate_by([1, 7], 0))
+
+
+def test_a_certificate_convinces_whatever_was_seen_of_its_accusers_here() -> None:
+    view = mesh_of(3)
     refuted(view, 1, range(1, STRIKES_MAX + 1))
-    assert not view.charges.convincing(certificate, NOW)
+    assert view.charges.discredited(NODES[1], NOW)
+    assert view.charges.convincing(certificate_by([1, 2], 0))
 
 
 # Order
