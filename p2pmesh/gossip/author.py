@@ -21,6 +21,7 @@ from p2pmesh.wire.records import TTL_S_MAX, Record, seal
 LEASE_REFRESH_S = 60
 REFRESHES_PER_S = 5  # of all members together: the price of leases is the same at any size
 LEASE_TTL_FACTOR = 4
+LOOK_EVERY_S = 0.5  # for what is to be refreshed; what has a new value does not wait
 WANTS_TTL_S = 7 * 86400
 WANTS_REFRESH_S = 86400
 TWIN_SLACK_S = 5  # clocks of two machines with one key may differ by that much
@@ -52,6 +53,7 @@ class Author:
         self._waiting: set[str] = set()
         self._bucket = Bucket(OWNER_RATE_PER_S, OWNER_BURST)
         self._started_at = 0
+        self._looked_at = -LOOK_EVERY_S
 
     def start(self, mesh_now: float) -> None:
         """The node's life begins."""
@@ -78,8 +80,9 @@ class Author:
             mesh_now: Mesh time in seconds.
             members: How many nodes share the price of leases.
         """
-        if not self.writing:
+        if not self.writing or (not self._waiting and mesh_now < self._looked_at + LOOK_EVERY_S):
             return []
+        self._looked_at = mesh_now
         refresh_s = max(LEASE_REFRESH_S, members / REFRESHES_PER_S)
         for register in self._bodies:
             if self._needs_refresh(register, mesh_now, refresh_s):
@@ -131,6 +134,9 @@ class Author:
 
     def _write(self, register: str, mesh_now: float, lease_ttl_s: int) -> Record:
         self._seq += 1
+        if (lease := self._document.get(self._me, MEMBER)) is not None:
+            # A lease never ends before the one that it replaces: else an old record could return.
+            lease_ttl_s = max(lease_ttl_s, lease.expires_at - int(mesh_now))
         record = seal(
             self._key,
             mesh=self._mesh,

@@ -91,7 +91,7 @@ class Core:
         shared: Shared,
     ) -> None:
         self.me = NodeId(key.id)
-        self.document = Document(mesh, share=shared.held)
+        self.document = Document(mesh, share=shared.held, homes=shared.homes)
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
         self.clock = MeshClock()

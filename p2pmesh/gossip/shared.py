@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from p2pmesh.config import Address
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.overlay import Overlay, Overlays
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import Member
 from p2pmesh.state.held import Held
 from p2pmesh.wire.evidence import Accusation, accused_from_wire
@@ -71,6 +72,7 @@ class Shared:
         member: See `read_member`.
         accused: See `read_accused`.
         held: Returns the one copy of equal values that a document keeps per owner.
+        homes: Whose each item of a document is, by id; None: each document keeps its own.
     """
 
     check: RecordCheck = field(default_factory=RecordCheck)
@@ -78,3 +80,4 @@ class Shared:
     member: Callable[[Record], Known | None] = read_member
     accused: Callable[[Record], tuple[Accusation, ...]] = read_accused
     held: Callable[[Held], Held] | None = None
+    homes: dict[bytes, NodeId] | None = None

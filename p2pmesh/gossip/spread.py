@@ -49,5 +49,7 @@ class Spread:
         """The ids to name in a probe or answer now, the newest if there are too many."""
         while self._learned and now - self._learned[0][0] > NAMED_UNTIL_S:
             self._learned.popleft()
+        if not self._learned:
+            return ()
         ids = [one for at, one in self._learned if now - at >= NAMED_AFTER_S]
         return tuple(ids[-RECENT_MAX:])
