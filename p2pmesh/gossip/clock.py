@@ -59,8 +59,8 @@ class MeshClock:
         Args:
             local: This node's own clock in seconds.
         """
-        if local == self._at:
-            return self._now
+        if local == self._at and self._stepped:
+            return self._now  # asked again within one event
         slew_s = SLEW * max(0.0, local - self._at) if self._at is not None else 0.0
         self._at = local if self._at is None else max(self._at, local)
         wanted = self._target_s - self._offset_s
