@@ -31,6 +31,7 @@ ABSENT_INTERVAL_S = 1.0
 class _Attempts:
     next_at: float
     failures: int = 0
+    open: bool = False  # one is under way, or led to a link that is still up
     linked_at: float | None = None
 
 
@@ -53,7 +54,8 @@ class Dialling:
 
     def linked(self, node: NodeId, now: float) -> None:
         """There is a link now."""
-        self._attempts.setdefault(node, _Attempts(next_at=now)).linked_at = now
+        attempts = self._attempts.setdefault(node, _Attempts(next_at=now))
+        attempts.open, attempts.linked_at = True, now
         self._attempts.pop(None, None)
         self._kept_at[node] = now
 
@@ -72,12 +74,14 @@ class Dialling:
             self._attempts[node] = _Attempts(next_at=now)
 
     def failed(self, node: NodeId | None, now: float) -> None:
-        """An attempt came to nothing."""
-        attempts = self._attempts.setdefault(node, _Attempts(next_at=now))
+        """An attempt came to nothing; when all seeds fail that is one attempt."""
+        attempts = self._attempts.get(node)
+        if attempts is None or not attempts.open:
+            return
         longest_s = SEED_BACKOFF_MAX_S if node is None else BACKOFF_MAX_S
         attempts.next_at = now + min(longest_s, BACKOFF_FIRST_S * 2**attempts.failures)
         attempts.failures = min(attempts.failures + 1, 16)
-        attempts.linked_at = None
+        attempts.open, attempts.linked_at = False, None
 
     def keep(self, node: NodeId, now: float) -> None:
         """This end or the other wants the link to `node`."""
@@ -131,5 +135,5 @@ class Dialling:
         attempts = self._attempts.setdefault(node, _Attempts(next_at=now + first_after_s))
         if now < attempts.next_at:
             return False
-        attempts.next_at = now + UNDER_WAY_S
+        attempts.open, attempts.next_at = True, now + UNDER_WAY_S
         return True
