@@ -8,7 +8,8 @@ The parts each answer one question and do nothing by themselves:
     charges      who is removed       watch        whom do I ask about and accuse
     prober       what was measured    pulse        what do probes say
     dialling     whom do I dial       sync         what does a neighbour lack
-    author       what do I say        clock        what time is it for all
+    author       what do I say        recovery     what did I say in earlier lives
+    clock        what time is it for all
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from p2pmesh.gossip.intake import Intake, Taken
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.probe import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, Prober
 from p2pmesh.gossip.pulse import Pulse
+from p2pmesh.gossip.recovery import LEARNED, Recovery
 from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.settling import Settling
 from p2pmesh.gossip.shared import Shared
@@ -66,11 +68,8 @@ from p2pmesh.wire.messages import (
 PAUSE_S = 3.0  # a tick so late means that this machine slept: nobody else is to blame
 LAG_S = 0.25  # a time-out so late says more about this node than about the others
 REVIEW_S = 0.1  # changes that come so close together are looked at once
-LEARN_OWN_S = 2.0  # how long a start waits for word of its own earlier records
-LEARN_OWN_MORE_S = 0.3  # once the first has answered
-LEARN_OWN_FROM = 3
 
-TICK, TIMEOUT, REVIEW, LEARNED, ERRAND = "tick", "timeout", "review", "learned", "errand"
+TICK, TIMEOUT, REVIEW, ERRAND = "tick", "timeout", "review", "errand"
 
 
 class Core:
@@ -110,8 +109,7 @@ class Core:
         self.healths = Healths(
             self.roster, self.prober, self._near, self.links, lambda: self.document.removed
         )
-        self._asked_own: set[NodeId] = set()
-        self._answered_own: set[NodeId] = set()
+        self.recovery = Recovery(done=self._alone)
         self._ticked_at = self._timeout_due = self._review_due = 0.0
         self._reviewing = False
 
@@ -122,11 +120,8 @@ class Core:
         self._ticked_at = now
         self.settling.begin(now)
         self.author.start(self.clock.now(now))
-        self.author.writing = self._alone
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
-        if not self._alone:
-            out.append(SetTimer(after_s=LEARN_OWN_S, token=LEARNED))
-        return [*out, *self._dial(now), *self._write(now)]
+        return [*out, *self.recovery.begin(), *self._dial(now), *self._write(now)]
 
     def handle(self, event: Event, now: float) -> list[Out]:
         """What follows from `event`.
@@ -161,9 +156,7 @@ class Core:
         self.prober.link_up(node, now)
         self._dialling.linked(node, now)
         out: list[Out] = [*self.watch.heard(node)]
-        if not self.author.writing:
-            self._asked_own.add(node)
-            out.append(Send(node=node, message=Own()))
+        out += self.recovery.ask(node)
         return [*out, *self._probe(node, now), *self._review_soon()]
 
     def _link_down(self, node: NodeId, now: float) -> list[Out]:
@@ -175,7 +168,7 @@ class Core:
         if node not in self._near.wanted:
             # Let go, or only met on the way in: live, like all strangers, until somebody misses it.
             self.prober.keep_only(self._near.wanted)
-        self._asked_own.discard(node)
+        self.recovery.lost(node)
         self._sync.link_down(node)
         self._dialling.lost(node, now)
         return [*self._dial(now), *self._review_soon()]
@@ -204,7 +197,8 @@ class Core:
             self._reviewing = False
             return self._review(now)
         if token == LEARNED:
-            return self._begin_writing(now)
+            self.recovery.done = True
+            return self._write(now)
         if token == ERRAND:
             return [*self.watch.errands.overdue(now)]
         return []
@@ -355,8 +349,8 @@ class Core:
             # What is asked for while settling is news only to this node.
             onward = self._spread.onward(self._near.eager, self.links, node)
             out += self._spread.flood(taken.news, onward)
-        if node in self._asked_own and facts.asked:
-            out += self._learned_own(node, now)
+        if facts.asked and self.recovery.is_reply(node):
+            out += self.recovery.replied()
         elif facts.asked:
             out += self._sync.pulled(node, facts, now)
         return [*out, *self._write(now)]
@@ -385,22 +379,10 @@ class Core:
     # --- own records ------------------------------------------------------------------------------
 
     def _write(self, now: float) -> list[Out]:
+        self.author.writing = self.recovery.done
         records = self.author.due(self.clock.now(now), len(self.roster.live))
         if not records:
             return []
         self._spread.learned((record.digest for record in records), now)
         facts = Facts(records=tuple(record.raw for record in records))
         return [*self._learned({self.me}, now), *self._spread.flood(facts, self.links)]
-
-    def _learned_own(self, node: NodeId, now: float) -> list[Out]:
-        self._asked_own.discard(node)
-        if self.author.writing:
-            return []
-        self._answered_own.add(node)
-        if len(self._answered_own) >= LEARN_OWN_FROM:
-            return self._begin_writing(now)
-        return [SetTimer(after_s=LEARN_OWN_MORE_S, token=LEARNED)]
-
-    def _begin_writing(self, now: float) -> list[Out]:
-        self.author.writing = True
-        return self._write(now)

@@ -91,7 +91,7 @@ class Gossip:
     @property
     def joined(self) -> bool:
         """Whether this node writes its records: it knows what earlier lives of it wrote."""
-        return self._core.author.writing
+        return self._core.recovery.done
 
     @property
     def rejoining(self) -> bool:
