@@ -92,6 +92,7 @@ class Mesh:
         self._clocks: dict[NodeId, int] | None = {} if core.rejoining else None
         self._suspected: dict[NodeId, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
+        self._early: list[Publish] = []
         self._failure: LocalError | None = None
         self._failed = trio.Event()
         self._finishing = False
@@ -149,8 +150,15 @@ class Mesh:
         return self._core.book
 
     def publish(self, register: str, body: Mapping[str, Any] | None) -> None:
-        """Say what one of this node's registers holds now; None withdraws it."""
-        self._feed(Publish(register=register, body=None if body is None else dict(body)))
+        """Say what one of this node's registers holds now; None withdraws it.
+
+        What is published before `run` is said as soon as it runs.
+        """
+        said = Publish(register=register, body=None if body is None else dict(body))
+        if self._nursery is None:
+            self._early.append(said)
+        else:
+            self._feed(said)
 
     def set_plan(self, digest: bytes) -> None:
         """Say in probes which plan this node computed, and here that it is a new one."""
@@ -193,9 +201,11 @@ class Mesh:
                 the others say that this machine's clock is wrong.
         """
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             await nursery.start(self._links.run, on_stream)
+            self._nursery = nursery
             self._do(self._core.start(self._clock()))
+            for said in self._early:
+                self._feed(said)
             nursery.start_soon(self._settle)
             nursery.start_soon(self._compare_clocks)
             task_status.started()

@@ -171,6 +171,9 @@ class Node:
             await nursery.start(self._measure, mesh, serving)
             nursery.start_soon(holding.run)
             nursery.start_soon(serving.run)
+            await (
+                mesh.settled.wait()
+            )  # before that it knows nothing to answer with, not even itself
             await nursery.start(gateway.serve, self._ports["api"].listeners)
             await nursery.start(console.serve, create_app(status), self._ports["console"].listeners)
             nursery.start_soon(self._keep_book, mesh, card)

@@ -113,9 +113,12 @@ class Links:
 
     def cut_off(self, node: NodeId, reason: str) -> None:
         """Close the link to `node` and have none with it for a while: it breaks the protocol."""
-        pause_s = self._barred.bar(node, trio.current_time())
-        log.warning("peer_cut_off", node=show_id(node), reason=reason, pause_s=pause_s)
-        self.close(node)
+        now = trio.current_time()
+        if not self._barred.is_barred(node, now):
+            pause_s = self._barred.bar(node, now)
+            log.warning("peer_cut_off", node=show_id(node), reason=reason, pause_s=pause_s)
+        if link := self._links.get(node):
+            link.close(fault=reason)
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
         """Try to get a link to `node` (None: to whoever answers) at one of `addresses`.
@@ -194,8 +197,9 @@ class Links:
         self._events.link_up(peer)
         try:
             await link.run(lambda message: self._events.message_received(peer.node, message))
-            if link.broke_protocol:
-                self.cut_off(peer.node, link.reason)
+        except PeerError as exc:
+            self.cut_off(peer.node, str(exc))
+            raise  # the transport keeps count of such connections too
         finally:
             log.info("link_closed", node=show_id(peer.node), reason=link.reason)
             if self._links.get(peer.node) is link:
@@ -258,7 +262,7 @@ class _Link:
         self._scope = trio.CancelScope()
         self._paid_until = -math.inf
         self.reason = "closed"
-        self.broke_protocol = False
+        self._fault = ""
         self.gone = trio.Event()
 
     @property
@@ -274,7 +278,8 @@ class _Link:
             self.reason = "the peer takes messages too slowly"
             self.close()
 
-    def close(self) -> None:
+    def close(self, fault: str = "") -> None:
+        self._fault = fault
         self._outbox.close()
         self._scope.cancel()
 
@@ -282,6 +287,11 @@ class _Link:
         self._outbox.close()
 
     async def run(self, on_message: Callable[[Message], None]) -> None:
+        """Read and write until the end.
+
+        Raises:
+            PeerError: It came to that because the peer broke the protocol.
+        """
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -291,10 +301,14 @@ class _Link:
                         await self._keep_pace()
         except* (LinkError, PeerError) as group:
             self.reason = "; ".join(str(exc) for exc in group.exceptions)
-            self.broke_protocol = group.subgroup(PeerError) is not None
+            if group.subgroup(PeerError):
+                self._fault = self.reason
         finally:
             self._outbox.close()
             self.gone.set()
+        if self._fault:
+            self.reason = self._fault
+            raise PeerError(self._fault)
 
     async def _keep_pace(self) -> None:
         """Wait if the peer has said more than anybody has to say for long."""

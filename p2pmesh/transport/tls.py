@@ -33,6 +33,8 @@ from p2pmesh.transport.greet import answer, introduce
 
 UNAUTHENTICATED_MAX = 64  # connections that have not proved who they are, all together
 UNAUTHENTICATED_PER_HOST_MAX = 4  # one address cannot take all the places of the others
+HOLD_S = 1.0  # before a connection from a troublesome address is closed unheard
+HOLDING_MAX = 64  # such connections; each is a descriptor
 
 TlsStream = trio.SSLStream[trio.SocketStream]
 
@@ -65,6 +67,7 @@ class TlsTransport:
         self._client_context = _client_context()
         self._unauthenticated: Counter[str] = Counter()
         self._troublesome = Troublesome()
+        self._holding = 0
 
     @property
     def address(self) -> Address:
@@ -83,6 +86,9 @@ class TlsTransport:
 
         async def handle(tcp: trio.SocketStream) -> None:
             remote = _remote(tcp)
+            if self._troublesome.is_too_much(remote.host, trio.current_time()):
+                await self._hold(tcp)
+                return
             try:
                 await self._accept(tcp, remote, on_channel, on_stream)
             except* MeshError as group:
@@ -99,8 +105,6 @@ class TlsTransport:
     ) -> None:
         tls = trio.SSLStream(tcp, self._server_context, server_side=True, https_compatible=True)
         async with _closing(tls):
-            if self._troublesome.is_too_much(remote.host, trio.current_time()):
-                raise _TurnedAwayError("too much trouble came from there")
             with self._place_for(remote.host), _greeting_errors(remote):
                 await tls.do_handshake()
                 peer = await answer(
@@ -113,6 +117,16 @@ class TlsTransport:
                 return
             async with open_channel(tls, peer=peer, remote=remote, outgoing=False) as channel:
                 await on_channel(channel)
+
+    async def _hold(self, tcp: trio.SocketStream) -> None:
+        """Hang up without a word, and not at once: who waits does not dial again meanwhile."""
+        async with tcp:
+            if self._holding < HOLDING_MAX:
+                self._holding += 1
+                try:
+                    await trio.sleep(HOLD_S)
+                finally:
+                    self._holding -= 1
 
     @contextlib.contextmanager
     def _place_for(self, host: str) -> Iterator[None]:

@@ -125,6 +125,10 @@ class Hearsay:
         """Its link breaks."""
         self.mesh.link_down(NODES[number])
 
+    def pass_on(self) -> None:
+        """What the core holds back, as it does for a while with much to say at once, is said."""
+        self.mesh._feed(TimerFired(token=REVIEW))
+
     def kill(self, number: int) -> None:
         """Its link breaks, and the mesh agrees that it is gone: everybody else says so."""
         self.suspect(number)

@@ -92,7 +92,7 @@ async def test_what_one_publishes_all_see_and_are_told_of(autojump_clock: MockCl
 
 async def test_saying_the_same_again_is_no_news(autojump_clock: MockClock) -> None:
     async with meshes() as world:
-        one = world.make(1)
+        one = await world.start(1)
         one.mesh.publish(CAPS, CAPS_BODY)
         seen = one.mesh.changes.count
         one.mesh.publish(CAPS, dict(CAPS_BODY))

@@ -148,6 +148,8 @@ async def test_running_answers_are_finished_before_an_engine_stops(
         parts.in_flight[DEMO] = 0
         await trio.sleep(STEP_S)
         assert parts.running() == ["model-1"]
+        await trio.sleep(10)
+        parts.hearsay.pass_on()
         assert parts.hearsay.served() == {ALPHA: ("loading", "starting")}
 
 
