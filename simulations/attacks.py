@@ -7,12 +7,13 @@ their own keys signed, within the bounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
+from p2pmesh.gossip.events import Publish
 from p2pmesh.state.bodies import CAPS, MEMBER
 from p2pmesh.wire.evidence import ACCUSED, ACCUSED_MAX, Accusation, accused_to_wire
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import Record, seal
+from p2pmesh.wire.records import seal
 from simulations.bodies import caps
 from simulations.faults import Stage
 from simulations.forgeries import FORGERIES, sealed
@@ -22,7 +23,6 @@ from simulations.node import Node
 from simulations.world import MESH
 
 HOUR_S = 3600
-SEQ_AHEAD = 1 << 20  # of what a hostile node signs beside its core, which counts from 1
 
 
 def hostile_nodes(stage: Stage) -> list[Node]:
@@ -85,9 +85,15 @@ def equivocate(stage: Stage) -> None:
         mine = node.core.document.get(node.id, CAPS)
         if mine is None:
             continue
+        stage.world.forked[node.id] = stage.world.schedule.now
         for budget_gib in (1, 2):
             record = sealed(
-                stage, node, seq=mine.seq + 1, epoch=mine.epoch, body=caps(budget_gib).body
+                stage,
+                node,
+                register=CAPS,
+                seq=mine.seq + 1,
+                epoch=mine.epoch,
+                body=caps(budget_gib).body,
             )
             stage.world.signed.add(record.raw)
             say(stage, node, Facts(records=(record.raw,)), links=(len(node.links.ends) + 1) // 2)
@@ -111,36 +117,23 @@ def hoard(stage: Stage, *, count: int = 40, size_bytes: int = 12_000) -> None:
 
 
 def accuse(stage: Stage, *, everybody: bool = False) -> None:
-    """Accuse living nodes: all hostile ones the same one, or each of them everybody."""
-    honest = stage.world.honest
+    """Accuse living nodes: all hostile ones the same one, or each of them everybody.
+
+    Best one that cannot say at this moment that it lives.
+    """
+    honest = [node for node in stage.world.honest if not node.awake] or stage.world.honest
     if not honest:
         return
-    victims = honest if everybody else [stage.rng.choice(honest)]
+    victims = stage.world.honest if everybody else [stage.rng.choice(honest)]
     for node in hostile_nodes(stage):
-        assert node.core is not None
         rows = [row for victim in victims if (row := _row(node, victim)) is not None]
-        record = _accusation(stage, node, rows[:ACCUSED_MAX])
-        stage.world.signed.add(record.raw)
-        say(stage, node, Facts(records=(record.raw,)))
+        node.tell(Publish(register=ACCUSED, body=accused_to_wire(rows[:ACCUSED_MAX])))
 
 
 def _row(node: Node, victim: Node) -> Accusation | None:
     assert node.core is not None
     member = node.core.document.get(victim.id, MEMBER)
     return Accusation(victim.id, member.epoch, member.seq) if member is not None else None
-
-
-def _accusation(stage: Stage, node: Node, rows: Iterable[Accusation]) -> Record:
-    assert node.core is not None
-    mine = node.core.document.get(node.id, MEMBER)
-    return sealed(
-        stage,
-        node,
-        register=ACCUSED,
-        epoch=mine.epoch if mine else int(node.clock()),
-        seq=SEQ_AHEAD + int(stage.world.schedule.now * 1000),
-        body=accused_to_wire(rows),
-    )
 
 
 ATTACKS: Mapping[str, Callable[..., None]] = {

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pmesh.identity.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES
-from p2pmesh.state.bodies import CAPS, MEMBER
+from p2pmesh.state.bodies import MEMBER
 from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire, make_certificate, make_fork
 from p2pmesh.wire.messages import Facts, encode_message
 from p2pmesh.wire.records import Record, parse, seal
-from simulations.bodies import caps
 from simulations.faults import Stage
 from simulations.hosts import Payload
 from simulations.node import Node
@@ -21,17 +20,18 @@ SIGNED_FROM = SIGNATURE_BYTES + PUBLIC_KEY_BYTES
 
 
 def sealed(stage: Stage, node: Node, **changes: Any) -> Record:
-    """A record with the hostile node's own signature."""
+    """A record with the hostile node's own signature; its lease, if nothing else is said."""
     now = int(node.clock())
+    member = node.core.document.get(node.id, MEMBER) if node.core else None
     arguments: dict[str, Any] = {
         "mesh": MESH,
-        "register": CAPS,
+        "register": MEMBER,
         "epoch": now,
         "seq": stage.rng.randrange(1, 1 << 20),
         "instance": node.instance,
         "issued_at": now,
         "ttl_s": 240,
-        "body": caps(99).body,
+        "body": member.body if member else {},
     }
     return seal(node.key, **{**arguments, **changes})
 

@@ -25,6 +25,10 @@ class Gap(StrEnum):
     LOST = "lost"  # something that a live node says is not known in its exact bytes
     WRONGED = "wronged"  # a live node is removed
     GHOST = "ghost"  # a dead node is counted on
+    FORKED = "forked"  # of a key that was used for two values nobody holds the proof
+
+
+FRESH_S = 20.0  # a proof is kept at least as long as it keeps its owner out of placement
 
 
 def counts_on(core: Gossip, node: NodeId) -> bool:
@@ -52,6 +56,10 @@ def unsettled(world: World) -> Iterator[tuple[Gap, str]]:
             if counts_on(core, other.id):
                 text = f"node {node.number} does not know that node {other.number} is gone"
                 yield Gap.GHOST, text
+        for other_id, at in world.forked.items():
+            known = core.document.get(other_id, MEMBER) is not None
+            if known and world.schedule.now - at < FRESH_S and not core.document.forks(other_id):
+                yield Gap.FORKED, f"node {node.number} has no proof of a fork"
 
 
 def _misjudged(

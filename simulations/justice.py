@@ -2,7 +2,8 @@
 
 The checker knows who really runs and who could talk to whom. An honest node accuses nobody whom it
 could talk to all the time; a certificate holds enough valid accusations, as many as the mesh had
-members that were there to see; and who was there all the time is never removed.
+members that were there to see; only its subject takes it back; and who was there all the time
+is never removed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Justice:
         self.wronged: list[str] = []
         self._world = world
         self._judged: set[bytes] = set()
+        self._removed: dict[tuple[int, NodeId], tuple[int, int]] = {}
         self._rows: dict[int, frozenset[tuple[NodeId, int, int]]] = {}
 
     def handled(self, step: Handled) -> None:
@@ -54,11 +56,19 @@ class Justice:
             return
         if node.id in step.changed:
             self._hear(node)
+        document = node.core.document
         for subject in sorted(step.changed):
-            certificate = node.core.document.certificate(subject)
-            if certificate is not None and certificate.raw not in self._judged:
-                self._judged.add(certificate.raw)
-                self._judge(node, certificate)
+            certificate = document.certificate(subject)
+            if certificate is not None:
+                self._removed[node.instance, subject] = certificate.epoch, certificate.seq
+                if certificate.raw not in self._judged:
+                    self._judged.add(certificate.raw)
+                    self._judge(node, certificate)
+            elif (version := self._removed.pop((node.instance, subject), None)) is not None:
+                member = document.get(subject, MEMBER)
+                if member is not None and (member.epoch, member.seq) <= version:
+                    what = f"takes back the removal of {subject.hex()[:8]}, which nothing refutes"
+                    raise self._violation(node, what)
 
     # --- accusations ------------------------------------------------------------------------------
 
@@ -129,7 +139,7 @@ class Justice:
         accused = _accused(node.core.document) if suffering else frozenset[NodeId]()
         return sum(
             1
-            for other in self._world.honest
+            for other in self._world.nodes
             if other.id != certificate.subject
             and other.id not in accused
             and other.steady_since <= since_s

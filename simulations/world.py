@@ -53,6 +53,7 @@ class World:
         self.readers: list[Watcher] = []  # of those that start a node or change facts
         self.went_down: dict[int, float] = {}  # which nodes, and when
         self.signed: set[bytes] = set()  # what hostile owners signed beside their cores
+        self.forked: dict[NodeId, float] = {}  # who signed two values of one version, and when
         self.disturbed_at = 0.0  # when the network was last changed for all
         self._terse = terse
         self._by_address: dict[Address, Node] = {}
