@@ -279,7 +279,7 @@ class _Link:
             self.close()
 
     def close(self, fault: str = "") -> None:
-        self._fault = fault
+        self._fault = self._fault or fault
         self._outbox.close()
         self._scope.cancel()
 

@@ -57,7 +57,9 @@ class Attacker:
                 try:
                     async with transport.dial(self.target, expected=None) as channel:
                         self.links += 1
-                        await channel.send(encode_message(Facts(records=(self.record(MEMBER),))))
+                        if not self.new_each_time:
+                            mine = Facts(records=(self.record(MEMBER),))
+                            await channel.send(encode_message(mine))
                         await attack(channel)
                 except* MeshError:
                     self.refused += 1

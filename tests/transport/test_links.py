@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -210,6 +211,25 @@ async def test_who_broke_the_protocol_is_kept_away_for_a_growing_time(
             assert b.told == [("failed", a.id, False)]
             assert b.links.linked == a.links.linked == frozenset()
             await trio.sleep(0.2)
+
+
+async def test_the_transport_hears_of_every_cut_off(autojump_clock: MockClock) -> None:
+    async with running(anna, bert) as (a, b):
+        for way in ("by bytes", "by the core"):
+            with structlog.testing.capture_logs() as logs:
+                a.links.dial(b.id, [b.address])
+                await wait_all_tasks_blocked()
+                if way == "by bytes":
+                    a.links._links[b.id].send_nowait(b"junk", bulk=False)
+                else:
+                    b.links.cut_off(a.id, "forged records")
+                    b.links.cut_off(a.id, "forged records, a second one")
+                    b.links.close(a.id)
+                await wait_all_tasks_blocked()
+            names = [entry["event"] for entry in logs]
+            assert names.count("peer_cut_off") == 1
+            assert names.count("connection_dropped") == 1
+            await trio.sleep(BAR_FIRST_S)
 
 
 async def test_who_was_only_let_go_may_come_back_at_once(autojump_clock: MockClock) -> None:
