@@ -143,7 +143,8 @@ async def test_a_link_that_takes_nothing_is_given_up_and_nobody_is_removed_for_i
         node = min(neighbours(one, everybody))
         stuck = links[node]
         channel = stuck._channel
-        monkeypatch.setattr(channel._websocket._stream, "send_all", hang)  # type: ignore[attr-defined]
+        websocket = channel._websocket  # type: ignore[attr-defined]
+        monkeypatch.setattr(websocket._stream, "send_all", hang)
         took_s = await within(SEND_TIMEOUT_S + 5, lambda: links.get(node) not in (None, stuck))
         assert took_s > 1
         await trio.sleep(REMOVAL_S)

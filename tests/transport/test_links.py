@@ -271,7 +271,8 @@ async def test_a_peer_whose_network_takes_nothing_loses_its_link(
         a.links.dial(b.id, [b.address])
         await wait_all_tasks_blocked()
         channel = a.links._links[b.id]._channel
-        monkeypatch.setattr(channel._websocket._stream, "send_all", hang)  # type: ignore[attr-defined]
+        websocket = channel._websocket  # type: ignore[attr-defined]
+        monkeypatch.setattr(websocket._stream, "send_all", hang)
         a.links.send(b.id, word(1))
         await trio.sleep(SEND_TIMEOUT_S + 2)
         assert a.told[-1] == ("down", b.id)
