@@ -3,17 +3,23 @@
 An accusation is a row in the accuser's `accused` register and names the version of the subject's
 `member` record, so that any later version refutes it. When enough members accuse the same version
 for `EFFECT_DELAY_S`, in which a living subject would have refuted them, every node makes the same
-removal certificate out of the records at hand. Only counts decide, over what is in the document:
-nodes with equal documents decide alike, whatever they saw on their own links. (Rapid, ATC 2018,
-cuts by observers' reports in the same way; here each report is signed and can be refuted.)
+removal certificate out of the records at hand. Only counts decide, over what is in the document
+and over what this node itself accuses. (Rapid, ATC 2018, cuts by observers' reports in the same
+way; here each report is signed and can be refuted.)
+
+One member alone, whatever it says, removes nobody where four are left: its word is one voice, and
+only whom two accuse, or this node itself, is no longer counted among those who could have spoken.
+Nor can it make everybody speak all the time: whoever it keeps accusing answers it ever more rarely,
+until somebody joins in.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from p2pmesh.gossip.buckets import Buckets
 from p2pmesh.gossip.overlay import RINGS
 from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.shared import Shared
@@ -23,8 +29,7 @@ from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certifi
 from p2pmesh.wire.records import Record
 
 EFFECT_DELAY_S = 0.5  # a refutation needs at most two spread times, 0.2 s each for 1000 nodes
-STRIKES_MAX = 3  # accusers refuted so often do not count for a while
-STRIKES_S = 600.0
+REFUTED_BURST, REFUTED_PER_S = 3, 3 / 600  # answers to one lone accuser
 
 
 def needed(voters: int) -> int:
@@ -54,18 +59,18 @@ class Charges:
         self._by_accuser: dict[NodeId, Record] = {}
         self._by_subject: dict[NodeId, dict[NodeId, Charge]] = {}
         self._accused: frozenset[NodeId] | None = None
-        self._strikes: dict[NodeId, deque[float]] = {}
-        self._struck: dict[NodeId, Record] = {}
+        self._discounted: frozenset[NodeId] = frozenset()
+        self._answers: Buckets[NodeId] = Buckets(REFUTED_PER_S, REFUTED_BURST)
         self._complete_since: dict[NodeId, float] = {}
 
     # --- what stands ------------------------------------------------------------------------------
 
-    def refresh(self, owners: Iterable[NodeId], now: float) -> None:
+    def refresh(self, owners: Iterable[NodeId]) -> None:
         """Records of these owners changed; call after the roster was refreshed."""
         for owner in owners:
             if owner in self._by_subject:
                 self._accused = None  # as it stands now it may be accused, or no longer
-            self._note_refutation(owner, now)
+            self._drop_refuted(owner)
             record = self._document.get(owner, ACCUSED)
             before = self._by_accuser.get(owner)
             if record is before:
@@ -77,51 +82,60 @@ class Charges:
                 self._note(owner, record)
             self._accused = None
 
-    def accusers(self, subject: NodeId, now: float) -> dict[NodeId, Record]:
-        """Who credibly accuses `subject` as it stands now, each with the record that says so."""
+    def accusers(self, subject: NodeId) -> dict[NodeId, Record]:
+        """Who accuses `subject` as it stands now, each with the record that says so."""
         known = self._roster.known.get(subject)
         if known is None:
             return {}
         return {
             accuser: charge.record
             for accuser, charge in self._by_subject.get(subject, {}).items()
-            if (charge.epoch, charge.seq) == known.version and not self.discredited(accuser, now)
+            if (charge.epoch, charge.seq) == known.version
         }
 
-    def accused(self, now: float) -> frozenset[NodeId]:
-        """Everybody whom somebody credible accuses, as they stand now."""
+    @property
+    def accused(self) -> frozenset[NodeId]:
+        """Everybody whom somebody accuses, as they stand now."""
+        self._count()
+        return self._accused or frozenset()
+
+    @property
+    def discounted(self) -> frozenset[NodeId]:
+        """Whom two accuse, or this node: they do not count as observers, nor as voters."""
+        self._count()
+        return self._discounted
+
+    def must_refute(self, now: float) -> bool:
+        """Whether this node is accused and has to speak up, this very time.
+
+        Args:
+            now: In seconds.
+        """
+        accusers = self.accusers(self._roster.me)
+        # Whoever goes on without others joining in could make everybody speak up all the time.
+        return len(accusers) > 1 or any(self._answers.take(one, now) for one in accusers)
+
+    def _count(self) -> None:
         if self._accused is None:
-            self._accused = frozenset(s for s in self._by_subject if self.accusers(s, now))
-        return self._accused
-
-    def discredited(self, accuser: NodeId, now: float) -> bool:
-        """Whether `accuser` was wrong too often lately."""
-        strikes = self._strikes.get(accuser)
-        if not strikes:
-            return False
-        while strikes and now - strikes[0] > STRIKES_S:
-            strikes.popleft()
-        return len(strikes) >= STRIKES_MAX
-
-    def wrong(self, now: float) -> frozenset[NodeId]:
-        """Everybody who was wrong too often lately."""
-        return frozenset(a for a in self._strikes if self.discredited(a, now))
+            accusers = {subject: self.accusers(subject) for subject in self._by_subject}
+            me = self._roster.me
+            self._accused = frozenset(s for s, by in accusers.items() if by)
+            self._discounted = frozenset(s for s, by in accusers.items() if len(by) > 1 or me in by)
 
     # --- removing ---------------------------------------------------------------------------------
 
     def ripe(self, now: float) -> list[Certificate]:
         """Certificates of whom enough members accused for long enough."""
-        self._accused = None  # somebody may be credible again
-        accused = self.accused(now)
+        discounted = self.discounted
         ripe: list[Certificate] = []
         complete: dict[NodeId, float] = {}
-        for subject in sorted(accused - self._document.removed - {self._roster.me}):
+        for subject in sorted(self.accused - self._document.removed - {self._roster.me}):
             votes = {
                 accuser: record
-                for accuser, record in self.accusers(subject, now).items()
-                if accuser in self._roster.live and accuser not in accused
+                for accuser, record in self.accusers(subject).items()
+                if accuser in self._roster.live and accuser not in discounted
             }
-            if not self._enough(subject, votes, accused):
+            if not self._enough(subject, votes, discounted):
                 continue
             since = self._complete_since.get(subject, now)
             complete[subject] = since
@@ -140,33 +154,27 @@ class Charges:
         """Whether a certificate that others made is to be believed, its signatures apart.
 
         Its evidence may be older than what the accusers say now, and some of them may be gone.
-        Whom this node alone holds to be wrong too often counts here: nodes must not differ in
-        what they believe for longer than it takes to tell each other.
         """
-        votes = {
-            record.owner: record
-            for record in certificate.evidence
-            if record.owner in self._document
-        }
-        rows = (row for record in certificate.evidence for row in self._shared.accused(record))
-        standing = {s for s, charges in self._by_subject.items() if charges}
-        accused = standing | {row.subject for row in rows} - set(votes)
-        return self._enough(certificate.subject, votes, accused)
+        records = [one for one in certificate.evidence if one.owner in self._document]
+        votes = {record.owner: record for record in records}
+        named = Counter(row.subject for record in records for row in self._shared.accused(record))
+        discounted = self.discounted | {subject for subject, times in named.items() if times > 1}
+        return self._enough(certificate.subject, votes, discounted - votes.keys())
 
     def _enough(
-        self, subject: NodeId, votes: dict[NodeId, Record], accused: Collection[NodeId]
+        self, subject: NodeId, votes: dict[NodeId, Record], discounted: Collection[NodeId]
     ) -> bool:
         if not votes:
             return False
         at = max(record.issued_at for record in votes.values())
-        return len(votes) >= needed(self._voters(subject, at, accused))
+        return len(votes) >= needed(self._voters(subject, at, discounted))
 
-    def _voters(self, subject: NodeId, at: int, accused: Collection[NodeId]) -> int:
+    def _voters(self, subject: NodeId, at: int, discounted: Collection[NodeId]) -> int:
         """How many observers `subject` had then: as many as there are, up to one per ring."""
         count, dialable = 0, self._roster.dialable(subject)
         for node in self._roster.live - {subject}:
             known = self._roster.known.get(node)
-            if known is None or node in accused:
+            if known is None or node in discounted:
                 continue
             # Who started later cannot have noticed anything yet; two of whom neither can be
             # dialled are never linked.
@@ -191,26 +199,16 @@ class Charges:
                 charges = self._by_subject.setdefault(row.subject, {})
                 charges[accuser] = Charge(record, row.epoch, row.seq)
 
-    def _note_refutation(self, subject: NodeId, now: float) -> None:
-        """Drop what is about an earlier version; strike who was wrong about a living node."""
-        known = self._roster.known.get(subject)
-        charges = self._by_subject.get(subject)
+    def _drop_refuted(self, subject: NodeId) -> None:
+        """Forget what is about earlier versions of a member that has spoken up."""
+        known, charges = self._roster.known.get(subject), self._by_subject.get(subject)
         if known is None or charges is None:
             return
         for accuser, charge in list(charges.items()):
-            if (charge.epoch, charge.seq) >= known.version:
-                continue
-            del charges[accuser]
-            if charge.epoch == known.epoch and known.issued_at >= charge.record.issued_at:
-                self._strike(accuser, charge.record, now)
+            if (charge.epoch, charge.seq) < known.version:
+                del charges[accuser]
         if not charges:
             del self._by_subject[subject]
-
-    def _strike(self, accuser: NodeId, record: Record, now: float) -> None:
-        # One strike for one record: a machine whose network was gone is wrong about many at once.
-        if self._struck.get(accuser) is not record:
-            self._struck[accuser] = record
-            self._strikes.setdefault(accuser, deque(maxlen=STRIKES_MAX)).append(now)
 
     def _forget(self, accuser: NodeId, record: Record) -> None:
         del self._by_accuser[accuser]

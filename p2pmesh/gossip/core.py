@@ -106,9 +106,7 @@ class Core:
         self._near = Neighbourhood(self.roster, shared)
         self.watch = Watch(self.roster, self.prober, self._near, self.links)
         self.pulse = Pulse(self.roster, self.clock, self._near, self.settling, self._spread)
-        self.healths = Healths(
-            self.roster, self.prober, self._near, self.links, lambda: self.document.removed
-        )
+        self.healths = Healths(self.roster, self.prober, self._near, self._charges, self.links)
         self.recovery = Recovery(done=self._alone)
         self._ticked_at = self._timeout_due = self._review_due = 0.0
         self._reviewing = False
@@ -259,7 +257,7 @@ class Core:
         for certificate in self._charges.ripe(now):
             if self.document.add_certificate(certificate, self.clock.now(now)):
                 out += self._learned({certificate.subject}, now)
-        if concerned := self._near.update(self._charges.accused(now) | self._charges.wrong(now)):
+        if concerned := self._near.update(self._charges.discounted):
             self.healths.touch(concerned)
             self.prober.keep_only(self._near.wanted)
             self._dialling.forget_except(self._near.wanted)
@@ -295,6 +293,8 @@ class Core:
 
     def _received(self, event: Received, now: float) -> list[Out]:
         node = event.node
+        if node not in self.links:
+            return []  # it was said before the link broke
         if not self.prober.answering(node):
             self.healths.touch((node,))
         self.prober.heard(node, now)
@@ -365,12 +365,12 @@ class Core:
 
     def _learned(self, owners: Iterable[NodeId], now: float) -> list[Out]:
         """Facts of these owners changed."""
-        owners = frozenset(owners)
+        owners, before = frozenset(owners), self._charges.accused
         self.roster.refresh(owners)
-        self._charges.refresh(owners, now)
-        self.healths.touch(owners)
-        accused = self._charges.accused(now)
-        if self.me in accused:
+        self._charges.refresh(owners)
+        accused = self._charges.accused
+        self.healths.touch(owners | before | accused)
+        if self.me in accused and self._charges.must_refute(now):
             self.author.refute()
         if self.roster.moved or accused:
             return [StateChanged(owners=owners), *self._review_soon()]

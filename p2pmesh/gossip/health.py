@@ -6,9 +6,10 @@ thousand members this node watches ten. Whoever the mesh has removed is dead for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
+from p2pmesh.gossip.charges import Charges
 from p2pmesh.gossip.events import Health, HealthChanged
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.probe import Prober
@@ -23,8 +24,8 @@ class Healths:
         roster: The members.
         prober: What was measured of neighbours.
         neighbourhood: Who should be linked.
-        links: Who is.
-        removed: Whom the mesh has removed.
+        charges: Whom others miss.
+        links: Who is linked.
     """
 
     def __init__(
@@ -32,11 +33,11 @@ class Healths:
         roster: Roster,
         prober: Prober,
         neighbourhood: Neighbourhood,
+        charges: Charges,
         links: AbstractSet[NodeId],
-        removed: Callable[[], frozenset[NodeId]],
     ) -> None:
         self._roster, self._prober, self._links = roster, prober, links
-        self._neighbourhood, self._removed = neighbourhood, removed
+        self._neighbourhood, self._charges = neighbourhood, charges
         self._touched: set[NodeId] = set()
         self._told: dict[NodeId, Health] = {}
 
@@ -44,12 +45,13 @@ class Healths:
         """How `node` is; nodes that nothing is known of are suspect."""
         if node == self._roster.me:
             return Health.LIVE
-        if node in self._removed():
+        if node in self._roster.document.removed:
             return Health.DEAD
         if node in self._links:
             return Health.LIVE if self._prober.answering(node) else Health.SUSPECT
-        missed = node in self._neighbourhood.wanted or self._prober.heard_at(node) is not None
-        return Health.SUSPECT if missed or node not in self._roster.known else Health.LIVE
+        lost = node in self._neighbourhood.wanted or self._prober.heard_at(node) is not None
+        missed = lost or node in self._charges.accused or node not in self._roster.known
+        return Health.SUSPECT if missed else Health.LIVE
 
     def touch(self, nodes: Iterable[NodeId]) -> None:
         """Something happened that may have changed how these are."""

@@ -33,7 +33,7 @@ from p2pmesh.wire.records import Record
 
 PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
 PEER_BURST = 16384  # a snapshot of a large mesh comes from one neighbour
-DOUBTFUL_MAX = 256  # certificates that do not convince yet; repair brings the others again
+DOUBTFUL_BYTES_MAX = 1 << 20  # certificates that do not convince yet; repair brings others again
 
 
 @dataclass(slots=True)
@@ -205,7 +205,7 @@ class Intake:
             # Members that it speaks of may come with the next message.
             self._doubtful.pop(certificate.subject, None)
             self._doubtful[certificate.subject] = certificate
-            if len(self._doubtful) > DOUBTFUL_MAX:
+            while sum(len(one.raw) for one in self._doubtful.values()) > DOUBTFUL_BYTES_MAX:
                 del self._doubtful[next(iter(self._doubtful))]
 
     def _is_settled(self, certificate: Certificate) -> bool:
@@ -220,11 +220,11 @@ class Intake:
     def _add_certificate(self, certificate: Certificate, mesh_now: float, taken: Taken) -> bool:
         """Believe it, if it convinces; one against this node is only noted."""
         subject = certificate.subject
+        if not self._charges.convincing(certificate):
+            return False
         if subject == self._me:
             taken.doubted = True
             return True
-        if not self._charges.convincing(certificate):
-            return False
         if not self._document.add_certificate(certificate, mesh_now):
             return False
         taken.ids.append(certificate.id)

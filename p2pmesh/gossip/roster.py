@@ -77,7 +77,8 @@ class Roster:
                 self._absent.pop(owner, None)
             elif before is not None:
                 del self.known[owner]
-                self._note(owner, before)
+                if not before.left:
+                    self._note(owner, before)
             if _standing(before) != _standing(after):
                 self._live = self._population = None
 
