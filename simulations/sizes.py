@@ -24,6 +24,7 @@ from p2pmesh.wire.messages import (
     decode_message,
     encode_message,
 )
+from p2pmesh.wire.records import DIGEST_BYTES
 from simulations.schedule import ViolationError
 
 WRITTEN = 0.01  # share of messages that go through the codec
@@ -85,7 +86,9 @@ def _list(items: Iterable[int], length: int) -> int:
 
 
 def _binaries(values: tuple[bytes, ...]) -> int:
-    return _list((_binary(len(value)) for value in values), len(values))
+    if not values:
+        return 1
+    return _list([_binary(len(value)) for value in values], len(values))
 
 
 def _frame(message: Message, *, without: int) -> int:
@@ -106,11 +109,13 @@ def _sign(kind: type[Probe | Answer]) -> Callable[[Any], int]:
 
     def size(sign: Probe | Answer) -> int:
         numbers = _number(sign.token) + _number(sign.at_ms) + _number(sign.cutoff)
-        return frame + numbers + _binaries(sign.recent)
+        recent = len(sign.recent)  # ids, all of one length
+        return frame + numbers + (1 if recent < 16 else 3) + recent * _ID
 
     return size
 
 
+_ID = _binary(DIGEST_BYTES)
 _FACTS = _frame(Facts(), without=3)
 _RANGES = _frame(Ranges(ranges=()), without=1)
 _ITEMS = _frame(Items(lower=b"", upper=b"", ids=(), answer=False), without=5)
