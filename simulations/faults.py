@@ -73,6 +73,9 @@ class Stage:
                 node.resume()
             if node.lag_s:
                 node.slow_down(0.0)
+            if node.core is not None and not node.links.ends:
+                # Two who both moved while apart know no address; on their own network they do.
+                self.world.roam(node, 0)
 
     def cut(self, some: frozenset[int], *, one_way: bool) -> list[Cut]:
         """Cut these hosts off from all others: nothing of theirs gets out, or nothing in either."""
