@@ -48,6 +48,10 @@ class Charge(NamedTuple):
 class Charges:
     """The accusations of a document.
 
+    Attributes:
+        voting_since: Mesh time from which on this node could have noticed that somebody is gone;
+            infinity while it is not up to date.
+
     Args:
         document: Where they are.
         roster: Its members.
@@ -56,6 +60,7 @@ class Charges:
 
     def __init__(self, document: Document, roster: Roster, shared: Shared) -> None:
         self._document, self._roster, self._shared = document, roster, shared
+        self.voting_since = 0.0
         self._by_accuser: dict[NodeId, Record] = {}
         self._by_subject: dict[NodeId, dict[NodeId, Charge]] = {}
         self._accused: frozenset[NodeId] | None = None
@@ -175,6 +180,8 @@ class Charges:
         for node in self._roster.live - {subject}:
             known = self._roster.known.get(node)
             if known is None or node in discounted:
+                continue
+            if node == self._roster.me and at < self.voting_since:
                 continue
             # Who started later cannot have noticed anything yet; two of whom neither can be
             # dialled are never linked.

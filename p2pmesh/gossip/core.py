@@ -14,7 +14,8 @@ The parts each answer one question and do nothing by themselves:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from math import inf
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.author import Author
@@ -117,6 +118,7 @@ class Core:
         """Begin: dial, probe, and learn what earlier lives of this node wrote."""
         self._ticked_at = now
         self.settling.begin(now)
+        self._charges.voting_since = 0.0 if self.settling.done else inf
         self.author.start(self.clock.now(now))
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
         return [*out, *self.recovery.begin(), *self._dial(now), *self._write(now)]
@@ -128,7 +130,8 @@ class Core:
             event: What happened.
             now: This machine's time in seconds; never goes back within one life.
         """
-        return [*self._dispatch(event, now), *self.healths.changes()]
+        woken = self._wake(now) if now - self._ticked_at > PROBE_INTERVAL_S + PAUSE_S else []
+        return [*woken, *self._dispatch(event, now), *self.healths.changes()]
 
     def _dispatch(self, event: Event, now: float) -> list[Out]:
         match event:
@@ -205,13 +208,8 @@ class Core:
         late_s = now - self._ticked_at - PROBE_INTERVAL_S
         self._ticked_at = now
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
-        if late_s > PAUSE_S:
-            self.prober.forgive(now)
-            self.watch.suspicion.forgive()
-            self.settling.again(now)
-        if gone := self.document.expire(self.clock.now(now)):
-            out += self._learned(gone, now)
-        self.settling.review(self.links, now)
+        out += self._learned(self.document.expire(self.clock.now(now)), now)
+        self._settle(now)
         out += self._sync.tick(now)
         out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
         for node in sorted(self.links):
@@ -223,6 +221,21 @@ class Core:
         self._timeout_due = now + PROBE_TIMEOUT_S
         out.append(SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT))
         return [*out, *(self._misses(now) if late_s <= LAG_S else []), *self._review(now)]
+
+    def _settle(self, now: float) -> None:
+        """See whether this node is up to date; from then on others may count on its voice."""
+        self.settling.review(self.links, now)
+        if self.settling.done and self._charges.voting_since == inf:
+            self._charges.voting_since = self.clock.now(now)
+
+    def _wake(self, now: float) -> list[Out]:
+        """This machine slept: blame nobody, and pass nothing on that has run out meanwhile."""
+        self._ticked_at = now
+        self.prober.forgive(now)
+        self.watch.suspicion.forgive()
+        self.settling.again(now)
+        self._charges.voting_since = inf
+        return self._learned(self.document.expire(self.clock.now(now)), now)
 
     def _timeout(self, now: float) -> list[Out]:
         if now - self._timeout_due > LAG_S:
@@ -280,7 +293,7 @@ class Core:
         if said.keep:
             self._dialling.keep(node, now)
         complete = self.pulse.read(node, said, now)
-        self.settling.review(self.links, now)
+        self._settle(now)
         asker = isinstance(said, Answer)
         return [
             *self._sync.lacking(node, said.recent, now),
@@ -361,10 +374,12 @@ class Core:
             self.author.refute()
         if taken.ids:
             self._spread.learned(taken.ids, now)
-        return self._learned(taken.owners, now) if taken.owners else []
+        return self._learned(taken.owners, now)
 
-    def _learned(self, owners: Iterable[NodeId], now: float) -> list[Out]:
+    def _learned(self, owners: Collection[NodeId], now: float) -> list[Out]:
         """Facts of these owners changed."""
+        if not owners:
+            return []
         owners, before = frozenset(owners), self._charges.accused
         self.roster.refresh(owners)
         self._charges.refresh(owners)

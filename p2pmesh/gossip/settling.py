@@ -1,8 +1,9 @@
 """Whether this node is up to date after its start or a sleep. Pure.
 
 Until then it accuses nobody and nothing destructive may follow from what it knows. It is up to
-date once it knows the same as three of its neighbours, or as many as it has; one that nobody
-answers for a while has nobody to learn from.
+date once it knows the same as three of its neighbours, or as many as it has. One that nobody
+answers for a while has nobody to learn from. One that still differs long after it could have
+learned everything has something to say itself: it takes part again, so that they come to agree.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from p2pmesh.identity.keys import NodeId
 
 AGREEING = 3
 ALONE_AFTER_S = 10.0
+LINKED_AFTER_S = 20.0  # a snapshot of a thousand nodes takes a few
 CUTOFF_COUNTS_AFTER_S = 6.0  # before that, what is older than the cutoff is next to nothing
 
 
@@ -50,7 +52,8 @@ class Settling:
 
     def review(self, links: AbstractSet[NodeId], now: float) -> None:
         """See whether it is up to date now."""
+        if self.done:
+            return
         if links:
-            self.done |= len(self._agreeing & links) >= min(AGREEING, len(links))
-        else:
-            self.done |= now - self._since >= ALONE_AFTER_S
+            self.done = len(self._agreeing & links) >= min(AGREEING, len(links))
+        self.done |= now - self._since >= (LINKED_AFTER_S if links else ALONE_AFTER_S)
