@@ -158,10 +158,12 @@ class Charges:
     def convincing(self, certificate: Certificate) -> bool:
         """Whether a certificate that others made is to be believed, its signatures apart.
 
-        Its evidence may be older than what the accusers say now, and some of them may be gone.
+        Its evidence may be older than what the accusers say now, and some of them may be gone. It
+        may also come from a part of the mesh where fewer were left: whoever accuses the subject
+        here joins in.
         """
         records = [one for one in certificate.evidence if one.owner in self._document]
-        votes = {record.owner: record for record in records}
+        votes = self.accusers(certificate.subject) | {one.owner: one for one in records}
         named = Counter(row.subject for record in records for row in self._shared.accused(record))
         discounted = self.discounted | {subject for subject, times in named.items() if times > 1}
         return self._enough(certificate.subject, votes, discounted - votes.keys())
