@@ -74,10 +74,7 @@ TICK, TIMEOUT, REVIEW, ERRAND = "tick", "timeout", "review", "errand"
 
 
 class Core:
-    """What one node does in the gossip; `Gossip` is what others see of it.
-
-    Args: as for `Gossip`.
-    """
+    """What one node does in the gossip; `Gossip` is what others see of it and has its arguments."""
 
     def __init__(
         self,
@@ -109,7 +106,7 @@ class Core:
         self.pulse = Pulse(self.roster, self.clock, self._near, self.settling, self._spread)
         self.healths = Healths(self.roster, self.prober, self._near, self._charges, self.links)
         self.recovery = Recovery(done=self._alone)
-        self._ticked_at = self._timeout_due = self._review_due = 0.0
+        self._ticked_at = self._timeout_due = 0.0
         self._reviewing = False
 
     # --- events -----------------------------------------------------------------------------------
@@ -156,9 +153,8 @@ class Core:
         self.healths.touch((node,))
         self.prober.link_up(node, now)
         self._dialling.linked(node, now)
-        out: list[Out] = [*self.watch.heard(node)]
-        out += self.recovery.ask(node)
-        return [*out, *self._probe(node, now), *self._review_soon()]
+        found = [*self.watch.heard(node), *self.recovery.ask(node)]
+        return [*found, *self._probe(node, now), *self._review_soon()]
 
     def _link_down(self, node: NodeId, now: float) -> list[Out]:
         self.links.discard(node)
@@ -179,10 +175,11 @@ class Core:
         if node is None or node in self.links:
             return []
         self.healths.touch((node,))
+        found: list[Out] = [*self.watch.errands.found(node, alive=False)]
         if nobody_there and node in self._near.wanted:
             self.prober.nobody_there(node)
-            return [*self.watch.errands.found(node, alive=False), *self._misses(now)]
-        return [*self.watch.errands.found(node, alive=False)]
+            found += self._misses(now)
+        return found
 
     def _dial(self, now: float) -> list[Out]:
         return list(self._dialling.due(self._near.wanted, self.links, now))
@@ -259,10 +256,9 @@ class Core:
         return self._write(now)
 
     def _review_soon(self) -> list[Out]:
-        if self._reviewing:
-            return []
+        timer = [] if self._reviewing else [SetTimer(after_s=REVIEW_S, token=REVIEW)]
         self._reviewing = True
-        return [SetTimer(after_s=REVIEW_S, token=REVIEW)]
+        return [*timer]
 
     def _review(self, now: float) -> list[Out]:
         """Act on what has changed: neighbours, observers, removals, own records that wait."""
@@ -283,10 +279,9 @@ class Core:
     # --- probes -----------------------------------------------------------------------------------
 
     def _probe(self, node: NodeId, now: float) -> list[Out]:
-        token = self.prober.ask(node, now)
-        return (
-            [] if token is None else [Send(node=node, message=self.pulse.probe(node, token, now))]
-        )
+        if (token := self.prober.ask(node, now)) is None:
+            return []
+        return [Send(node=node, message=self.pulse.probe(node, token, now))]
 
     def _compare(self, node: NodeId, said: Probe | Answer, now: float) -> list[Out]:
         """What follows from what a neighbour says that it knows."""
