@@ -171,9 +171,11 @@ class Charges:
     def _enough(
         self, subject: NodeId, votes: dict[NodeId, Record], discounted: Collection[NodeId]
     ) -> bool:
-        if not votes:
+        if not votes or subject not in self._roster.known:
             return False
-        at = max(record.issued_at for record in votes.values())
+        # What is accused was written before: an accuser that says otherwise gains nothing by it.
+        written_at = self._roster.known[subject].issued_at
+        at = max(written_at, *(record.issued_at for record in votes.values()))
         return len(votes) >= needed(self._voters(subject, at, discounted))
 
     def _voters(self, subject: NodeId, at: int, discounted: Collection[NodeId]) -> int:

@@ -208,7 +208,8 @@ class Core:
         out += self._learned(self.document.expire(self.clock.now(now)), now)
         self._settle(now)
         out += self._sync.tick(now)
-        out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
+        if self.settling.done or not self._sync.busy:
+            out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
         for node in sorted(self.links):
             if node in self._near.wanted or not self.settling.done:
                 self._dialling.keep(node, now)
@@ -263,7 +264,7 @@ class Core:
     def _review(self, now: float) -> list[Out]:
         """Act on what has changed: neighbours, observers, removals, own records that wait."""
         out: list[Out] = []
-        for certificate in self._charges.ripe(now):
+        for certificate in self._charges.ripe(now) if self.settling.done else ():
             if self.document.add_certificate(certificate, self.clock.now(now)):
                 out += self._learned({certificate.subject}, now)
         if concerned := self._near.update(self._charges.discounted):
@@ -349,6 +350,7 @@ class Core:
         return [dial, until] if dial else [*self.watch.errands.found(subject, alive=False)]
 
     def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
+        self._intake.learning = not self.settling.done
         taken = self._intake.take(node, facts, now, self.clock.now(now))
         out = [*taken.out, *self._follow(taken, now)]
         for record in taken.own:

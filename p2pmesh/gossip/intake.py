@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.author import OWNER_BURST, OWNER_RATE_PER_S
 from p2pmesh.gossip.buckets import Buckets
-from p2pmesh.gossip.charges import Charges
+from p2pmesh.gossip.charges import Charges, needed
 from p2pmesh.gossip.events import Disconnect, Out, Rejected
+from p2pmesh.gossip.overlay import RINGS
 from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
@@ -66,6 +67,10 @@ class Taken:
 class Intake:
     """How one node takes facts in.
 
+    Attributes:
+        learning: This node does not know everybody yet: it cannot tell how many could have spoken,
+            and takes certificates only that would do in any mesh.
+
     Args:
         roster: The members; `me` is one.
         document: Where facts go.
@@ -76,6 +81,7 @@ class Intake:
     def __init__(
         self, roster: Roster, document: Document, charges: Charges, shared: Shared
     ) -> None:
+        self.learning = False
         self._me = roster.me
         self._roster, self._document = roster, document
         self._charges, self._check = charges, shared.check
@@ -201,7 +207,10 @@ class Intake:
             return
         if not verify_certificate(certificate, self._check):
             raise PeerError("a certificate with a record that its owner did not sign")
-        if not self._add_certificate(certificate, mesh_now, taken):
+        strong = len(certificate.evidence) >= needed(RINGS)
+        if (self.learning and not strong) or not self._add_certificate(
+            certificate, mesh_now, taken
+        ):
             # Members that it speaks of may come with the next message.
             self._doubtful.pop(certificate.subject, None)
             self._doubtful[certificate.subject] = certificate

@@ -53,6 +53,11 @@ class Pulls:
         self._refused: dict[bytes, float] = {}  # when, in that order
         self._paused: dict[NodeId, float] = {}  # until when
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to come."""
+        return bool(self._pulls)
+
     def backlog(self, node: NodeId) -> int:
         """How many items `node` is still to be asked for or to send."""
         pull = self._pulls.get(node)

@@ -115,6 +115,11 @@ class Sync:
         self._differed: dict[NodeId, int] = {}  # at which cutoff
         self._patience: dict[NodeId, _Patience] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether this node is about to learn more."""
+        return self._session is not None or self._pulls.busy
+
     # --- when -------------------------------------------------------------------------------------
 
     def compare(
