@@ -116,9 +116,12 @@ class Charges:
         Args:
             now: In seconds.
         """
-        accusers = self.accusers(self._roster.me)
+        me = self._roster.me
+        accusers = self.accusers(me)
+        if len(accusers) > 1 or self._enough(me, accusers, self.discounted - {me}):
+            return True
         # Whoever goes on without others joining in could make everybody speak up all the time.
-        return len(accusers) > 1 or any(self._answers.take(one, now) for one in accusers)
+        return any(self._answers.take(one, now) for one in accusers)
 
     def _count(self) -> None:
         if self._accused is None:
@@ -164,7 +167,7 @@ class Charges:
         """
         records = [one for one in certificate.evidence if one.owner in self._document]
         votes = self.accusers(certificate.subject) | {one.owner: one for one in records}
-        named = Counter(row.subject for record in records for row in self._shared.accused(record))
+        named = Counter(subject for record in records for subject in self._named(record))
         discounted = self.discounted | {subject for subject, times in named.items() if times > 1}
         return self._enough(certificate.subject, votes, discounted - votes.keys())
 
@@ -220,6 +223,10 @@ class Charges:
                 del charges[accuser]
         if not charges:
             del self._by_subject[subject]
+
+    def _named(self, record: Record) -> set[NodeId]:
+        """Whom one accuser accuses, each once."""
+        return {row.subject for row in self._shared.accused(record)}
 
     def _forget(self, accuser: NodeId, record: Record) -> None:
         del self._by_accuser[accuser]
