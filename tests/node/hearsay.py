@@ -61,6 +61,7 @@ ME = NODES[0]
 GIB = 2**30
 HERE = Address("memory", 0)
 SLOTS = 4
+MESSENGER = len(NODES) - 1  # no member
 ENGINE = Engine(kind="embedded", command=("none",), source="wheel", version="2026.10")
 
 
@@ -95,7 +96,13 @@ class Hearsay:
         return record(number, register, seq=self._seq, issued_at=int(clock()), body=body)
 
     def _tell(self, number: int, facts: Facts) -> None:
-        self.mesh.message_received(NODES[number], facts)
+        """Over its own link, or by a messenger who comes, says it and goes."""
+        if NODES[number] in self.mesh.linked:
+            self.mesh.message_received(NODES[number], facts)
+            return
+        self.link(MESSENGER)
+        self.mesh.message_received(NODES[MESSENGER], facts)
+        self.mesh.link_down(NODES[MESSENGER])
 
     def join(self, number: int, *, budget_bytes: int = 0, linked: bool = True) -> NodeId:
         """Another node is here."""
