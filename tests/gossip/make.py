@@ -98,15 +98,15 @@ class View:
             else:
                 changed, owner = self.document.add_fork(fact, now), fact.owner
             if changed:
-                self.refresh([owner], now)
+                self.refresh([owner])
 
     def expire(self, now: float) -> None:
-        self.refresh(self.document.expire(now), now)
+        self.refresh(self.document.expire(now))
 
-    def refresh(self, owners: Iterable[NodeId], now: float) -> None:
+    def refresh(self, owners: Iterable[NodeId]) -> None:
         owners = frozenset(owners)
         self.roster.refresh(owners)
-        self.charges.refresh(owners, now)
+        self.charges.refresh(owners)
 
 
 def mesh_of(count: int, me: NodeId = NODES[0]) -> View:

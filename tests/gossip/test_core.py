@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.gossip.author import LEASE_REFRESH_S, LEASE_TTL_FACTOR, TWIN_SLACK_S
+from p2pmesh.gossip.charges import REFUTED_BURST
 from p2pmesh.gossip.events import (
     Dial,
     DialFailed,
@@ -64,6 +65,19 @@ def settled(size: int) -> Net:
 
 def facts(*records: Record, **changes: Any) -> Facts:
     return Facts(records=tuple(one.raw for one in records), **changes)
+
+
+def accusing(subject: Record, *, by: int, seq: int, now: float) -> Record:
+    """That node `by` misses the owner of a `member` record."""
+    body = accused_to_wire([Accusation(subject.owner, subject.epoch, subject.seq)])
+    return record(by, ACCUSED, epoch=NOW, seq=seq, body=body, issued_at=int(now))
+
+
+def accuses(accuser: int, *members: Record, seq: int, at: float) -> Record:
+    """An accusation of these `member` records, in the accuser's present life."""
+    rows = [Accusation(one.owner, one.epoch, one.seq) for one in members]
+    body = accused_to_wire(rows) if rows else {}
+    return record(accuser, ACCUSED, epoch=NOW, seq=seq, body=body, issued_at=int(at))
 
 
 def health_changes(outs: list[Out]) -> list[tuple[NodeId, Health]]:
@@ -200,15 +214,56 @@ def test_an_accusation_of_this_node_is_refuted_at_once() -> None:
     net = settled(3)
     mine = net.cores[0].document.get(NODES[0], MEMBER)
     assert mine is not None
-    rows = [Accusation(NODES[0], mine.epoch, mine.seq)]
-    accused = record(
-        1, ACCUSED, epoch=NOW, seq=99, body=accused_to_wire(rows), issued_at=int(net.now)
-    )
+    accused = accusing(mine, by=1, seq=99, now=net.now)
     net.tell(0, Received(node=NODES[1], message=facts(accused)))
     newer = net.cores[0].document.get(NODES[0], MEMBER)
     assert newer is not None
     assert (newer.epoch, newer.seq) > (mine.epoch, mine.seq)
     assert newer.body == mine.body
+
+
+def test_an_accuser_that_nobody_joins_is_answered_ever_more_rarely() -> None:
+    net = settled(4)
+    answered = 0
+    for seq in range(1, 20):
+        before = net.cores[0].document.get(NODES[0], MEMBER)
+        assert before is not None
+        accused = accusing(before, by=1, seq=100 + seq, now=net.now)
+        net.tell(0, Received(node=NODES[1], message=facts(accused)))
+        answered += net.cores[0].document.get(NODES[0], MEMBER) != before
+    assert answered == REFUTED_BURST
+    net.run(5)
+    assert net.removed(1) == net.removed(2) == net.removed(3) == set()
+
+
+def test_what_was_said_before_the_link_broke_is_not_listened_to() -> None:
+    net = settled(3)
+    core, peer = net.cores[0], NODES[1]
+    news = facts(record(1, CAPS, epoch=NOW, seq=50))
+    net.tell(0, LinkDown(node=peer))
+    assert net.tell(0, Received(node=peer, message=news)) == []
+    assert core.document.get(peer, CAPS) is None
+    net.tell(0, LinkUp(node=peer, version=1))
+    net.tell(0, Received(node=peer, message=news))
+    assert core.document.get(peer, CAPS) is not None
+
+
+def test_a_member_that_is_gone_for_others_is_suspect_also_without_a_link() -> None:
+    net = settled(4)
+    member = net.cores[0].document.get(NODES[3], MEMBER)
+    assert member is not None
+    stranger = Gossip(key=KEYS[7], mesh=MESH, instance=9, epoch=NOW, seeds=())
+    stranger.start(net.now)
+    stranger.handle(LinkUp(node=NODES[0], version=1), net.now)
+    everything = facts(*net.cores[0].document.records(), asked=True)
+    stranger.handle(Received(node=NODES[0], message=everything), net.now)
+    assert stranger.health(NODES[3]) is Health.LIVE
+    accused = accusing(member, by=1, seq=99, now=net.now)
+    outs = stranger.handle(Received(node=NODES[0], message=facts(accused)), net.now)
+    assert (NODES[3], Health.SUSPECT) in health_changes(outs)
+    withdrawn = record(1, ACCUSED, epoch=NOW, seq=100, body={}, issued_at=int(net.now))
+    outs = stranger.handle(Received(node=NODES[0], message=facts(withdrawn)), net.now)
+    assert (NODES[3], Health.LIVE) in health_changes(outs)
 
 
 def test_asked_about_a_neighbour_it_asks_it_and_tells() -> None:
@@ -425,12 +480,12 @@ def test_whatever_comes_in_whatever_order_is_survived(
     core.start(now)
     for after_s, event in story:
         now += after_s
-        # A shell says these two in turn, and carries messages in between only.
+        # A shell says these two in turn; messages may come late.
         if isinstance(event, LinkUp):
             if event.node == core.me or event.node in linked:
                 continue
             linked.add(event.node)
-        if isinstance(event, LinkDown | Received) and event.node not in linked:
+        if isinstance(event, LinkDown) and event.node not in linked:
             continue
         if isinstance(event, LinkDown):
             linked.discard(event.node)

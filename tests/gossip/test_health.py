@@ -7,7 +7,7 @@ from p2pmesh.gossip.health import Healths
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.probe import PROBE_TIMEOUT_S, Prober
 from p2pmesh.identity.keys import NodeId
-from tests.gossip.make import View, certificate_by, member_of, mesh_of
+from tests.gossip.make import View, accused_by, certificate_by, member_of, mesh_of
 from tests.state.make import NODES
 
 ME, ANNA, STRANGER = NODES[0], NODES[1], NODES[7]
@@ -27,8 +27,8 @@ class Seen:
             self.view.roster,
             self.prober,
             self.near,
+            self.view.charges,
             self.links,
-            lambda: self.view.document.removed,
         )
 
     def link(self, node: NodeId = ANNA) -> None:
@@ -63,6 +63,21 @@ def test_a_wanted_link_that_is_not_there_is_suspect() -> None:
     seen = Seen()
     seen.near.wanted = frozenset({ANNA})
     assert seen.healths.of(ANNA) is Health.SUSPECT
+
+
+def test_a_member_that_is_no_neighbour_is_suspect_while_anybody_misses_it() -> None:
+    seen = Seen()
+    seen.view.learn(accused_by(2, 1))
+    assert seen.healths.of(ANNA) is Health.SUSPECT
+    seen.view.learn(member_of(1, 2))
+    assert seen.healths.of(ANNA) is Health.LIVE
+
+
+def test_an_accused_neighbour_is_what_its_answers_say() -> None:
+    seen = Seen()
+    seen.link()
+    seen.view.learn(accused_by(2, 1))
+    assert seen.healths.of(ANNA) is Health.LIVE
 
 
 def test_whoever_the_mesh_removed_is_dead_even_if_it_answers() -> None:

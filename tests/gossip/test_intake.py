@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 
 from p2pmesh.gossip.author import OWNER_BURST
 from p2pmesh.gossip.events import Disconnect, Rejected
-from p2pmesh.gossip.intake import DOUBTFUL_MAX, PEER_BURST, PEER_RATE_PER_S, Intake, Taken
+from p2pmesh.gossip.intake import DOUBTFUL_BYTES_MAX, PEER_BURST, PEER_RATE_PER_S, Intake, Taken
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state.bodies import CAPS
 from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX
 from p2pmesh.wire.codec import encode
-from p2pmesh.wire.evidence import EVIDENCE_MAX, make_certificate, make_fork
+from p2pmesh.wire.evidence import (
+    ACCUSED,
+    EVIDENCE_MAX,
+    Accusation,
+    accused_to_wire,
+    make_certificate,
+    make_fork,
+)
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record, RecordCheck, verify_record
 from tests.gossip.make import (
@@ -60,7 +67,7 @@ class Inlet:
             records=raws, forks=tuple(forks), certificates=tuple(certificates), asked=asked
         )
         taken = self.intake.take(PEER, facts, at, at)
-        self.view.refresh(taken.owners, at)
+        self.view.refresh(taken.owners)
         return taken
 
 
@@ -279,16 +286,28 @@ def test_what_was_refuted_meanwhile_does_not_wait_any_longer() -> None:
     assert inlet.intake._doubtful == {}
 
 
-def test_few_wait() -> None:
-    inlet = Inlet()
-    for number in range(DOUBTFUL_MAX + 5):
+def test_what_waits_is_bounded_in_bytes_and_the_newest_is_kept() -> None:
+    inlet, largest = Inlet(), 0
+    for number in range(DOUBTFUL_BYTES_MAX // 10_000):
         subject = NodeId(number.to_bytes(16, "big"))
         row = accusation(0)._replace(subject=subject)
-        evidence = record(
-            1, "accused", epoch=STARTED, body={"s": [list(row)]}, ttl_s=3600, seq=number
-        )
-        inlet.take(certificates=[make_certificate(row, [evidence]).raw])
-    assert len(inlet.intake._doubtful) == DOUBTFUL_MAX
+        body = {"s": [list(row)], "x": b"y" * 15_000}
+        evidence = record(1, ACCUSED, epoch=STARTED, body=body, ttl_s=3600, seq=number)
+        certificate = make_certificate(row, [evidence])
+        largest = max(largest, len(certificate.raw))
+        inlet.take(certificates=[certificate.raw])
+    waiting = inlet.intake._doubtful
+    kept_bytes = sum(len(one.raw) for one in waiting.values())
+    assert DOUBTFUL_BYTES_MAX - largest < kept_bytes <= DOUBTFUL_BYTES_MAX
+    assert list(waiting)[-1] == subject
+
+
+def test_one_certificate_of_each_subject_waits() -> None:
+    inlet = Inlet()
+    for accuser in (1, 2, 1):
+        inlet.take(certificates=[certificate_by([accuser], 4).raw])
+    (waiting,) = inlet.intake._doubtful.values()
+    assert waiting.accusers == {NODES[1]}
 
 
 def test_a_certificate_of_a_refuted_version_costs_nothing() -> None:
@@ -302,6 +321,44 @@ def test_one_against_this_node_is_a_reason_to_speak_up() -> None:
     inlet = Inlet()
     taken = inlet.take(certificates=[certificate_by([1, 2, 3], 0).raw])
     assert taken.doubted
+    assert inlet.view.document.removed == frozenset()
+
+
+def test_one_against_this_node_that_does_not_convince_is_none_yet() -> None:
+    inlet = Inlet(mesh_of(3))
+    certificate = certificate_by([1, 2, 3], 0)
+    assert inlet.take(certificates=[certificate_by([1], 0).raw]) == Taken()
+    inlet.view.learn(member_of(4))
+    assert not inlet.take(certificates=[certificate.raw]).doubted, "one accuser is a stranger"
+    inlet.view.learn(member_of(3))
+    assert inlet.intake.reconsider(NOW).doubted
+    assert inlet.intake.reconsider(NOW) == Taken(), "told once"
+    assert inlet.view.document.removed == frozenset()
+
+
+EVERYBODY = [accusation(number) for number in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (EVERYBODY, {}),
+        ([*EVERYBODY, *(accusation(number, 9) for number in range(7))], {}),
+        (EVERYBODY, {"epoch": 1, "issued_at": STARTED - 1}),
+    ],
+    ids=["once", "twice each", "dated back"],
+)
+def test_one_record_that_names_everybody_removes_nobody(
+    rows: list[Accusation], changes: dict[str, Any]
+) -> None:
+    inlet = Inlet(mesh_of(7))
+    inlet.view.learn(member_of(7, epoch=changes.get("epoch", STARTED)))
+    liar = {"epoch": STARTED, "ttl_s": 3600, "body": accused_to_wire(rows), **changes}
+    evidence = record(7, ACCUSED, **liar)
+    made = [make_certificate(row, [evidence]).raw for row in EVERYBODY]
+    assert inlet.take(certificates=made) == Taken()
+    assert inlet.take(evidence, certificates=made).ids == [evidence.digest]
+    assert inlet.intake.reconsider(NOW + 1) == Taken()
     assert inlet.view.document.removed == frozenset()
 
 
@@ -370,7 +427,7 @@ def test_whatever_comes_is_merged_ignored_or_ends_the_link(said: list[Facts]) ->
     for number, facts in enumerate(said):
         inlet.verified.clear()
         taken = inlet.intake.take(PEER, facts, NOW + number, NOW + number)
-        inlet.view.refresh(taken.owners, NOW + number)
+        inlet.view.refresh(taken.owners)
         assert {type(out) for out in taken.out} <= {Disconnect, Rejected}
         assert len(inlet.verified) <= 2 * len(facts.records) + 2 * len(facts.forks) + (
             EVIDENCE_MAX * len(facts.certificates)

@@ -100,6 +100,15 @@ def test_addresses_outlive_the_lease() -> None:
     assert view.roster.absent() == [ANNA]
 
 
+def test_who_said_goodbye_leaves_the_book_with_its_lease() -> None:
+    view = mesh_of(3)
+    view.learn(member_of(1, 2, left=True))
+    assert view.roster.book == {ANNA: (HERE,), BEN: (HERE,)}
+    view.expire(LEASE_OVER)
+    assert view.roster.book == {BEN: (HERE,)}
+    assert view.roster.absent() == [BEN]
+
+
 def test_the_book_serves_until_a_record_says_otherwise() -> None:
     view = View(book={ANNA: (THERE,), BEN: (THERE,)})
     assert view.roster.absent() == sorted([ANNA, BEN])
