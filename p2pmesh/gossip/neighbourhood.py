@@ -31,7 +31,7 @@ class Neighbourhood:
         """Work it out again if something changed; returns those who are or were wanted, if so.
 
         Args:
-            skipped: Members that do not count as observers: accused, or wrong too often.
+            skipped: Members that do not count as observers, see `Charges.discounted`.
         """
         population, me = self._roster.population, self._roster.me
         moved = population is not self._population and population != self._population

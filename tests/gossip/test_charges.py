@@ -271,6 +271,16 @@ def test_an_accusation_that_is_dated_back_does_not_silence_who_was_there() -> No
     assert ripe_for(view) == {}
 
 
+def test_who_just_woke_is_not_asked_about_what_was_before() -> None:
+    view = mesh_of(3, NODES[0])
+    certificate = certificate_by([1], 2)
+    assert not view.charges.convincing(certificate)
+    view.charges.voting_since = NOW + 1
+    assert view.charges.convincing(certificate), "node 0 slept when node 1 missed node 2"
+    view.charges.voting_since = NOW
+    assert not view.charges.convincing(certificate)
+
+
 # Who has to answer
 
 

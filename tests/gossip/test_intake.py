@@ -278,6 +278,16 @@ def test_one_that_does_not_convince_waits_for_what_might_make_it() -> None:
     assert inlet.intake.reconsider(NOW) == Taken()
 
 
+def test_who_does_not_know_everybody_believes_only_what_would_do_in_any_mesh() -> None:
+    inlet = Inlet(mesh_of(6))
+    weak, strong = certificate_by([0, 1, 2], 5), certificate_by([0, 1, 2, 3], 4)
+    inlet.view.learn(member_of(3, 2, left=True))
+    inlet.intake.learning = True
+    assert inlet.take(certificates=[weak.raw, strong.raw]).ids == [strong.id]
+    inlet.intake.learning = False
+    assert inlet.intake.reconsider(NOW).ids == [weak.id]
+
+
 def test_what_was_refuted_meanwhile_does_not_wait_any_longer() -> None:
     inlet = Inlet(mesh_of(1))
     inlet.take(certificates=[certificate_by([1], 4).raw])
