@@ -1,7 +1,8 @@
 """How each node is for routing, and when that changes. Pure.
 
-A neighbour is what its probes say. Who is not a neighbour is live until somebody misses it: with a
-thousand members this node watches ten. Whoever the mesh has removed is dead for everybody.
+A neighbour is what its probes say. Who is not a neighbour is live until two others miss it: with a
+thousand members this node watches ten, and one alone could mean ill. Whoever the mesh has removed
+is dead for everybody.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Healths:
         if node in self._links:
             return Health.LIVE if self._prober.answering(node) else Health.SUSPECT
         lost = node in self._neighbourhood.wanted or self._prober.heard_at(node) is not None
-        missed = lost or node in self._charges.accused or node not in self._roster.known
+        missed = lost or node in self._charges.discounted or node not in self._roster.known
         return Health.SUSPECT if missed else Health.LIVE
 
     def touch(self, nodes: Iterable[NodeId]) -> None:

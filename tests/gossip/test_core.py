@@ -258,8 +258,10 @@ def test_a_member_that_is_gone_for_others_is_suspect_also_without_a_link() -> No
     everything = facts(*net.cores[0].document.records(), asked=True)
     stranger.handle(Received(node=NODES[0], message=everything), net.now)
     assert stranger.health(NODES[3]) is Health.LIVE
-    accused = accusing(member, by=1, seq=99, now=net.now)
-    outs = stranger.handle(Received(node=NODES[0], message=facts(accused)), net.now)
+    accused = [accusing(member, by=one, seq=99, now=net.now) for one in (1, 2)]
+    outs = stranger.handle(Received(node=NODES[0], message=facts(accused[0])), net.now)
+    assert health_changes(outs) == [], "one alone could mean ill"
+    outs = stranger.handle(Received(node=NODES[0], message=facts(accused[1])), net.now)
     assert (NODES[3], Health.SUSPECT) in health_changes(outs)
     withdrawn = record(1, ACCUSED, epoch=NOW, seq=100, body={}, issued_at=int(net.now))
     outs = stranger.handle(Received(node=NODES[0], message=facts(withdrawn)), net.now)

@@ -65,9 +65,9 @@ def test_a_wanted_link_that_is_not_there_is_suspect() -> None:
     assert seen.healths.of(ANNA) is Health.SUSPECT
 
 
-def test_a_member_that_is_no_neighbour_is_suspect_while_anybody_misses_it() -> None:
+def test_a_member_that_is_no_neighbour_is_suspect_while_two_miss_it() -> None:
     seen = Seen()
-    seen.view.learn(accused_by(2, 1))
+    seen.view.learn(accused_by(0, 1), accused_by(2, 1))
     assert seen.healths.of(ANNA) is Health.SUSPECT
     seen.view.learn(member_of(1, 2))
     assert seen.healths.of(ANNA) is Health.LIVE
@@ -76,7 +76,7 @@ def test_a_member_that_is_no_neighbour_is_suspect_while_anybody_misses_it() -> N
 def test_an_accused_neighbour_is_what_its_answers_say() -> None:
     seen = Seen()
     seen.link()
-    seen.view.learn(accused_by(2, 1))
+    seen.view.learn(accused_by(0, 1), accused_by(2, 1))
     assert seen.healths.of(ANNA) is Health.LIVE
 
 
