@@ -71,6 +71,7 @@ class Memory:
             member=self._member,
             accused=self._accusations,
             held=self._intern,
+            homes={},
         )
 
     def _parse(self, raw: bytes) -> Record:

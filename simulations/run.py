@@ -3,7 +3,8 @@
 Prints a report of one screen, or JSON, and exits with 1 when a figure or an invariant is missed;
 then it also prints the command that plays the failing run again. Only speed and memory depend on
 the machine; all else follows from the seed. With `--baseline` the report of an earlier `--json` is
-compared, figure by figure.
+compared, figure by figure. `--seconds` makes the safety phase longer or shorter than the scenario
+has it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _options(arguments)
     try:
-        scenario = load(options.scenario)
+        scenario = _lasting(load(options.scenario), options.seconds)
         before = _read_baseline(options.baseline)
     except ConfigError as exc:
         print(exc, file=sys.stderr)
@@ -41,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     timed = list(_play_all(scenario, options.seeds, options.nodes, options.jobs))
     elapsed_s = time.perf_counter() - began
-    report = summary(options.scenario, [one.result for one in timed], strict=options.strict)
+    named = options.scenario
+    if options.seconds is not None:
+        named += f" --seconds {options.seconds:g}"
+    report = summary(named, [one.result for one in timed], strict=options.strict)
     machine = cost(timed, elapsed_s)
     if options.json:
         print(json.dumps({**report, "machine": machine}, indent=1))
@@ -85,6 +89,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--seed", type=int, default=1)
     which.add_argument("--seeds", type=_seeds, metavar="A..B", help="all of them, in parallel")
     parser.add_argument("--nodes", type=int, help="instead of the scenario's number")
+    parser.add_argument("--seconds", type=float, help="of the safety phase, instead of its own")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="an earlier --json")
@@ -92,6 +97,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.seeds = options.seeds or range(options.seed, options.seed + 1)
     return options
+
+
+def _lasting(scenario: Scenario, seconds: float | None) -> Scenario:
+    return scenario if seconds is None else replace(scenario, safety_s=seconds)
 
 
 def _seeds(text: str) -> range:
@@ -138,7 +147,7 @@ def summary(scenario: str, results: Sequence[Result], *, strict: bool) -> dict[s
     Of each figure the middle and the worst value over the runs, with the seed of the worst.
 
     Args:
-        scenario: As the command line named it.
+        scenario: As the command line named it, with the length that it gave it.
         results: At least one.
         strict: Goals count like limits.
     """

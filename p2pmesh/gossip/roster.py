@@ -8,6 +8,7 @@ other again however long it took.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.shared import Known, Shared
@@ -40,23 +41,21 @@ class Roster:
         self._absent = dict(book)  # where those were seen that no record stands of
         self.document = document
         self._shared = shared
-        self._live: frozenset[NodeId] | None = None
-        self._removed: frozenset[NodeId] = frozenset()
+        self._live = {me}
+        self._removed = document.removed
         self._population: frozenset[tuple[NodeId, bool]] | None = None
 
     @property
-    def live(self) -> frozenset[NodeId]:
+    def live(self) -> AbstractSet[NodeId]:
         """Members with a lease that neither left nor were removed; this node is one of them."""
-        removed = self.document.removed
-        if self._live is None or removed != self._removed:
-            here = {n for n, known in self.known.items() if not known.left and n not in removed}
-            self._live, self._removed, self._population = frozenset(here | {self.me}), removed, None
+        self._follow()
         return self._live
 
     @property
     def moved(self) -> bool:
         """Whether the population may be another one since it was last asked for."""
-        return self._population is None or self._removed != self.document.removed
+        self._follow()
+        return self._population is None
 
     @property
     def population(self) -> frozenset[tuple[NodeId, bool]]:
@@ -80,7 +79,7 @@ class Roster:
                 if not before.left:
                     self._note(owner, before)
             if _standing(before) != _standing(after):
-                self._live = self._population = None
+                self._judge(owner)
 
     @property
     def book(self) -> dict[NodeId, tuple[Address, ...]]:
@@ -102,6 +101,23 @@ class Roster:
         """Whether `node` listens anywhere, as far as is known."""
         known = self.known.get(node)
         return known is None or bool(known.addresses)
+
+    def _follow(self) -> None:
+        """Count out who was removed meanwhile, and in who is not any more."""
+        removed = self.document.removed
+        if removed is not self._removed:
+            changed, self._removed = removed ^ self._removed, removed
+            for node in changed:
+                self._judge(node)
+
+    def _judge(self, node: NodeId) -> None:
+        """Work out anew whether `node` is live; sets of a thousand take long to make anew."""
+        known = self.known.get(node)
+        self._population = None
+        if node == self.me or (known and not known.left and node not in self._removed):
+            self._live.add(node)
+        else:
+            self._live.discard(node)
 
     def _note(self, node: NodeId, known: Known) -> None:
         self._absent[node] = known.addresses

@@ -26,7 +26,8 @@ class Spread:
     """What one node passes on."""
 
     def __init__(self) -> None:
-        self._learned: deque[tuple[float, bytes]] = deque(maxlen=LEARNED_MAX)
+        self._learned: deque[tuple[float, bytes]] = deque(maxlen=LEARNED_MAX)  # too young to name
+        self._named: deque[tuple[float, bytes]] = deque(maxlen=RECENT_MAX)
 
     def flood(self, facts: Facts, targets: Iterable[NodeId]) -> list[Send]:
         """The same messages to all `targets`."""
@@ -47,9 +48,9 @@ class Spread:
 
     def recent(self, now: float) -> tuple[bytes, ...]:
         """The ids to name in a probe or answer now, the newest if there are too many."""
-        while self._learned and now - self._learned[0][0] > NAMED_UNTIL_S:
-            self._learned.popleft()
-        if not self._learned:
-            return ()
-        ids = [one for at, one in self._learned if now - at >= NAMED_AFTER_S]
-        return tuple(ids[-RECENT_MAX:])
+        learned, named = self._learned, self._named
+        while learned and now - learned[0][0] >= NAMED_AFTER_S:
+            named.append(learned.popleft())
+        while named and now - named[0][0] > NAMED_UNTIL_S:
+            named.popleft()
+        return tuple(item for _, item in named) if named else ()

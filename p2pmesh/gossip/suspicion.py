@@ -10,6 +10,7 @@ subject waits before it accuses that one again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from p2pmesh.gossip.probe import Prober
@@ -158,7 +159,7 @@ class Suspicion:
             and (reached or suspect.denied or not self._others(subject))
         )
 
-    def _others(self, subject: NodeId) -> frozenset[NodeId]:
+    def _others(self, subject: NodeId) -> AbstractSet[NodeId]:
         """Who else could know whether a node is there."""
         others = self._roster.live - {subject, self._roster.me}
         return others - self.accusations.keys()

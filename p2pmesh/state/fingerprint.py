@@ -17,6 +17,7 @@ import struct
 from collections.abc import Sequence
 
 FINGERPRINT_BYTES = 16
+CUTOFFS_MAX = 16  # answers remembered: a link is compared thrice in a row at one cutoff
 CHANGES_KEPT_S = 15  # probes ask for five seconds ago; clocks and queues get as much again
 
 _MODULUS = 1 << (8 * FINGERPRINT_BYTES)
@@ -41,6 +42,7 @@ class Fingerprint:
         self._total = 0
         self._changes: dict[int, int] = {}  # by second; of seconds after the horizon
         self._horizon = 0
+        self._told: dict[int, bytes] = {}  # what `at` said since the last change
 
     @property
     def value(self) -> bytes:
@@ -51,8 +53,13 @@ class Fingerprint:
         """Of what counted at the end of that second; None when that is too long ago to say."""
         if cutoff_s < self._horizon:
             return None
-        later = sum(change for second, change in self._changes.items() if second > cutoff_s)
-        return _shown(self._total - later)
+        told = self._told.get(cutoff_s)
+        if told is None:
+            later = sum(change for second, change in self._changes.items() if second > cutoff_s)
+            if len(self._told) >= CUTOFFS_MAX:
+                self._told.clear()
+            told = self._told[cutoff_s] = _shown(self._total - later)
+        return told
 
     def born(self, item: bytes, at_s: int) -> None:
         """An item is there.
@@ -82,6 +89,7 @@ class Fingerprint:
                 self._changes = {s: c for s, c in self._changes.items() if s > horizon}
 
     def _change(self, change: int, at_s: int) -> None:
+        self._told.clear()
         self._total += change
         if at_s > self._horizon:
             self._changes[at_s] = self._changes.get(at_s, 0) + change

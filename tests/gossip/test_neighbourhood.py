@@ -25,6 +25,7 @@ def crowd(count: int) -> list[NodeId]:
 def roster_of(me: NodeId, members: Iterable[NodeId]) -> Roster:
     roster = Roster(me, Document(MESH), {}, Shared())
     roster.known |= {node: Known(STARTED, 1, NOW, (HERE,), left=False) for node in members}
+    roster._live |= roster.known.keys()
     return roster
 
 

@@ -116,6 +116,15 @@ def test_a_missed_figure_fails_and_says_how_to_see_it_again(
     assert "Probe" in told  # what happened last
 
 
+def test_a_run_can_be_made_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('about = "Brief"\nsafety_s = 5\n[limits]\nmean_kb_per_s = 0\n', "utf-8")
+    assert main([str(own), "--nodes", "2", "--seconds", "20", "--json"]) == 1
+    (failure,) = json.loads(capsys.readouterr().out)["failures"]
+    assert failure["simulated_s"] > 20
+    assert f"{own} --seconds 20 --seed 1 --nodes 2" in failure["replay"]
+
+
 def test_goals_fail_a_run_only_when_they_are_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
