@@ -3,8 +3,8 @@
 A subject that misses answers is asked for through others first: up to three neighbours say whether
 they can reach it, while the last of its probes is still under way. Only when it missed enough and
 none of them can reach it does this node accuse it. A subject that it never reached itself is given
-twice the time, and needs somebody's word that it cannot be reached. Whoever was wrong about a
-subject waits before it accuses that one again.
+twice the time unless two others cannot reach it either, and needs somebody's word of that. Whoever
+was wrong about a subject waits before it accuses that one again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ASK_AGAIN_S = 2.0  # what helpers said holds that long
 REST_FIRST_S, REST_MAX_S = 2.0, 60.0  # before accusing again whom one was wrong about
 KEPT_AFTER_REMOVAL_S = 60.0  # an accusation stays that long beside the certificate made of it
 STRANGER_FACTOR = 2  # how much longer for a subject that was never reached
+DENIERS_SURE = 2  # unless so many others cannot reach it either
 
 
 @dataclass(slots=True)
@@ -32,14 +33,16 @@ class _Suspect:
 
     Attributes:
         helpers: Whom it asked and who has not answered yet.
-        denied: Somebody said that the subject cannot be reached.
+        epoch: The life of the subject that it is about.
+        deniers: Who said that the subject cannot be reached.
         vouched_at: When somebody last said that it can.
     """
 
     token: int
     asked_at: float
+    epoch: int
     helpers: set[NodeId] = field(default_factory=set)
-    denied: bool = False
+    deniers: set[NodeId] = field(default_factory=set)
     vouched_at: float | None = None
 
 
@@ -90,8 +93,9 @@ class Suspicion:
         suspect.helpers.discard(helper)
         if alive:
             suspect.vouched_at = now
+            suspect.deniers.clear()
         else:
-            suspect.denied = True
+            suspect.deniers.add(helper)
 
     def ask(
         self,
@@ -110,14 +114,17 @@ class Suspicion:
         for subject in sorted(subjects):
             if self._prober.misses(subject) < self._prober.enough(subject) - 1:
                 continue
-            suspect = self._suspects.get(subject)
+            suspect, known = self._suspects.get(subject), self._roster.known.get(subject)
+            epoch = known.epoch if known is not None else 0
+            if suspect is not None and suspect.epoch != epoch:
+                suspect = None  # what was said is about an earlier life
             if suspect is not None and now - suspect.asked_at < ASK_AGAIN_S:
                 continue
             self._token += 1
             asked = helpers(subject, self._token)[:HELPERS_MAX]
-            fresh = _Suspect(token=self._token, asked_at=now, helpers=set(asked))
+            fresh = _Suspect(self._token, now, epoch, helpers=set(asked))
             if suspect is not None:
-                fresh.denied, fresh.vouched_at = suspect.denied, suspect.vouched_at
+                fresh.deniers, fresh.vouched_at = suspect.deniers, suspect.vouched_at
             self._suspects[subject] = fresh
             questions += [Question(helper, subject, self._token) for helper in asked]
         return questions
@@ -146,17 +153,18 @@ class Suspicion:
 
     def _is_due(self, subject: NodeId, epoch: int, now: float) -> bool:
         suspect, rest = self._suspects.get(subject), self._rests.get(subject)
-        if suspect is None or (rest is not None and now < rest.until):
+        if suspect is None or suspect.epoch != epoch or (rest and now < rest.until):
             return False
         reached = self._reached.get(subject) == epoch
-        enough = self._prober.enough(subject) * (1 if reached else STRANGER_FACTOR)
+        sure = reached or len(suspect.deniers) >= DENIERS_SURE
+        enough = self._prober.enough(subject) * (1 if sure else STRANGER_FACTOR)
         waiting = suspect.helpers and now - suspect.asked_at < TOLD_WITHIN_S
         vouched = suspect.vouched_at is not None and now - suspect.vouched_at < ASK_AGAIN_S
         return (
             self._prober.misses(subject) >= enough
             and not waiting
             and not vouched
-            and (reached or suspect.denied or not self._others(subject))
+            and (reached or bool(suspect.deniers) or not self._others(subject))
         )
 
     def _others(self, subject: NodeId) -> AbstractSet[NodeId]:

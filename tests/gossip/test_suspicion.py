@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, Prober
 from p2pmesh.gossip.suspicion import (
     ASK_AGAIN_S,
+    DENIERS_SURE,
     HELPERS_MAX,
     KEPT_AFTER_REMOVAL_S,
     REST_FIRST_S,
@@ -182,10 +183,13 @@ def test_a_sign_of_life_ends_the_suspicion() -> None:
     assert not observer.review(), "the old denials are gone"
 
 
-def test_who_was_never_reached_is_given_more_time_and_takes_a_denial() -> None:
-    observer = Observer()
+@pytest.mark.parametrize(("deniers", "factor"), [(1, STRANGER_FACTOR), (DENIERS_SURE, 1)])
+def test_who_was_never_reached_is_given_more_time_unless_two_deny_it(
+    deniers: int, factor: int
+) -> None:
+    observer = Observer(helpers=HELPERS[:deniers])
     observer.prober.count({SUBJECT}, observer.now)
-    for second in range(1, STRANGER_FACTOR * MISSES_MIN + 1):
+    for second in range(1, factor * MISSES_MIN + 1):
         assert not observer.accuses
         observer.now = float(second)
         observer.prober.count({SUBJECT}, observer.now)
