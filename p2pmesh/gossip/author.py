@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from p2pmesh.gossip.buckets import Bucket
-from p2pmesh.gossip.events import Out, PersistEpoch, TwinFound
+from p2pmesh.gossip.events import Out, PersistEpoch, Send, TwinFound
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.state.bodies import MEMBER, WANTS
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document
 from p2pmesh.wire.evidence import ACCUSED
+from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import TTL_S_MAX, Record, seal
 
 LEASE_REFRESH_S = 60
@@ -52,6 +53,7 @@ class Author:
         self._bodies: dict[str, dict[str, Any]] = {}
         self._waiting: set[str] = set()
         self._bucket = Bucket(OWNER_RATE_PER_S, OWNER_BURST)
+        self._outranked: set[int] = set()  # instances
         self._started_at = 0
         self._looked_at = -LOOK_EVERY_S
 
@@ -72,6 +74,11 @@ class Author:
         """Somebody takes this node for dead: say anew that it is here."""
         if MEMBER in self._bodies:
             self._waiting.add(MEMBER)
+
+    def introduce(self, node: NodeId) -> list[Out]:
+        """Who this node is, for a new neighbour; at once, since twins take each other's links."""
+        member = self._document.get(self._me, MEMBER)
+        return [] if member is None else [Send(node=node, message=Facts(records=(member.raw,)))]
 
     def due(self, mesh_now: float, members: int) -> list[Record]:
         """What to write now; the caller floods it.
@@ -106,7 +113,10 @@ class Author:
         the smaller instance stays and the other gives way.
         """
         # Epochs are on disk before use: nobody but a twin that started at once has the same.
-        alive = record.epoch == self._epoch or record.issued_at > self._started_at + TWIN_SLACK_S
+        # Nor does anybody else rise above an epoch that outranked it in this life.
+        answers = record.instance in self._outranked
+        slack_s = -TWIN_SLACK_S if answers else TWIN_SLACK_S
+        alive = record.epoch == self._epoch or record.issued_at > self._started_at + slack_s
         if alive and self._instance > record.instance:
             return [TwinFound()]
         if record.epoch >= mesh_now + EPOCH_AHEAD_S_MAX - 1:
@@ -115,6 +125,7 @@ class Author:
             self._waiting.add(WANTS)  # they outlive epochs: this life says them anew, or not
         if record.epoch < self._epoch:
             return []
+        self._outranked.add(record.instance)
         self._epoch = max(self._epoch, record.epoch) + 1
         self._seq = 0
         self._waiting |= self._bodies.keys()

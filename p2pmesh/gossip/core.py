@@ -153,7 +153,7 @@ class Core:
         self.healths.touch((node,))
         self.prober.link_up(node, now)
         self._dialling.linked(node, now)
-        found = [*self.watch.heard(node), *self.recovery.ask(node)]
+        found = [*self.watch.heard(node), *self.recovery.ask(node), *self.author.introduce(node)]
         return [*found, *self._probe(node, now), *self._review_soon()]
 
     def _link_down(self, node: NodeId, now: float) -> list[Out]:

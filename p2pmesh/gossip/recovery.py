@@ -1,7 +1,8 @@
 """Learning at a start what earlier lives of this node wrote. Pure.
 
 A disk may be lost or old. So before it writes anything a node asks its first neighbours for what
-they hold with its key; whatever they hold, its own epoch has to be higher.
+they hold with its key; whatever they hold, its own epoch has to be higher. It goes on asking
+everybody whom it meets: two that run with one key take each other's links, and find out so.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ class Recovery:
 
     def ask(self, node: NodeId) -> list[Out]:
         """There is a link to `node`."""
-        if self.done:
-            return []
         self._asked.add(node)
         return [Send(node=node, message=Own())]
 

@@ -18,10 +18,11 @@ from p2pmesh.gossip.author import (
     WANTS_TTL_S,
     Author,
 )
-from p2pmesh.gossip.events import Out, PersistEpoch, TwinFound
+from p2pmesh.gossip.events import Out, PersistEpoch, Send, TwinFound
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, EXPIRY_GRACE_S, Document
 from p2pmesh.wire.evidence import ACCUSED
+from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import TTL_S_MAX, Record, verify_record
 from tests.state.make import KEYS, MESH, NODES, NOW, member, record
 
@@ -244,6 +245,23 @@ def test_of_two_that_run_at_once_the_smaller_instance_stays(
     one, _ = author()
     out = one.outranked(other_life(instance=instance, **alive), NOW + 10)
     assert out == ([TwinFound()] if gives_way else [PersistEpoch(epoch=alive["epoch"] + 1)])
+
+
+def test_who_rises_above_an_epoch_that_outranked_it_is_alive() -> None:
+    one, _ = author()
+    left_over = other_life(instance=INSTANCE - 1, epoch=NOW + 9, issued_at=NOW - TWIN_SLACK_S)
+    assert one.outranked(left_over, NOW + 1) == [PersistEpoch(epoch=NOW + 10)]
+    answer = other_life(instance=INSTANCE - 1, epoch=NOW + 11, issued_at=NOW + 1)
+    assert one.outranked(answer, NOW + 2) == [TwinFound()]
+
+
+def test_a_new_neighbour_is_told_who_this_is() -> None:
+    one, document = author()
+    member = document.get(ME, MEMBER)
+    assert member is not None
+    assert one.introduce(NODES[1]) == [Send(node=NODES[1], message=Facts(records=(member.raw,)))]
+    one, _ = author(writing=False, lease=False)
+    assert one.introduce(NODES[1]) == []
 
 
 def test_an_epoch_that_nobody_would_believe_yet_waits() -> None:

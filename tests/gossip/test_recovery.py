@@ -9,10 +9,12 @@ NODES = [NodeId(bytes([number]) * 16) for number in range(LEARN_FROM + 2)]
 SOON = [SetTimer(after_s=LEARN_MORE_S, token=LEARNED)]
 
 
-def test_alone_there_is_nobody_to_ask() -> None:
+def test_alone_it_waits_for_nobody_but_asks_whom_it_meets() -> None:
     alone = Recovery(done=True)
     assert alone.begin() == []
-    assert alone.ask(NODES[0]) == []
+    assert alone.ask(NODES[0]) == [Send(node=NODES[0], message=Own())]
+    assert alone.is_reply(NODES[0])
+    assert alone.replied() == []
     assert alone.done
 
 
