@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
-from simulations.network import Conditions, Cut, branch
+from simulations.hosts import Conditions, Cut
 from simulations.node import Disk, Node
+from simulations.schedule import branch
 from simulations.world import World, start_if_off
 
 
@@ -26,6 +27,7 @@ class Stage:
     def __init__(self, world: World) -> None:
         self.world = world
         self.rng: Random = branch(world.seed, "faults")
+        self.over = False  # no more faults
         self._returning: list[Node] = []
 
     def pick(self, count: int = 1, share: float = 0.0) -> list[Node]:
@@ -60,6 +62,7 @@ class Stage:
 
     def heal(self) -> None:
         """The end of all faults; what went down for good stays down."""
+        self.over = True
         self.world.network.conditions = Conditions()
         self.world.network.cuts.clear()
         self.world.disturbed()
@@ -68,6 +71,25 @@ class Stage:
         for node in self.world.nodes:
             if node.core is not None and not node.awake:
                 node.resume()
+            if node.lag_s:
+                node.slow_down(0.0)
+            if node.core is not None and not node.links.ends:
+                # Two who both moved while apart know no address; on their own network they do.
+                self.world.roam(node, 0)
+
+    def cut(self, some: frozenset[int], *, one_way: bool) -> list[Cut]:
+        """Cut these hosts off from all others: nothing of theirs gets out, or nothing in either."""
+        others = frozenset(node.number for node in self.world.nodes) - some
+        cuts = [Cut(some, others)] if one_way else [Cut(some, others), Cut(others, some)]
+        self.world.network.cuts += cuts
+        self.world.disturbed()
+        return cuts
+
+    def mend(self, cuts: list[Cut]) -> None:
+        """Undo `cut`."""
+        network = self.world.network
+        network.cuts = [cut for cut in network.cuts if cut not in cuts]
+        self.world.disturbed()
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -87,16 +109,21 @@ def partition(
     everybody = stage.world.nodes
     size = max(1, min(round(share * len(everybody)), len(everybody) - 1))
     some = frozenset(node.number for node in stage.rng.sample(everybody, size))
-    others = frozenset(node.number for node in everybody) - some
-    cuts = [Cut(some, others)] if one_way else [Cut(some, others), Cut(others, some)]
-    stage.world.network.cuts += cuts
-    stage.world.disturbed()
-    stage.later(for_s, partial(_mend, stage, cuts))
+    stage.later(for_s, partial(stage.mend, stage.cut(some, one_way=one_way)))
 
 
-def _mend(stage: Stage, cuts: list[Cut]) -> None:
-    stage.world.network.cuts = [cut for cut in stage.world.network.cuts if cut not in cuts]
-    stage.world.disturbed()
+def flip_flop(stage: Stage, *, share: float = 0.2, period_s: float = 20.0, times: int = 3) -> None:
+    """Nothing that some nodes say gets out, for that long; then it does, for as long; and again."""
+    everybody = stage.world.nodes
+    size = max(1, min(round(share * len(everybody)), len(everybody) - 1))
+    some = frozenset(node.number for node in stage.rng.sample(everybody, size))
+    _flip(stage, some, period_s, times)
+
+
+def _flip(stage: Stage, some: frozenset[int], period_s: float, times: int) -> None:
+    if times and not stage.over:
+        stage.later(period_s, partial(stage.mend, stage.cut(some, one_way=True)))
+        stage.later(2 * period_s, partial(_flip, stage, some, period_s, times - 1))
 
 
 # --- machines -------------------------------------------------------------------------------------
@@ -153,10 +180,23 @@ def _resume(node: Node, instance: int) -> None:
         node.resume()
 
 
-def clock(stage: Stage, *, count: int = 1, seconds: float) -> None:
-    """Set clocks so far ahead of the true time, or behind it; 60 s apart is what meshes take."""
+def slow(stage: Stage, *, count: int = 1, lag_s: float, for_s: float | None = None) -> None:
+    """Nodes get to everything so much later."""
     for node in stage.pick(count):
-        node.jump_clock(seconds - node.offset_s)
+        node.slow_down(lag_s)
+        stage.later(for_s, partial(node.slow_down, 0.0))
+
+
+def clock(stage: Stage, *, count: int = 1, seconds: float, restart: bool = False) -> None:
+    """Set clocks so far ahead of the true time, or behind it; 60 s apart is what meshes take.
+
+    A process reads its clock when it starts: the others notice with the next start.
+    """
+    for node in stage.pick(count):
+        node.jump_clock(seconds)
+        if restart:
+            stage.take_down(node, "kill", returns=True)
+            stage.later(1.0, partial(stage.bring_back, node))
 
 
 def roam(stage: Stage, *, count: int = 1, share: float = 0.0) -> None:
@@ -165,12 +205,15 @@ def roam(stage: Stage, *, count: int = 1, share: float = 0.0) -> None:
         stage.world.roam(node, stage.rng.randrange(1, 200))
 
 
-def twin(stage: Stage, *, for_s: float | None = None) -> None:
-    """Somebody starts a copy of a node's disk beside it."""
+def twin(stage: Stage, *, same_second: bool = False, for_s: float | None = None) -> None:
+    """Somebody starts a copy of a node's disk beside it, or restarts it at the same moment."""
     for node in stage.pick():
         node.save_book()
         copy = stage.world.add(twin_of=node)
         copy.disk, copy.seeds = node.disk, node.seeds
+        if same_second:
+            stage.take_down(node, "kill", returns=True)
+            stage.bring_back(node)
         copy.start()
         stage.later(for_s, partial(_stop, copy))
 
@@ -185,11 +228,13 @@ FAULTS: Mapping[str, Callable[..., None]] = {
     for fault in (
         knob,
         partition,
+        flip_flop,
         crash,
         restart_all,
         join,
         freeze,
         suspend,
+        slow,
         clock,
         roam,
         twin,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from p2pmesh.gossip.events import Health, HealthChanged, Publish, StateChanged
+from p2pmesh.gossip.events import Publish
 from p2pmesh.identity.keys import NodeId
-from simulations.checkers import Gap, unsettled
+from simulations.gaps import Gap, counts_on, unsettled
 from simulations.node import Handled, Node
 from simulations.world import World
 
-STEADY_S = 15.0  # after anything was done to a node or the network, nobody's judgement is false
 POLL_S = 0.05
 
 
@@ -51,7 +50,7 @@ class Spread:
         node.tell(event)
         record = node.core.document.get(node.id, event.register)
         if record is before or record is None:
-            return  # it said the same already
+            return  # it said the same already, or has said so much that this has to wait
         missing = {n.number for n in self._world.honest if n.awake and n.id != node.id}
         now = self._world.schedule.now
         if missing:
@@ -59,10 +58,8 @@ class Spread:
 
     def handled(self, step: Handled) -> None:
         """See `Watcher`."""
-        if not self._open or not any(isinstance(out, StateChanged) for out in step.outs):
-            return
-        assert step.node.core is not None
-        for update in list(self._open):
+        for update in [one for one in self._open if one.owner in step.changed]:
+            assert step.node.core is not None
             held = step.node.core.document.get(update.owner, update.register)
             if held is not None and held.version >= update.version:
                 update.missing.discard(step.node.number)
@@ -75,63 +72,58 @@ class Spread:
         running = {node.number for node in self._world.honest}
         for update in list(self._open):
             update.missing &= running
-            owner_runs = any(node.id == update.owner for node in self._world.honest)
-            if not update.missing or not owner_runs:
+            if not update.missing or not self._world.running(update.owner):
                 self._open.remove(update)
 
 
 class Removals:
-    """How long until every live node does without one that went down, and who was wronged."""
+    """How long until every live node does without one that went down."""
 
     def __init__(self, world: World) -> None:
         self.latencies_s: list[float] = []
-        self.wronged: list[str] = []
         self._world = world
         self._waiting: dict[int, set[int]] = {}  # for whom, and who still counts on it
+        self._numbers: dict[NodeId, int] = {}
 
     @property
     def pending(self) -> int:
         """Nodes that are down and that somebody still counts on."""
+        self._follow()
         running = {node.number for node in self._world.honest}
         return sum(1 for waiting in self._waiting.values() if waiting & running)
 
     def handled(self, step: Handled) -> None:
         """See `Watcher`."""
-        node, went_down = step.node, self._world.went_down
+        self._follow()
+        if not self._waiting or step.node.hostile:
+            return
+        for owner in step.changed:
+            number = self._numbers.get(owner)
+            if number is not None and number in self._waiting:
+                self._look(step.node, owner, number)
+
+    def _follow(self) -> None:
+        went_down = self._world.went_down
+        if self._waiting.keys() == went_down.keys():
+            return
         for number in self._waiting.keys() - went_down.keys():
             del self._waiting[number]
-        for number in went_down.keys() - self._waiting.keys():
-            self._waiting[number] = {other.number for other in self._world.honest if other.awake}
-        if node.hostile:
-            return
-        for out in step.outs:
-            if isinstance(out, HealthChanged) and out.health is Health.DEAD:
-                self._judge(node, out.node)
-        if any(isinstance(out, HealthChanged | StateChanged) for out in step.outs):
-            for number in sorted(self._waiting):
-                self._look(node, number)
+        counting = [n for n in self._world.honest if n.awake and n.core is not None]
+        for number in sorted(went_down.keys() - self._waiting.keys()):
+            owner = self._world.nodes[number].id
+            self._numbers[owner] = number
+            self._waiting[number] = {
+                n.number for n in counting if n.core and counts_on(n.core, owner)
+            }
 
-    def _look(self, node: Node, number: int) -> None:
+    def _look(self, node: Node, owner: NodeId, number: int) -> None:
         waiting = self._waiting[number]
-        if node.number in waiting and node.sees_dead(self._world.nodes[number].id):
+        if node.number in waiting and node.core and not counts_on(node.core, owner):
             waiting.discard(node.number)
             if not waiting & {other.number for other in self._world.honest if other.awake}:
                 waiting.clear()
                 at = self._world.went_down[number]
                 self.latencies_s.append(self._world.schedule.now - at)
-
-    def _judge(self, node: Node, subject: NodeId) -> None:
-        """Was it right to take `subject` for dead?"""
-        now = self._world.schedule.now
-        passes = self._world.network.passes
-        hosts = [
-            n
-            for n in self._world.honest
-            if n.id == subject and n.awake and passes(n, node) and passes(node, n)
-        ]
-        since = [self._world.disturbed_at, node.steady_since, *(n.steady_since for n in hosts)]
-        if hosts and now - max(since) > STEADY_S:
-            self.wronged.append(f"at {now:.3f} s node {node.number} of node {hosts[0].number}")
 
 
 class Settling:

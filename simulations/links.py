@@ -1,7 +1,8 @@
 """The links of one simulated node, by the rules of `p2pmesh.transport.links`.
 
 At most one link per peer: of two the one that the smaller id dialled, of a restarted peer the newer
-at once. A message for nobody is dropped, and an attempt that is under way is not made twice.
+at once. A message for nobody is dropped, an attempt that is under way is not made twice, and who
+sends what does not decode is cut off and stays away for a while.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from p2pmesh.config import Address
+from p2pmesh.errors import PeerError
 from p2pmesh.gossip.events import DialFailed, Event, LinkDown, LinkUp, Received
 from p2pmesh.identity.keys import NodeId
-from simulations.network import End, Failure, Host, Network
+from p2pmesh.transport.barred import Barred
+from p2pmesh.wire.messages import decode_message
+from simulations.dialect import NEWER, in_newer_words
+from simulations.hosts import End, Failure, Host, Payload
+from simulations.network import Network
+from simulations.schedule import Schedule
 
 
 class Owner(Host, Protocol):
@@ -33,21 +40,33 @@ class Links:
 
     Args:
         owner: The node.
+        schedule: The heap.
         network: Where they run.
         at: Whose address that is at the moment.
     """
 
     def __init__(
-        self, owner: Owner, network: Network, at: Callable[[Address], Host | None]
+        self,
+        owner: Owner,
+        schedule: Schedule,
+        network: Network,
+        at: Callable[[Address], Host | None],
     ) -> None:
         self.ends: dict[NodeId, End] = {}
-        self._owner, self._network, self._at = owner, network, at
+        self._owner, self._schedule, self._network, self._at = owner, schedule, network, at
         self._dialling: set[NodeId | Address] = set()
+        self._barred = Barred()
 
-    def send(self, node: NodeId, message: bytes) -> None:
+    def send(self, node: NodeId, payload: Payload) -> None:
         """Queue a message, if there is a link."""
-        if end := self.ends.get(node):
-            self._network.send(end, message)
+        end = self.ends.get(node)
+        if end is None:
+            return
+        if end.version >= NEWER and not isinstance(payload, bytes):
+            for words in in_newer_words(payload):
+                self._network.send(end, words)
+        else:
+            self._network.send(end, payload)
 
     def dial(self, node: NodeId | None, addresses: tuple[Address, ...]) -> None:
         """Try to get a link to `node`, or to whoever answers."""
@@ -63,16 +82,23 @@ class Links:
 
     def accepted(self, end: End) -> None:
         """Somebody connected."""
-        if end.far.host.id == self._owner.id:
+        if end.far.host.id == self._owner.id or self._is_barred(end):
             self._network.close(end)
         else:
             self._serve(end)
 
-    def received(self, end: End, message: bytes) -> None:
+    def received(self, end: End, payload: Payload) -> None:
         """A message came; one on a link that was replaced means nothing any more."""
         peer = end.far.host.id
-        if self.ends.get(peer) is end:
-            self._owner.tell(Received(node=peer, message=message))
+        if self.ends.get(peer) is not end:
+            return
+        if isinstance(payload, bytes):
+            try:
+                payload = decode_message(payload)
+            except PeerError:
+                self.cut_off(peer)
+                return
+        self._owner.tell(Received(node=peer, message=payload))
 
     def ended(self, end: End) -> None:
         """A connection is over; the core hears of it unless another has replaced it."""
@@ -80,6 +106,17 @@ class Links:
         if self.ends.get(peer) is end:
             del self.ends[peer]
             self._owner.tell(LinkDown(node=peer))
+
+    def close(self, node: NodeId) -> None:
+        """Close the link to `node`, if there is one; the core hears of it soon."""
+        if end := self.ends.get(node):
+            self._network.close(end)
+            self._schedule.after(0, self.ended, end)
+
+    def cut_off(self, node: NodeId) -> None:
+        """Close the link to `node`, which broke the protocol, and have none for a while."""
+        self._barred.bar(node, self._schedule.now)
+        self.close(node)
 
     def forget(self, *, told: bool) -> None:
         """The process is gone: its kernel tells the peers, or there is no kernel any more."""
@@ -90,6 +127,7 @@ class Links:
                 self._network.vanish(end)
         self.ends.clear()
         self._dialling.clear()
+        self._barred = Barred()
 
     def _dialled(self, attempt: _Attempt, found: End | Failure) -> None:
         if not self._owner.listening or attempt.instance != self._owner.instance:
@@ -103,7 +141,7 @@ class Links:
         if isinstance(found, End):
             peer = found.far.host.id
             expected = peer == (attempt.node or peer) and peer != self._owner.id
-            if expected and not attempt.won:
+            if expected and not attempt.won and not self._is_barred(found):
                 attempt.won = True
                 self._dialling.discard(attempt.key)
                 self._serve(found)
@@ -123,13 +161,16 @@ class Links:
                 return
             self._network.close(older)
         self.ends[peer] = end
-        self._owner.tell(LinkUp(node=peer))
+        self._owner.tell(LinkUp(node=peer, version=end.version))
 
     def _replaces(self, newer: End, older: End) -> bool:
         if newer.far.instance != older.far.instance:
             return True
         mine = self._owner.id < newer.far.host.id
         return newer.outgoing == mine or older.outgoing != mine
+
+    def _is_barred(self, end: End) -> bool:
+        return self._barred.is_barred(end.far.host.id, self._schedule.now)
 
 
 @dataclass(slots=True, kw_only=True)

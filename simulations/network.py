@@ -1,161 +1,36 @@
-"""A simulated network: one heap of events, hosts, and connections that behave like TCP.
+"""A simulated network, with connections that behave like TCP.
 
 A connection delivers in order. A packet that is lost comes later: the first retransmission after
 200 ms, the next after twice that, and what was sent behind it waits. Nothing else happens to what
 is sent but by the knobs in `Conditions`, of which true drops and duplicates are things that TCP
-never does. Two hosts are always as far from each other: drawn once per pair.
-
-The seed decides everything; neither the wall clock nor the order of a set ever does.
+never does. Two hosts are always as far from each other: it follows from the seed and the pair.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from random import Random
-from typing import Any, Protocol
+from hashlib import blake2b
 
-from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import DIAL_TIMEOUT_S
-from p2pmesh.transport.links import SEND_QUEUE_MAX
+from p2pmesh.transport.outbox import BYTES_MAX, MESSAGES_MAX
+from simulations.hosts import (
+    RETRANSMIT_FIRST_S,
+    Conditions,
+    Cut,
+    End,
+    Failure,
+    Host,
+    Payload,
+    Traffic,
+)
+from simulations.schedule import Schedule, branch
+from simulations.sizes import Scale
 
 ONE_WAY_S = (0.010, 0.050)
 HANDLING_S = 0.001  # what a receiver takes to get to a message
-RETRANSMIT_FIRST_S = 0.2
 RETRANSMIT_MAX_S = 60.0
 GIVE_UP_S = 924.0  # of silence, until a kernel calls a connection broken (Linux's default)
 OVERHEAD_BYTES = 100  # of each message, in frames, TLS and packets
-
-
-def branch(seed: int, name: str) -> Random:
-    """One branch of the tree of random numbers; what is drawn from one moves no other."""
-    return Random(f"{seed}/{name}")
-
-
-class Schedule:
-    """What happens next. Time is in seconds from the start of the run."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.steps = 0
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._order = 0
-
-    def after(self, seconds: float, what: Callable[..., None], *arguments: Any) -> None:
-        """Have `what(*arguments)` called so much later; equal times keep their order."""
-        self._order += 1
-        heapq.heappush(self._heap, (self.now + seconds, self._order, what, arguments))
-
-    def run(self, until_s: float) -> None:
-        """Let everything happen up to and including that moment."""
-        heap = self._heap
-        while heap and heap[0][0] <= until_s:
-            self.now, _, what, arguments = heapq.heappop(heap)
-            self.steps += 1
-            what(*arguments)
-        self.now = until_s
-
-
-class Host(Protocol):
-    """A machine with, at times, a process that listens. Numbers tell hosts apart."""
-
-    number: int
-    id: NodeId  # what it proves in the hello
-    instance: int  # of the process
-    powered: bool  # its kernel sends and receives; otherwise there is silence
-
-    @property
-    def listening(self) -> bool:
-        """Whether a process is there to connect to; otherwise its kernel refuses."""
-        ...
-
-    @property
-    def awake(self) -> bool:
-        """Whether that process runs; otherwise its kernel keeps what comes."""
-        ...
-
-    def accepted(self, end: End) -> None:
-        """Somebody connected."""
-        ...
-
-    def received(self, end: End, message: bytes) -> None:
-        """A message came."""
-        ...
-
-    def ended(self, end: End) -> None:
-        """The other side closed the connection, or it broke."""
-        ...
-
-
-@dataclass(slots=True)
-class Conditions:
-    """What every packet goes through.
-
-    Attributes:
-        loss: Share of packets lost and sent again: a delay.
-        jitter_s: Delay of each message, at most; messages of different links overtake each other.
-        drop: Share of messages that are never seen again, on a connection that stays. Not TCP.
-        duplicate: Share of messages that come twice. Not TCP.
-    """
-
-    loss: float = 0.0
-    jitter_s: float = 0.0
-    drop: float = 0.0
-    duplicate: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cut:
-    """Nothing gets from any of `sources` to any of `targets`."""
-
-    sources: frozenset[int]
-    targets: frozenset[int]
-
-
-@dataclass(slots=True, eq=False)
-class End:
-    """One side of a connection, with what is on its way to the other side.
-
-    Attributes:
-        outgoing: This side dialled.
-        instance: Of the process on this side.
-        open: False once this side closed it, lost it, or was told of its end.
-        queue: What the far side has not taken yet, with when it is due; None ends the connection.
-        waiting_since: When the head of the queue was first held up.
-    """
-
-    host: Host
-    outgoing: bool
-    instance: int
-    far: End = field(init=False)
-    open: bool = True
-    closing: bool = False
-    queue: deque[tuple[float, bytes | None]] = field(default_factory=deque)
-    last_due: float = 0.0
-    retransmit_s: float = RETRANSMIT_FIRST_S
-    waiting_since: float | None = None
-    parked: bool = False
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What one host sent, payload and overhead, and the longest that a queue of it ever was."""
-
-    messages: int = 0
-    sent_bytes: int = 0
-    queue_max: int = 0
-    overflows: int = 0
-
-
-class Failure(Enum):
-    """Why there is no connection."""
-
-    REFUSED = "refused"  # the machine itself said that nobody listens
-    SILENCE = "silence"
-
 
 Answer = Callable[[End | Failure], None]
 
@@ -175,21 +50,22 @@ class Network:
         self._schedule = schedule
         self._seed = seed
         self._random = branch(seed, "network")
-        self._one_way_s: dict[tuple[int, int], float] = {}
+        self._scale = Scale(branch(seed, "codec"))
         self._parked: dict[int, list[End]] = {}
 
     def one_way_s(self, a: int, b: int) -> float:
         """Latency between two hosts, the same both ways."""
-        pair = (a, b) if a < b else (b, a)
-        if pair not in self._one_way_s:
-            draw = branch(self._seed, f"latency/{pair[0]}/{pair[1]}")
-            self._one_way_s[pair] = draw.uniform(*ONE_WAY_S)
-        return self._one_way_s[pair]
+        near, far = (a, b) if a < b else (b, a)
+        place = f"{self._seed}/latency/{near}/{far}".encode()
+        share = int.from_bytes(blake2b(place, digest_size=4).digest(), "big") / 2**32
+        return ONE_WAY_S[0] + share * (ONE_WAY_S[1] - ONE_WAY_S[0])
 
     def passes(self, source: Host, target: Host) -> bool:
         """Whether packets get from one host to another just now."""
         if not (source.powered and target.powered):
             return False
+        if not self.cuts:
+            return True
         a, b = source.number, target.number
         return not any(a in cut.sources and b in cut.targets for cut in self.cuts)
 
@@ -200,19 +76,19 @@ class Network:
         if target is None:
             self._schedule.after(DIAL_TIMEOUT_S, answer, Failure.SILENCE)
             return
-        dial = _Dial(answer)
+        dial = _Dial(answer, self.one_way_s(source.number, target.number))
         self._schedule.after(DIAL_TIMEOUT_S, dial.settle, Failure.SILENCE)
-        self._schedule.after(self._delay_s(source, target), self._knock, source, target, dial)
+        self._schedule.after(self._delay_s(dial.one_way_s), self._knock, source, target, dial)
 
     def _knock(self, source: Host, target: Host, dial: _Dial) -> None:
         if not self.passes(source, target):
             return
-        back_s = self._delay_s(target, source)
+        back_s = self._delay_s(dial.one_way_s)
         if not target.listening:
             self._schedule.after(back_s, self._refused, source, target, dial)
         elif target.awake:
-            near = End(source, outgoing=True, instance=source.instance)
-            far = End(target, outgoing=False, instance=target.instance)
+            near = End(source, dial.one_way_s, outgoing=True)
+            far = End(target, dial.one_way_s, outgoing=False)
             near.far, far.far = far, near
             target.accepted(far)
             self._schedule.after(back_s, self._reached, near, dial)
@@ -229,21 +105,24 @@ class Network:
 
     # --- sending --------------------------------------------------------------------------------
 
-    def send(self, end: End, message: bytes) -> None:
+    def send(self, end: End, payload: Payload) -> None:
         """Queue a message on a connection; when too many wait, the connection is given up."""
         if not end.open or end.closing:
             return
         traffic = self.traffic[end.host.number]
+        size_bytes = self._scale.size(payload)
         traffic.messages += 1
-        traffic.sent_bytes += len(message) + OVERHEAD_BYTES
+        traffic.sent_bytes += size_bytes + OVERHEAD_BYTES
         conditions = self.conditions
         if conditions.drop and self._random.random() < conditions.drop:
             return
-        self._push(end, message)
+        self._push(end, payload, size_bytes)
         if conditions.duplicate and self._random.random() < conditions.duplicate:
-            self._push(end, message)
-        traffic.queue_max = max(traffic.queue_max, len(end.queue))
-        if len(end.queue) > SEND_QUEUE_MAX:
+            self._push(end, payload, size_bytes)
+        waiting = len(end.queue)
+        traffic.queue_max = max(traffic.queue_max, waiting)
+        traffic.queue_bytes_max = max(traffic.queue_bytes_max, end.queued_bytes)
+        if waiting > MESSAGES_MAX or end.queued_bytes > BYTES_MAX:
             traffic.overflows += 1
             self.close(end)
             self._schedule.after(0, end.host.ended, end)
@@ -253,32 +132,33 @@ class Network:
         if end.open and not end.closing:
             end.closing = True
             end.open = False
-            self._push(end, None)
+            self._push(end, None, 0)
 
     def vanish(self, end: End) -> None:
         """This side is gone without a word: its machine lost power."""
         end.open = False
-        end.queue.clear()
+        end.drop_all()
 
-    def wake(self, host: Host) -> None:
-        """The process of a host runs again: it is given what its kernel kept."""
-        for end in self._parked.pop(host.number, []):
+    def wake(self, number: int) -> None:
+        """The process of host `number` runs again: it is given what its kernel kept."""
+        for end in self._parked.pop(number, []):
             end.parked = False
             self._schedule.after(0, self._pump, end)
 
-    def _push(self, end: End, message: bytes | None) -> None:
-        delay_s = self._delay_s(end.host, end.far.host)
+    def _push(self, end: End, payload: Payload | None, size_bytes: int) -> None:
+        delay_s = self._delay_s(end.one_way_s)
         if self.conditions.jitter_s:
             delay_s += self._random.uniform(0, self.conditions.jitter_s)
-        due = max(end.last_due, self._schedule.now + delay_s + HANDLING_S)
+        due = self._schedule.now + delay_s + HANDLING_S
+        due = max(due, end.last_due)
         end.last_due = due
-        end.queue.append((due, message))
+        end.queue.append((due, size_bytes, payload))
+        end.queued_bytes += size_bytes
         if len(end.queue) == 1:
             self._schedule.after(due - self._schedule.now, self._pump, end)
 
-    def _delay_s(self, source: Host, target: Host) -> float:
-        delay_s, again_s = self.one_way_s(source.number, target.number), RETRANSMIT_FIRST_S
-        loss = self.conditions.loss
+    def _delay_s(self, one_way_s: float) -> float:
+        delay_s, again_s, loss = one_way_s, RETRANSMIT_FIRST_S, self.conditions.loss
         while loss and self._random.random() < loss and again_s < RETRANSMIT_MAX_S:
             delay_s += again_s
             again_s *= 2
@@ -297,17 +177,18 @@ class Network:
             end.parked = True
             self._parked.setdefault(far.host.number, []).append(end)
             return
-        _, message = end.queue.popleft()
+        _, size_bytes, payload = end.queue.popleft()
+        end.queued_bytes -= size_bytes
         if end.queue:
             wait_s = max(0.0, end.queue[0][0] - self._schedule.now)
             self._schedule.after(wait_s, self._pump, end)
         if not far.open:
             if not far.closing:  # nobody knows this connection there any more
-                self._schedule.after(self.one_way_s(end.host.number, far.host.number), _end, end)
-        elif message is None:
+                self._schedule.after(end.one_way_s, _end, end)
+        elif payload is None:
             _end(far)
         else:
-            far.host.received(far, message)
+            far.host.received(far, payload)
 
     def _retransmit(self, end: End) -> None:
         now = self._schedule.now
@@ -315,7 +196,7 @@ class Network:
             end.waiting_since = now
         if now - end.waiting_since > GIVE_UP_S:
             end.closing = False  # nobody was told: the far side finds out when it says something
-            end.queue.clear()
+            end.drop_all()
             _end(end)
             return
         self._schedule.after(end.retransmit_s, self._pump, end)
@@ -327,15 +208,18 @@ def _end(end: End) -> None:
     if end.open:
         end.open = False
         end.closing = True
-        end.queue.clear()
+        end.drop_all()
         end.host.ended(end)
 
 
 class _Dial:
     """One attempt: the first outcome counts."""
 
-    def __init__(self, answer: Answer) -> None:
+    __slots__ = ("_answer", "one_way_s", "settled")
+
+    def __init__(self, answer: Answer, one_way_s: float) -> None:
         self.settled = False
+        self.one_way_s = one_way_s
         self._answer = answer
 
     def settle(self, outcome: End | Failure) -> None:

@@ -1,9 +1,10 @@
 """Run scenarios: `python -m simulations.run SCENARIO [--seed N | --seeds A..B] [--nodes N]`.
 
 Prints a report of one screen, or JSON, and exits with 1 when a figure or an invariant is missed;
-then it also prints the command that plays the failing run again. Only the speed depends on the
-machine; all else follows from the seed. With `--baseline` the report of an earlier `--json` is
-compared, figure by figure.
+then it also prints the command that plays the failing run again. Only speed and memory depend on
+the machine; all else follows from the seed. With `--baseline` the report of an earlier `--json` is
+compared, figure by figure. `--seconds` makes the safety phase longer or shorter than the scenario
+has it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,22 +34,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _options(arguments)
     try:
-        scenario = load(options.scenario)
+        scenario = _lasting(load(options.scenario), options.seconds)
         before = _read_baseline(options.baseline)
     except ConfigError as exc:
         print(exc, file=sys.stderr)
         return 2
     began = time.perf_counter()
-    results = list(_play_all(scenario, options.seeds, options.nodes, options.jobs))
+    timed = list(_play_all(scenario, options.seeds, options.nodes, options.jobs))
     elapsed_s = time.perf_counter() - began
-    report = summary(options.scenario, results, strict=options.strict)
+    named = options.scenario
+    if options.seconds is not None:
+        named += f" --seconds {options.seconds:g}"
+    report = summary(named, [one.result for one in timed], strict=options.strict)
+    machine = cost(timed, elapsed_s)
     if options.json:
-        print(json.dumps(report, indent=1))
+        print(json.dumps({**report, "machine": machine}, indent=1))
     else:
         print(show(scenario, report, before))
-        speed = sum(result.simulated_s for result in results) / elapsed_s
-        print(f"{elapsed_s:.1f} s, {speed:.1f} simulated seconds per second")
+        print(
+            f"{machine['elapsed_s']} s on {options.jobs} cores at most; on one of them "
+            f"{machine['speed']} simulated seconds per second, {machine['peak_mb']} MB at most"
+        )
     return 1 if report["failures"] else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A result and what it cost this machine.
+
+    Attributes:
+        cpu_s: Of one core.
+        peak_bytes: The most memory that its process ever had.
+    """
+
+    result: Result
+    cpu_s: float
+    peak_bytes: int
+
+
+def cost(timed: Sequence[Timed], elapsed_s: float) -> dict[str, float]:
+    """What depends on the machine: speed, in simulated seconds per second of a core, and memory."""
+    cpu_s = sum(one.cpu_s for one in timed)
+    return {
+        "elapsed_s": round(elapsed_s, 1),
+        "speed": round(sum(one.result.simulated_s for one in timed) / cpu_s, 1),
+        "peak_mb": round(max(one.peak_bytes for one in timed) / 1e6),
+    }
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,6 +89,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--seed", type=int, default=1)
     which.add_argument("--seeds", type=_seeds, metavar="A..B", help="all of them, in parallel")
     parser.add_argument("--nodes", type=int, help="instead of the scenario's number")
+    parser.add_argument("--seconds", type=float, help="of the safety phase, instead of its own")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="an earlier --json")
@@ -64,6 +97,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.seeds = options.seeds or range(options.seed, options.seed + 1)
     return options
+
+
+def _lasting(scenario: Scenario, seconds: float | None) -> Scenario:
+    return scenario if seconds is None else replace(scenario, safety_s=seconds)
 
 
 def _seeds(text: str) -> range:
@@ -84,16 +121,21 @@ def _read_baseline(path: Path | None) -> Mapping[str, Any]:
     return figures
 
 
-def _play_all(scenario: Scenario, seeds: range, nodes: int | None, jobs: int) -> Iterator[Result]:
+def _play_all(scenario: Scenario, seeds: range, nodes: int | None, jobs: int) -> Iterator[Timed]:
     if len(seeds) == 1 or jobs == 1:
-        yield from (play(scenario, seed, nodes) for seed in seeds)
+        yield from (_play(scenario, nodes, seed) for seed in seeds)
         return
     with ProcessPoolExecutor(max_workers=jobs) as pool:
         yield from pool.map(partial(_play, scenario, nodes), seeds)
 
 
-def _play(scenario: Scenario, nodes: int | None, seed: int) -> Result:
-    return play(scenario, seed, nodes)
+def _play(scenario: Scenario, nodes: int | None, seed: int) -> Timed:
+    began = time.process_time()
+    result = play(scenario, seed, nodes)
+    cpu_s = time.process_time() - began
+    kilobytes = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
+    return Timed(result=result, cpu_s=cpu_s, peak_bytes=peak)
 
 
 # --- what is told ---------------------------------------------------------------------------------
@@ -105,7 +147,7 @@ def summary(scenario: str, results: Sequence[Result], *, strict: bool) -> dict[s
     Of each figure the middle and the worst value over the runs, with the seed of the worst.
 
     Args:
-        scenario: As the command line named it.
+        scenario: As the command line named it, with the length that it gave it.
         results: At least one.
         strict: Goals count like limits.
     """
@@ -144,7 +186,8 @@ def show(scenario: Scenario, report: Mapping[str, Any], before: Mapping[str, Any
     nodes = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     lines = [
         f"{scenario.name}: {scenario.about}",
-        f"{report['runs']} runs, {nodes} nodes, {report['steps']} steps; loss here is delay (TCP)",
+        f"{report['runs']} runs, {nodes} nodes, {report['steps']} steps",
+        "loss is delay, as on TCP; drop and duplicate are knobs for stress, no link does that",
         "",
         f"{'figure':<22}{'p50':>12}{'worst':>12}{'limit':>10}{'goal':>10}  {'worst seed':<12}"
         + ("before (worst)" if before else ""),

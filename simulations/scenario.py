@@ -17,8 +17,8 @@ from typing import Any
 
 from p2pmesh.errors import ConfigError
 from simulations.attacks import ATTACKS
-from simulations.checkers import Gap
 from simulations.faults import FAULTS
+from simulations.gaps import Gap
 
 FOLDER = Path(__file__).parent / "scenarios"
 ACTIONS: Mapping[str, Callable[..., None]] = {**FAULTS, **ATTACKS}
@@ -52,9 +52,13 @@ class Scenario:
     Attributes:
         nodes: How many, or a pair to draw from.
         hostile: How many of them are.
+        undialable: Share of them that others cannot dial.
+        newer: Share of them that speak a newer version of the protocol as well.
+        clocks_s: Their clocks are off by at most that much.
+        terse: They have nothing to say of models.
         start_within_s: All start within that time.
         safety_s: Length of the first phase.
-        liveness_s: Length of the second.
+        liveness_s: Length of the second, at most; it ends soon after the mesh has settled.
         calm_s: Nothing that happens again and again begins before that.
         updates_per_s: Updates in the whole mesh, from then to the end of the safety phase.
         idle_s: Length of a quiet time at the end, in which bytes are counted.
@@ -68,6 +72,10 @@ class Scenario:
     about: str
     nodes: int | list[int] = 10
     hostile: int = 0
+    undialable: float = 0.0
+    newer: float = 0.0
+    clocks_s: float = 0.0
+    terse: bool = False
     start_within_s: float = 0.0
     safety_s: float = 60.0
     liveness_s: float = 60.0

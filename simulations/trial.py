@@ -5,28 +5,29 @@ The result is the same, byte for byte, whenever and wherever it is made.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from p2pmesh.errors import PeerError
-from p2pmesh.gossip.events import Received, TimerFired
-from p2pmesh.wire.messages import decode_message
-from simulations.checkers import SMALL_MESH, Gap, Safety, ViolationError, unsettled
+from simulations.bodies import caps
+from simulations.checkers import Safety
+from simulations.dialect import VERSIONS
 from simulations.faults import Stage
 from simulations.figures import POLL_S, Idle, Removals, Settling, Spread, percentile
-from simulations.network import branch
-from simulations.node import Handled
+from simulations.gaps import Gap, unsettled
+from simulations.justice import Justice
 from simulations.scenario import ACTIONS, Scenario, Step, limit_at
-from simulations.world import World, caps
+from simulations.schedule import ViolationError, branch
+from simulations.trace import Trace
+from simulations.world import SEEDS, World
 
-TAIL = 20  # steps of the end of a run that are told when it fails
 GAPS_TOLD = 5
 ON_ITS_WAY_S = 3.0  # a lease is renewed at any moment, and takes a while to reach everybody
+AFTERWARDS_S = 3.0  # how long a mesh that has settled is still looked at
+GARBAGE = 100_000  # objects made until young ones are looked through: nearly nothing is garbage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,8 @@ def play(scenario: Scenario, seed: int, nodes: int | None = None) -> Result:
     run = _Run(scenario, seed, nodes)
     missed: list[str] = []
     try:
-        run.play()
+        with _little_collecting():
+            run.play()
     except ViolationError as exc:
         missed.append(str(exc))
     figures = run.figures()
@@ -92,19 +94,33 @@ def play(scenario: Scenario, seed: int, nodes: int | None = None) -> Result:
 class _Run:
     def __init__(self, scenario: Scenario, seed: int, nodes: int) -> None:
         self.scenario = scenario
-        self.world = World(seed, nodes - scenario.hostile)
-        for _ in range(scenario.hostile):
-            self.world.add(hostile=True)
+        self.world = World(seed, nodes, terse=scenario.terse)
+        self._cast()
         self.stage = Stage(self.world)
-        self.trace = _Trace(self.world)
-        self.safety = Safety(self.world, stride=1 if nodes <= SMALL_MESH else nodes // 4)
+        self.trace, self.safety = Trace(self.world), Safety(self.world)
         self.spread, self.removals = Spread(self.world), Removals(self.world)
-        self.world.watchers += [self.trace, self.safety, self.spread, self.removals]
+        self.justice = Justice(self.world)
+        self.world.watchers += [self.trace, self.safety]
+        self.world.readers += [self.spread, self.removals, self.justice]
         self.shortfalls: list[str] = []
         self.behind: list[str] = []
         self._rng = branch(seed, "scenario")
         self._figures: dict[str, float] = {}
         self._faults_end = False
+
+    def _cast(self) -> None:
+        """Who is hostile, hard to reach, newer, or has a clock that is off."""
+        scenario, nodes = self.scenario, self.world.nodes
+        rng = branch(self.world.seed, "cast")
+        for node in nodes[len(nodes) - scenario.hostile :]:
+            node.hostile = True
+        others = nodes[SEEDS : len(nodes) - scenario.hostile]
+        for node in rng.sample(others, round(scenario.undialable * len(others))):
+            node.dialable = False
+        for node in rng.sample(nodes, round(scenario.newer * len(nodes))):
+            node.versions = VERSIONS
+        for node in nodes if scenario.clocks_s else ():
+            node.offset_s = rng.uniform(-scenario.clocks_s, scenario.clocks_s)
 
     def play(self) -> None:
         world, scenario = self.world, self.scenario
@@ -118,7 +134,7 @@ class _Run:
         self._faults_end = True
         self.stage.heal()
         self._time("settled_s")
-        world.run(scenario.liveness_s)
+        self._calm_down()
         self._settle_up()
         self.safety.check_plans([node for node in world.honest if node.awake])
         if scenario.idle_s:
@@ -126,6 +142,15 @@ class _Run:
             world.run(scenario.idle_s)
             mean, largest = idle.kb_per_s()
             self._figures |= {"idle_kb_per_s": mean, "idle_max_kb_per_s": largest}
+
+    def _calm_down(self) -> None:
+        """Until the mesh has settled and a little longer, or until its time is up."""
+        ends_at = self.world.schedule.now + self.scenario.liveness_s
+        while self.world.schedule.now < ends_at:
+            self.world.run(min(1.0, ends_at - self.world.schedule.now))
+            if "settled_s" in self._figures and not self.removals.pending:
+                self.world.run(AFTERWARDS_S)
+                return
 
     def _settle_up(self) -> None:
         """Nothing may differ now but what is on its way at this very moment."""
@@ -160,8 +185,9 @@ class _Run:
             }
         traffic = list(self.world.network.traffic.values())
         figures |= {
-            "false_removals": len(self.removals.wronged),
+            "false_removals": len(self.justice.wronged),
             "queue_max": max(one.queue_max for one in traffic),
+            "queue_max_kb": max(one.queue_bytes_max for one in traffic) / 1000,
             "overflows": sum(one.overflows for one in traffic),
             "mean_kb_per_s": sum(one.sent_bytes for one in traffic)
             / (1000 * len(traffic) * max(self.world.schedule.now, 1)),
@@ -208,48 +234,18 @@ class _Run:
         self.world.schedule.after(wait_s, self._update)
 
 
-class _Trace:
-    """A digest of every step, and the last ones in words."""
-
-    def __init__(self, world: World) -> None:
-        self.steps = 0
-        self._world = world
-        self._hash = blake2b(digest_size=16)
-        self._tail: deque[Callable[[], str]] = deque(maxlen=TAIL)
-
-    @property
-    def tail(self) -> list[str]:
-        return [line() for line in self._tail]
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    def note(self, what: str) -> None:
-        now = self._world.schedule.now
-        self._tail.append(lambda: f"{now:10.3f}  {what}")
-
-    def handled(self, step: Handled) -> None:
-        self.steps += 1
-        event, now, number = step.event, self._world.schedule.now, step.node.number
-        if isinstance(event, Received):
-            self._hash.update(b"%d %.9f " % (number, now) + event.node + event.message)
-        else:
-            self._hash.update(f"{number} {now:.9f} {event!r}".encode())
-        self._hash.update(b"%d" % len(step.outs))
-        if not isinstance(event, TimerFired):
-            self._tail.append(partial(_tell, now, number, event, len(step.outs)))
-
-
-def _tell(now: float, number: int, event: object, outs: int) -> str:
-    if isinstance(event, Received):
-        try:
-            said = type(decode_message(event.message)).__name__
-        except PeerError:
-            said = "junk"
-        what = f"{said}, {len(event.message)} bytes, from {event.node.hex()[:8]}"
-    else:
-        what = repr(event)[:60]
-    return f"{now:10.3f}  node {number}: {what}; {outs} outs"
+@contextmanager
+def _little_collecting() -> Iterator[None]:
+    """Spare the collector what stays anyway; a large mesh is millions of objects."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _drawn(value: Any, rng: Random) -> Any:

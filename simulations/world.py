@@ -1,47 +1,32 @@
-"""A whole mesh in one process: nodes, their network, and what they were told to say.
+"""A whole mesh in one process: nodes, their network, and who is told of each step.
 
-Everything follows from the seed. Two things are shared between the nodes, which no node can tell
-but by the time that it saves: records are parsed once and their signatures are checked once.
+Everything follows from the seed. What the nodes share saves time and nothing else: see `memory`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 from hashlib import blake2b
 from typing import Protocol
 
 from p2pmesh.config import Address
-from p2pmesh.gossip.events import Publish
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.keys import MeshId, SigningKey
-from p2pmesh.models.cards import Card, ModelDigest
-from p2pmesh.state.bodies import (
-    CAPS,
-    SERVES,
-    WANTS,
-    Caps,
-    Held,
-    Served,
-    Wanted,
-    held_pages,
-    held_register,
-    serves_to_wire,
-    wants_to_wire,
-)
-from p2pmesh.wire.records import Record, RecordCheck, parse, verify_record
-from simulations.network import Network, Schedule, Traffic, branch
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from simulations.bodies import bodies_of
+from simulations.hosts import Traffic
+from simulations.memory import Memory
+from simulations.network import Network
 from simulations.node import Handled, Node
+from simulations.schedule import Schedule, branch
 
 MESH = MeshId(b"simulated mesh  ")
 PORT = 9338
-GIB = 1 << 30
-MODELS = 4  # different ones in the whole mesh
 SEEDS = 2  # nodes whose addresses everybody is told
 
 
 class Watcher(Protocol):
-    """Somebody who looks at each step and changes nothing."""
+    """Somebody who looks at steps and changes nothing."""
 
     def handled(self, step: Handled) -> None:
         """A node has handled an event."""
@@ -54,35 +39,39 @@ class World:
     Args:
         seed: Decides everything.
         size: Nodes to make; none is started yet.
+        terse: They have nothing to say of models: less memory for very large meshes.
     """
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, *, terse: bool = False) -> None:
         self.seed = seed
         self.schedule = Schedule()
         self.network = Network(self.schedule, seed)
+        self.memory = Memory()
         self.nodes: list[Node] = []
-        self.watchers: list[Watcher] = []
+        self.by_id: dict[NodeId, list[Node]] = {}  # twins share one
+        self.watchers: list[Watcher] = []  # of every step
+        self.readers: list[Watcher] = []  # of those that start a node or change facts
         self.went_down: dict[int, float] = {}  # which nodes, and when
         self.signed: set[bytes] = set()  # what hostile owners signed beside their cores
+        self.forked: dict[NodeId, float] = {}  # who signed two values of one version, and when
         self.disturbed_at = 0.0  # when the network was last changed for all
+        self._terse = terse
         self._by_address: dict[Address, Node] = {}
-        self._parsed: dict[bytes, Record] = {}
-        self._verified: dict[bytes, bool] = {}
-        self._check = RecordCheck(parse=self._parse, verify=self._verify)
         for _ in range(size):
             self.add()
 
     # --- nodes ------------------------------------------------------------------------------------
 
-    def add(self, *, hostile: bool = False, twin_of: Node | None = None) -> Node:
+    def add(self, *, twin_of: Node | None = None) -> Node:
         """Make a node; it is off."""
         number = len(self.nodes)
         key = twin_of.key if twin_of else key_of(self.seed, number)
         rng = branch(self.seed, f"node/{number}")
-        node = Node(number, key, self._address(number, 0), self, rng, hostile=hostile)
+        node = Node(number, key, self._address(number, 0), self, rng)
         node.seeds = tuple(other.address for other in self.nodes[:SEEDS])
-        node.bodies = dict(bodies_of(number))
+        node.bodies = dict(bodies_of(number, terse=self._terse))
         self.nodes.append(node)
+        self.by_id.setdefault(node.id, []).append(node)
         self._by_address[node.address] = node
         self.network.traffic[number] = Traffic()
         return node
@@ -98,9 +87,21 @@ class World:
         used = {node.id for node in self.nodes if node.core is not None}
         return [node for node in self.nodes if node.id not in used]
 
+    def running(self, node: NodeId) -> list[Node]:
+        """The nodes that run with that id; several are twins."""
+        return [one for one in self.by_id.get(node, ()) if one.core is not None]
+
+    def reach(self, one: Node, other: Node, since_s: float) -> bool:
+        """Whether two nodes run and could talk all the time since then."""
+        passes = self.network.passes
+        touched_at = max(one.steady_since, other.steady_since, self.disturbed_at)
+        up = one.awake and other.awake and passes(one, other) and passes(other, one)
+        return up and touched_at <= since_s
+
     def at(self, address: Address) -> Node | None:
-        """See `Surroundings`."""
-        return self._by_address.get(address)
+        """See `Surroundings`; nobody gets through to who cannot be dialled."""
+        node = self._by_address.get(address)
+        return node if node is not None and node.dialable else None
 
     def roam(self, node: Node, visit: int) -> None:
         """Bring a node to another network, where it has another address."""
@@ -118,20 +119,23 @@ class World:
             epoch=epoch,
             seeds=tuple(seed for seed in node.seeds if seed != node.address),
             book=node.disk.book,
-            check=self._check,
+            shared=self.memory.shared,
         )
 
     def gone(self, node: Node) -> None:
         """See `Surroundings`."""
-        if not node.hostile and node.id not in {other.id for other in self.honest}:
+        if not node.hostile and not self.running(node.id):
             self.went_down[node.number] = self.schedule.now
 
     def handled(self, step: Handled) -> None:
         """See `Surroundings`."""
-        if step.event is None:
-            self.went_down.pop(step.node.number, None)
         for watcher in self.watchers:
             watcher.handled(step)
+        if step.event is None:
+            self.went_down.pop(step.node.number, None)
+        if step.changed or step.event is None:
+            for reader in self.readers:
+                reader.handled(step)
 
     def disturbed(self) -> None:
         """The network is about to change, or just did."""
@@ -140,7 +144,7 @@ class World:
     @property
     def archive(self) -> list[bytes]:
         """Every record that was ever received, oldest first."""
-        return list(self._parsed)
+        return list(self.memory.archive)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -150,27 +154,17 @@ class World:
 
     def start_all(self, within_s: float = 0.0) -> None:
         """Start every node that is off, evenly over that time."""
-        off = [node for node in self.nodes if node.core is None]
-        for position, node in enumerate(off):
-            after_s = within_s * position / len(off)
-            self.schedule.after(after_s, partial(start_if_off, node))
-
-    # --- memory of what was checked ---------------------------------------------------------------
-
-    def _parse(self, raw: bytes) -> Record:
-        record = self._parsed.get(raw)
-        if record is None:
-            record = self._parsed[raw] = parse(raw)
-        return record
-
-    def _verify(self, record: Record) -> bool:
-        good = self._verified.get(record.raw)
-        if good is None:
-            good = self._verified[record.raw] = verify_record(record)
-        return good
+        start_evenly(self, [node for node in self.nodes if node.core is None], within_s)
 
     def _address(self, number: int, visit: int) -> Address:
         return Address(f"10.{visit}.{number // 250}.{number % 250 + 1}", PORT)
+
+
+def start_evenly(world: World, nodes: Iterable[Node], within_s: float) -> None:
+    """Start nodes one after the other, over that time."""
+    off = list(nodes)
+    for position, node in enumerate(off):
+        world.schedule.after(within_s * position / len(off), partial(start_if_off, node))
 
 
 def start_if_off(node: Node) -> None:
@@ -182,62 +176,3 @@ def start_if_off(node: Node) -> None:
 def key_of(seed: int, number: int) -> SigningKey:
     """The key of a node: another one in each run."""
     return SigningKey(blake2b(f"{seed}/key/{number}".encode(), digest_size=32).digest())
-
-
-# --- what nodes say -------------------------------------------------------------------------------
-
-
-def model(number: int) -> ModelDigest:
-    """One of the models of the mesh."""
-    return ModelDigest(f"{number:064x}")
-
-
-def caps(budget_gib: int) -> Publish:
-    """That a node has so much memory to give."""
-    body = Caps(budget_bytes=budget_gib * GIB, engine="simulated", rpc="").to_wire()
-    return Publish(register=CAPS, body=body)
-
-
-def bodies_of(number: int) -> Iterator[tuple[str, dict[str, object]]]:
-    """What a node says when it starts: enough for plans in which nodes and wishes compete."""
-    yield CAPS, caps(4 + number % 5).body or {}
-    held = [
-        Held(digest=model(one), stem=f"model-{one}", card=_card(one))
-        for one in range(MODELS)
-        if (number + one) % 3 == 0
-    ]
-    for page, body in enumerate(held_pages(held)):
-        yield held_register(page), body
-    wanted = Wanted(
-        digest=model(number % MODELS),
-        stem=f"model-{number % MODELS}",
-        replicas=1 + number % 3,
-        priority=number % 2,
-        context=0,
-        slots=4,
-    )
-    yield WANTS, wants_to_wire([wanted])
-    if held and number % 2:
-        yield SERVES, serves_to_wire([Served(digest=held[0].digest, state="ready")])
-
-
-def _card(number: int) -> Card:
-    size = (1 + number) * GIB
-    return Card(
-        architecture="llama",
-        name=f"Model {number}",
-        layers=2,
-        layer_bytes=(size // 2, size // 2),
-        other_bytes=0,
-        size_bytes=size,
-        kv_bytes_per_token=1024,
-        experts=0,
-        experts_used=0,
-        context=4096,
-        width=64,
-        vocabulary=300,
-        modality="chat",
-        chat_template=True,
-        parameters=size,
-        quantisation="Q8_0",
-    )

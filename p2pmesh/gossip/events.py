@@ -8,6 +8,7 @@ from typing import Any
 
 from p2pmesh.config import Address
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.messages import Message
 
 
 class Health(Enum):
@@ -23,9 +24,10 @@ class Health(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkUp:
-    """A link to `node` is there."""
+    """A link to `node` is there; both ends speak this version of the protocol on it."""
 
     node: NodeId
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,10 @@ class DialFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A message came over the link to `node`."""
+    """A message came over the link to `node`; what does not decode never gets here."""
 
     node: NodeId
-    message: bytes
+    message: Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +80,10 @@ Event = LinkUp | LinkDown | DialFailed | Received | TimerFired | Publish
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """Queue `message` on the link to `node`."""
+    """Queue `message` on the link to `node`; without one it is dropped."""
 
     node: NodeId
-    message: bytes
+    message: Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +104,15 @@ class Dial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect:
-    """Close the link to `node`."""
+    """Close the link to `node`.
+
+    Attributes:
+        hostile: It broke the protocol: there is to be no link with it for a while.
+    """
 
     node: NodeId
     reason: str
+    hostile: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,13 @@ certificate that the server showed, so that a man in the middle would have to sh
 certificate and make both signatures wrong. The client speaks first:
 
     client  start      versions, nonce, key, mesh, whom it expects, what the connection is for
-    server  challenge  version, nonce, key, mesh, and its signature
+    server  challenge  versions, nonce, key, mesh, and its signature
     client  proof      its signature
     server  verdict    yes, or why not
+
+Each side says which versions of the protocol it speaks and both take the largest common one. The
+whole of what either said is in the transcript that both sign, so nobody in between can talk two
+nodes down to an older version. Unknown fields are left alone, and signed like all others.
 
 Python's ssl cannot ask for a client certificate that it does not know beforehand, which is why
 the proof of both sides lives here and not in TLS.
@@ -16,6 +20,7 @@ the proof of both sides lives here and not in TLS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, cast, get_args
@@ -32,12 +37,15 @@ from p2pmesh.identity.keys import (
     verify,
 )
 from p2pmesh.wire.codec import decode, encode
-from p2pmesh.wire.fields import as_map, take, take_list
+from p2pmesh.wire.fields import as_map, take, take_exactly, take_list
 
 TAG = "p2pmesh hello 1"
-VERSION = 1
-NONCE_BYTES = 32
-HELLO_BYTES_MAX = 4096
+VERSIONS = (1,)  # of the messages on a link; records and this hello have tags of their own
+VERSIONS_MAX = 32  # that one side may offer; it speaks two or three
+VERSIONS_SHOWN_MAX = 8  # in a sentence
+REASON_CHARS_MAX = 256  # two sentences for a person
+NONCE_BYTES = 32  # never the same twice, nor guessed
+HELLO_BYTES_MAX = 4096  # read from anybody: ten times what is said today
 CLOCK_SKEW_S_MAX = 60
 
 Purpose = Literal["gossip", "stream", "hello"]
@@ -56,12 +64,14 @@ class Self:
         instance: Random per start.
         mesh: The mesh it belongs to; None while it has none and takes the server's.
         mesh_name: What people call that mesh.
+        versions: The versions of the protocol that it speaks, at least one.
     """
 
     key: SigningKey
     instance: int
     mesh: MeshId | None
     mesh_name: str = ""
+    versions: tuple[int, ...] = VERSIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,7 @@ class Peer:
     """Who the other side proved to be.
 
     Attributes:
+        version: Of the protocol, the largest that both sides speak.
         clock_ahead_s: Its clock minus ours, as it was said.
     """
 
@@ -78,6 +89,7 @@ class Peer:
     mesh: MeshId
     mesh_name: str
     purpose: Purpose
+    version: int
     clock_ahead_s: int
 
 
@@ -108,7 +120,7 @@ class ClientHello:
         self._certificate = certificate
         self._start = encode(
             {
-                "v": [VERSION],
+                "v": me.versions,
                 "n": nonce,
                 "k": me.key.public,
                 "m": me.mesh or b"",
@@ -134,14 +146,12 @@ class ClientHello:
         fields = _fields(challenge)
         said = as_map(fields.get("c"), "the claim in a hello")
         claims = encode(said)
-        public = _exactly(said, "k", PUBLIC_KEY_BYTES)
-        mesh = MeshId(_exactly(said, "m", ID_BYTES))
+        public = take_exactly(said, "k", PUBLIC_KEY_BYTES)
+        mesh = MeshId(take_exactly(said, "m", ID_BYTES))
         node = NodeId(key_id(public))
-        if take(said, "v", int) != VERSION:
-            raise RefusedError("the other side speaks another version of the protocol")
-        _exactly(said, "n", NONCE_BYTES)
+        take_exactly(said, "n", NONCE_BYTES)
         transcript = _transcript(self._start, claims, self._certificate)
-        if not verify(public, _exactly(fields, "s", SIGNATURE_BYTES), b"server" + transcript):
+        if not verify(public, take_exactly(fields, "s", SIGNATURE_BYTES), b"server" + transcript):
             raise PeerError("the other side did not prove its identity")
         if self._expected is not None and node != self._expected:
             raise RefusedError("another node answered at that address")
@@ -156,6 +166,7 @@ class ClientHello:
             mesh=mesh,
             mesh_name=take(said, "name", str, size_max=256),
             purpose=self._purpose,
+            version=_common_version(self._me, said),
             clock_ahead_s=take(said, "at", int) - int(self._now),
         )
         return encode({"s": self._me.key.sign(b"client" + transcript)})
@@ -192,14 +203,13 @@ class ServerHello:
             RefusedError: It is for another node, mesh or version.
         """
         said = _fields(start)
-        public = _exactly(said, "k", PUBLIC_KEY_BYTES)
+        public = take_exactly(said, "k", PUBLIC_KEY_BYTES)
         mesh = take(said, "m", bytes, size_max=ID_BYTES)
         expected = take(said, "to", bytes, size_max=ID_BYTES)
         purpose = take(said, "for", str, size_max=16)
-        _exactly(said, "n", NONCE_BYTES)
+        take_exactly(said, "n", NONCE_BYTES)
         assert self._me.mesh is not None
-        if VERSION not in take_list(said, "v", int, size_max=32):
-            raise RefusedError("this node speaks another version of the protocol")
+        version = _common_version(self._me, said)
         if expected and expected != self._me.key.id:
             raise RefusedError("another node answered at that address")
         if public == self._me.key.public:
@@ -209,7 +219,7 @@ class ServerHello:
         if purpose not in get_args(Purpose):
             raise RefusedError("this node does not know that kind of connection")
         claim: dict[str, Any] = {
-            "v": VERSION,
+            "v": self._me.versions,
             "n": self._nonce,
             "k": self._me.key.public,
             "m": self._me.mesh,
@@ -225,6 +235,7 @@ class ServerHello:
             mesh=self._me.mesh,
             mesh_name=self._me.mesh_name,
             purpose=cast("Purpose", purpose),
+            version=version,
             clock_ahead_s=take(said, "at", int) - int(self._now),
         )
         return encode({"c": claim, "s": self._me.key.sign(b"server" + self._transcript)})
@@ -236,7 +247,7 @@ class ServerHello:
             PeerError: The proof is wrong.
         """
         assert self._peer is not None, "verdict comes after challenge"
-        signature = _exactly(_fields(proof), "s", SIGNATURE_BYTES)
+        signature = take_exactly(_fields(proof), "s", SIGNATURE_BYTES)
         if not verify(self._peer.public, signature, b"client" + self._transcript):
             raise PeerError("the other side did not prove its identity")
         return encode({"ok": True}), self._peer
@@ -244,23 +255,30 @@ class ServerHello:
 
 def refusal(reason: str) -> bytes:
     """The message that says no, in place of a challenge or verdict."""
-    return encode({"no": reason})
+    return encode({"no": reason[:REASON_CHARS_MAX]})
 
 
 def _fields(message: bytes) -> dict[str, Any]:
     fields = as_map(decode(message, bytes_max=HELLO_BYTES_MAX), "a hello")
     if "no" in fields:
-        raise RefusedError(take(fields, "no", str, size_max=256))
+        raise RefusedError(take(fields, "no", str, size_max=REASON_CHARS_MAX))
     return fields
 
 
-def _exactly(fields: dict[str, Any], name: str, size: int) -> bytes:
-    value = take(fields, name, bytes)
-    if len(value) != size:
-        raise PeerError(f"field {name!r} of a hello has the wrong length")
-    return value
+def _common_version(me: Self, said: dict[str, Any]) -> int:
+    theirs = take_list(said, "v", int, size_max=VERSIONS_MAX)
+    if common := set(me.versions).intersection(theirs):
+        return max(common)
+    raise RefusedError(
+        "two nodes without a common version of the protocol: "
+        f"{_show(me.versions)} here, {_show(theirs)} there; update the older one"
+    )
+
+
+def _show(versions: Sequence[int]) -> str:
+    return " and ".join(map(str, versions[:VERSIONS_SHOWN_MAX])) or "none"
 
 
 def _transcript(start: bytes, claims: bytes, certificate: bytes) -> bytes:
     certificate_digest = blake2b(certificate, digest_size=32).digest()
-    return encode([TAG, VERSION, start, claims, certificate_digest])
+    return encode([TAG, start, claims, certificate_digest])

@@ -12,6 +12,7 @@ from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, LocalError, PeerError
 from p2pmesh.home import Home
 from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
+from p2pmesh.node.clocks import check_clock
 from p2pmesh.node.keystore import MeshCard, found_mesh, load_mesh, save_mesh
 
 JOIN_WAIT_S = 5.0  # the node to join may be starting at the same moment
@@ -48,13 +49,14 @@ async def choose_mesh(
         note: Told in a sentence when it becomes another mesh than the one to join.
 
     Raises:
-        LocalError: Nobody answers at any of them and there is no earlier mesh to wait for.
+        LocalError: Nobody answers at any of them and there is no earlier mesh to wait for; or
+            this machine's clock is wrong.
     """
     earlier = load_mesh(home)
     if not join:
         return earlier or found_mesh(home)
     try:
-        peer = await _ask(join, introduce)
+        address, peer = await _ask(join, introduce)
     except LocalError:
         if earlier is None:
             raise
@@ -62,33 +64,22 @@ async def choose_mesh(
         named = ", ".join(str(address) for address in join)
         note(f"Nobody answers at {named}: going on in the mesh {earlier.name}, as before")
         return earlier
-    check_clock(peer)
+    if abs(peer.clock_ahead_s) > CLOCK_SKEW_S_MAX:
+        others = [one for one in join if one != address]
+        check_clock([peer.clock_ahead_s, *await _clocks(others, introduce)])
     card = MeshCard(id=peer.mesh, name=peer.mesh_name)
     if card != earlier:
         save_mesh(home, card)
     return card
 
 
-def check_clock(peer: Peer) -> None:
-    """Refuse to take part with a clock that nobody else has.
-
-    Raises:
-        LocalError: This clock and the peer's differ by more than a minute.
-    """
-    if abs(peer.clock_ahead_s) > CLOCK_SKEW_S_MAX:
-        minutes, hours = abs(peer.clock_ahead_s) // 60 % 60, abs(peer.clock_ahead_s) // 3600
-        away = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-        side = "behind" if peer.clock_ahead_s > 0 else "ahead of"
-        raise LocalError(f"This clock is {away} {side} the mesh; set it and start again")
-
-
-async def _ask(join: tuple[Address, ...], introduce: Introduction) -> Peer:
+async def _ask(join: tuple[Address, ...], introduce: Introduction) -> tuple[Address, Peer]:
     reasons: dict[Address, str] = {}
     deadline = trio.current_time() + JOIN_WAIT_S
     while True:
         for address in join:
             try:
-                return await introduce(address)
+                return address, await introduce(address)
             except (LinkError, PeerError) as exc:
                 reasons[address] = str(exc)
         if trio.current_time() >= deadline:
@@ -98,3 +89,14 @@ async def _ask(join: tuple[Address, ...], introduce: Introduction) -> Peer:
                 + ". Check the address, and that `p2pmesh up` runs there"
             )
         await trio.sleep(JOIN_RETRY_S)
+
+
+async def _clocks(others: list[Address], introduce: Introduction) -> list[int]:
+    """How far ahead the clocks of those are that answer, in seconds."""
+    ahead_s = []
+    for address in others:
+        try:
+            ahead_s.append((await introduce(address)).clock_ahead_s)
+        except (LinkError, PeerError) as exc:
+            log.info("clock_not_compared", address=str(address), reason=str(exc))
+    return ahead_s

@@ -6,7 +6,6 @@ on `changes`; the only way to say something to the mesh is `publish`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,27 +39,17 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.changes import Changes
+from p2pmesh.node.clocks import check_clock
 from p2pmesh.state.views import MeshView, read
 from p2pmesh.transport.base import OnStream, Transport
 from p2pmesh.transport.links import Links
+from p2pmesh.wire.messages import Message
 
-SETTLE_AFTER_LINK_S = 0.3  # for the first exchange of records with a new peer
-SETTLE_MAX_S = 3.0  # nobody answered: this node acts on what it knows
+SETTLE_MAX_S = 3.0  # nobody answered, or there is very much to learn: it acts on what it knows
+JUST_STARTED_S = 30.0  # who was answered by nobody for so long need not ask who has the right time
+CLOCKS_WAIT_S = 2.0  # after the first link, for what more peers say of the time
 
 log = structlog.get_logger(__name__)
-
-
-class SteadyClock:
-    """Unix time that never goes back, whatever is done to the system's clock."""
-
-    def __init__(self, source: Callable[[], float] = time.time) -> None:
-        self._source = source
-        self._last = 0.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        self._last = max(self._last, self._source())
-        return self._last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +67,7 @@ class Mesh:
         core: The gossip core, not yet started.
         transport: Where links come from.
         save_epoch: Writes an epoch to disk, durably.
-        clock: Mesh time in seconds.
-        alone: Nobody is expected: what is known at the start is all there is.
+        clock: Unix time in seconds; never goes back.
     """
 
     def __init__(
@@ -89,7 +77,6 @@ class Mesh:
         *,
         save_epoch: Callable[[int], None],
         clock: Callable[[], float],
-        alone: bool,
     ) -> None:
         self.me = core.me
         self.changes = Changes()
@@ -99,10 +86,13 @@ class Mesh:
         self._links = Links(transport, core.me, self)
         self._save_epoch = save_epoch
         self._clock = clock
-        self._alone = alone
         self._view: MeshView | None = None
+        self._seen = self._glance()
+        # Who founds a mesh knows from the start all that there is, the time too.
+        self._clocks: dict[NodeId, int] | None = {} if core.rejoining else None
         self._suspected: dict[NodeId, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
+        self._early: list[Publish] = []
         self._failure: LocalError | None = None
         self._failed = trio.Event()
         self._finishing = False
@@ -123,8 +113,13 @@ class Mesh:
 
     @property
     def dead(self) -> frozenset[NodeId]:
-        """The nodes that placement does without."""
-        return frozenset(node for node in self.view.nodes if self.health(node) is Health.DEAD)
+        """The nodes that placement does without: by the records, so alike everywhere."""
+        return self._core.out_of_placement(self._clock()).intersection(self.view.nodes)
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether this node was away or is new, and may not know yet what the others do."""
+        return self._core.rejoining
 
     @property
     def agreement(self) -> PlanAgreement:
@@ -134,11 +129,11 @@ class Mesh:
 
     def health(self, node: NodeId) -> Health:
         """What this node sees of `node`; itself it sees live."""
-        return Health.LIVE if node == self.me else self._core.prober.health(node)
+        return Health.LIVE if node == self.me else self._core.health(node)
 
     def rtt_s(self, node: NodeId) -> float | None:
         """Round-trip time of probes, None while there was none."""
-        return self._core.prober.rtt_s(node)
+        return self._core.rtt_s(node)
 
     def suspected(self, node: NodeId) -> trio.Event:
         """Set once `node` does not answer; a node that is trusted again gets a new one."""
@@ -149,14 +144,21 @@ class Mesh:
             event.set()
         return event
 
-    def addresses(self) -> dict[NodeId, tuple[Address, ...]]:
-        """Where the others are, for the address book."""
-        nodes = self.view.nodes.values()
-        return {one.node: one.member.addresses for one in nodes if one.node != self.me}
+    @property
+    def book(self) -> Mapping[NodeId, tuple[Address, ...]]:
+        """Where others are or were; kept beyond their leases, as they may come back."""
+        return self._core.book
 
     def publish(self, register: str, body: Mapping[str, Any] | None) -> None:
-        """Say what one of this node's registers holds now; None withdraws it."""
-        self._feed(Publish(register=register, body=None if body is None else dict(body)))
+        """Say what one of this node's registers holds now; None withdraws it.
+
+        What is published before `run` is said as soon as it runs.
+        """
+        said = Publish(register=register, body=None if body is None else dict(body))
+        if self._nursery is None:
+            self._early.append(said)
+        else:
+            self._feed(said)
 
     def set_plan(self, digest: bytes) -> None:
         """Say in probes which plan this node computed, and here that it is a new one."""
@@ -195,13 +197,17 @@ class Mesh:
             task_status: Told once others can reach this node.
 
         Raises:
-            LocalError: Another node runs with this one's key, or the disk failed.
+            LocalError: Another node runs with this one's key, the disk failed, or at the start
+                the others say that this machine's clock is wrong.
         """
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             await nursery.start(self._links.run, on_stream)
+            self._nursery = nursery
             self._do(self._core.start(self._clock()))
+            for said in self._early:
+                self._feed(said)
             nursery.start_soon(self._settle)
+            nursery.start_soon(self._compare_clocks)
             task_status.started()
             await self._failed.wait()
             nursery.cancel_scope.cancel()
@@ -214,11 +220,25 @@ class Mesh:
         await self._links.finish(deadline_s)
 
     async def _settle(self) -> None:
-        with trio.move_on_after(0 if self._alone else SETTLE_MAX_S):
+        with trio.move_on_after(SETTLE_MAX_S):
+            while self._core.rejoining or not self._core.joined:
+                await self.changes.wait(self.changes.count)
+        self.settled.set()
+
+    async def _compare_clocks(self) -> None:
+        """A newcomer whose clock the others say is wrong gives way; who was here before does not.
+
+        Those who come later are judged by their own start, however many they are.
+        """
+        with trio.move_on_after(JUST_STARTED_S):
             while not self._core.linked:
                 await self.changes.wait(self.changes.count)
-            await trio.sleep(SETTLE_AFTER_LINK_S)
-        self.settled.set()
+            await trio.sleep(CLOCKS_WAIT_S)
+        clocks, self._clocks = self._clocks, None
+        try:
+            check_clock(list((clocks or {}).values()))
+        except LocalError as exc:
+            self._fail(exc)
 
     # --- events from the links ------------------------------------------------------------------
 
@@ -226,18 +246,17 @@ class Mesh:
         """See `LinkEvents`."""
         if abs(peer.clock_ahead_s) > CLOCK_SKEW_S_MAX:
             log.warning("clock_differs", node=show_id(peer.node), ahead_s=peer.clock_ahead_s)
-        self._feed(LinkUp(node=peer.node))
+        if self._clocks is not None:
+            self._clocks[peer.node] = peer.clock_ahead_s
+        self._feed(LinkUp(node=peer.node, version=peer.version))
 
     def link_down(self, node: NodeId) -> None:
         """See `LinkEvents`."""
         self._feed(LinkDown(node=node))
 
-    def message_received(self, node: NodeId, message: bytes) -> None:
+    def message_received(self, node: NodeId, message: Message) -> None:
         """See `LinkEvents`."""
-        plan = self._core.plans.get(node)
         self._feed(Received(node=node, message=message))
-        if self._core.plans.get(node) != plan:
-            self.changes.notify()  # `agreement` is another one
 
     def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
         """See `LinkEvents`."""
@@ -246,15 +265,24 @@ class Mesh:
     # --- the core -------------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
-        linked = self._core.linked
         try:
             self._do(self._core.handle(event, self._clock()))
         except LocalError as exc:
-            # Events come in the tasks of links, where an error would only end that link.
-            self._failure = exc
-            self._failed.set()
-        if self._core.linked != linked:
+            self._fail(exc)
+        if (seen := self._glance()) != self._seen:
+            self._seen = seen
             self.changes.notify()
+
+    def _glance(self) -> tuple[object, ...]:
+        """What others read here and no event of the core announces."""
+        core = self._core
+        out = core.out_of_placement(self._clock())
+        return core.linked, out, core.rejoining, self.agreement
+
+    def _fail(self, failure: LocalError) -> None:
+        # Events come in the tasks of links, where an error would only end that link.
+        self._failure = failure
+        self._failed.set()
 
     def _do(self, outs: list[Out]) -> None:
         for out in outs:
@@ -267,6 +295,8 @@ class Mesh:
                 case Dial(node=node, addresses=addresses):
                     if not self._finishing:
                         self._links.dial(node, addresses)
+                case Disconnect(node=node, reason=reason, hostile=True):
+                    self._links.cut_off(node, reason)
                 case Disconnect(node=node, reason=reason):
                     log.info("peer_disconnected", node=show_id(node), reason=reason)
                     self._links.close(node)

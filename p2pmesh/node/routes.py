@@ -166,7 +166,7 @@ class Routes:
     def _can_reach(self, node: NodeId, digest: ModelDigest) -> bool:
         if node == self._mesh.me:
             return self._serving.status(digest) is not None
-        return self._mesh.health(node) is Health.LIVE and node in self._mesh.linked
+        return self._mesh.health(node) is Health.LIVE
 
 
 @dataclass(frozen=True, slots=True)

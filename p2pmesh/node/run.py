@@ -31,11 +31,12 @@ from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.hello import Self
 from p2pmesh.identity.keys import show_id
 from p2pmesh.models.store import Store
+from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.holding import Holding, Opened, open_models
 from p2pmesh.node.interfaces import advertised, default_name
 from p2pmesh.node.joining import choose_mesh
 from p2pmesh.node.keystore import MeshCard, load_book, next_epoch, node_key, save_book, save_epoch
-from p2pmesh.node.mesh import Mesh, SteadyClock
+from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.ports import Listening, listen
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
@@ -140,7 +141,8 @@ class Node:
 
     async def run(self, until: Until | None) -> None:
         """Join or found, start every part, wait, stop every part."""
-        transport = TlsTransport(lambda: self._self, self._ports["peer"].listeners)
+        listeners = self._ports["peer"].listeners
+        transport = TlsTransport(lambda: self._self, listeners, self._clock)
         card = await choose_mesh(
             self._home, self._settings.join, transport.introduce, self._ui.note
         )
@@ -169,6 +171,9 @@ class Node:
             await nursery.start(self._measure, mesh, serving)
             nursery.start_soon(holding.run)
             nursery.start_soon(serving.run)
+            await (
+                mesh.settled.wait()
+            )  # before that it knows nothing to answer with, not even itself
             await nursery.start(gateway.serve, self._ports["api"].listeners)
             await nursery.start(console.serve, create_app(status), self._ports["console"].listeners)
             nursery.start_soon(self._keep_book, mesh, card)
@@ -193,21 +198,19 @@ class Node:
     # --- parts ----------------------------------------------------------------------------------
 
     def _make_mesh(self, card: MeshCard, transport: TlsTransport) -> Mesh:
-        book = load_book(self._home, card.id)
         core = Gossip(
             key=self._self.key,
             mesh=card.id,
             instance=self._self.instance,
             epoch=next_epoch(self._home, self._clock()),
             seeds=self._settings.join,
-            book=book,
+            book=load_book(self._home, card.id),
         )
         return Mesh(
             core,
             transport,
             save_epoch=partial(save_epoch, self._home),
             clock=self._clock,
-            alone=not book and not self._settings.join,
         )
 
     def _make_status(self, card: MeshCard, mesh: Mesh, serving: Serving, routes: Routes) -> Status:
@@ -297,7 +300,7 @@ class Node:
         written = load_book(self._home, card.id)
         while True:
             seen = mesh.changes.count
-            book = {**written, **mesh.addresses()}
+            book = dict(mesh.book)
             if book != written:
                 try:
                     save_book(self._home, card.id, book)

@@ -119,6 +119,8 @@ class Serving:
             match action:
                 case Start(digest=digest):
                     self._start(digest, nursery)
+                case Stop() if self._mesh.catching_up:
+                    continue  # the plan may lack what the others said meanwhile
                 case Stop(digest=digest, reason=reason):
                     log.info("model_stopping", digest=digest, reason=str(reason))
                     self._running[digest].draining = True

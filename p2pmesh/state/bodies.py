@@ -40,7 +40,7 @@ class Member:
 
     Attributes:
         name: What people call it.
-        addresses: Where it listens for other nodes.
+        addresses: Where it listens for other nodes; none: it cannot be dialled.
         version: Of p2pmesh.
         left: Its goodbye: it stopped on purpose.
     """
@@ -49,6 +49,11 @@ class Member:
     addresses: tuple[Address, ...]
     version: str
     left: bool = False
+
+    @property
+    def dialable(self) -> bool:
+        """Whether others can open a link to it."""
+        return bool(self.addresses)
 
     def to_wire(self) -> dict[str, Any]:
         """The body of the register `member`."""

@@ -1,175 +1,316 @@
-"""The merged facts of the mesh: for each register of each owner, the record that stands.
+"""The merged facts of the mesh: which records, certificates and forks stand.
 
-Pure, and a CRDT: merging keeps the largest version, so it is idempotent, commutative and
-associative, and nodes that hold the same records hold the same document, whatever order they
-came in. What has run out is void everywhere, so nothing that was dropped can come back.
+Pure, and a CRDT. Of each register of each owner the largest version stands, of each subject the
+certificate that names its `member` record as it stands, of each owner the newest forks: merging
+is idempotent, commutative and associative, and nodes that were told the same hold the same,
+whatever order it came in. What has run out is void everywhere, at a moment that follows from the
+item and from the lease it lives on. So nothing that was dropped can come back, as long as an owner
+never signs a lease that ends before the one that it replaces.
+
+Signatures are checked by the caller, after `judge`, and how many accusers a certificate takes is
+decided above. Memory: per owner one `Held`, which documents simulated in one process may share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from enum import Enum
-from hashlib import blake2b
+from collections.abc import Callable, Iterator
 
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.bodies import MEMBER, WANTS
-from p2pmesh.wire.messages import FINGERPRINT_BYTES, SUMMARY_ENTRIES_MAX, Version
+from p2pmesh.state.bodies import MEMBER
+from p2pmesh.state.fingerprint import Fingerprint, term_of
+from p2pmesh.state.forks import Forks, fork_ends_at
+from p2pmesh.state.held import (
+    EXPIRY_GRACE_S,
+    NEVER,
+    NOTHING,
+    OWNER_BYTES_MAX,
+    REGISTERS_PER_OWNER_MAX,
+    Held,
+)
+from p2pmesh.state.index import Index
+from p2pmesh.state.verdict import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Verdict, is_credible, judge
+from p2pmesh.state.waiting import Waiting
+from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.records import Record
 
-OWNERS_MAX = 256  # with their registers, what one summary can name
-REGISTERS_PER_OWNER_MAX = 64
-OWNER_BYTES_MAX = 256 * 1024
-EXPIRY_GRACE_S = 60  # clocks differ by at most that much, or are told so in the hello
-AHEAD_S_MAX = 60  # a record from further in the future is not believed yet
-EPOCH_AHEAD_S_MAX = 86400  # an epoch is at least the start's unix time; this much more is forged
+__all__ = [
+    "AHEAD_S_MAX",
+    "EPOCH_AHEAD_S_MAX",
+    "EXPIRY_GRACE_S",
+    "OWNERS_MAX",
+    "OWNER_BYTES_MAX",
+    "REGISTERS_PER_OWNER_MAX",
+    "Document",
+    "Verdict",
+    "term_of",
+]
 
-assert OWNERS_MAX * REGISTERS_PER_OWNER_MAX <= SUMMARY_ENTRIES_MAX
+OWNERS_MAX = 16384  # somewhat above the largest mesh that was ever simulated
 
-_FINGERPRINT_MODULUS = 1 << (8 * FINGERPRINT_BYTES)
-
-
-class Verdict(Enum):
-    """What a record that arrives is to this document, before its signature is looked at."""
-
-    NEWS = "news"
-    STALE = "stale"  # this version or a newer one is known
-    VOID = "void"  # of another mesh, run out, or from the future
-    REFUSED = "refused"  # its owner has more than anybody may
+Item = Record | Certificate | Fork
 
 
 class Document:
-    """All records that stand.
+    """All that stands.
 
     Args:
         mesh: Records of other meshes mean nothing here.
+        share: Returns the one copy of equal values, in a simulation.
+        homes: Whose each item is, by id; one map for all documents of a simulation.
     """
 
-    def __init__(self, mesh: MeshId) -> None:
+    def __init__(
+        self,
+        mesh: MeshId,
+        *,
+        share: Callable[[Held], Held] | None = None,
+        homes: dict[bytes, NodeId] | None = None,
+    ) -> None:
         self._mesh = mesh
-        self._owners: dict[NodeId, dict[str, Record]] = {}
-        self._fingerprint = 0
+        self._share = share
+        self._held: dict[NodeId, Held] = {}
+        self._certificates: dict[NodeId, Certificate] = {}
+        self._forks = Forks()
+        self._waiting = Waiting()
+        self._fingerprint = Fingerprint()
+        self._index = Index(homes)
+        self._ends_at = NEVER  # nothing runs out before
+        self._owners: tuple[NodeId, ...] | None = None
+        self._removed: frozenset[NodeId] | None = None
+
+    # --- what stands ------------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> bytes:
-        """Equal for equal documents; additive, so keeping it up to date costs one hash."""
-        return self._fingerprint.to_bytes(FINGERPRINT_BYTES, "big")
+        """Equal for equal documents."""
+        return self._fingerprint.value
+
+    def fingerprint_at(self, cutoff_s: int) -> bytes | None:
+        """Equal for documents that differ by no more than what was issued later.
+
+        Args:
+            cutoff_s: Mesh time in seconds.
+
+        Returns:
+            None when that is longer ago than changes are kept.
+        """
+        return self._fingerprint.at(cutoff_s)
 
     @property
     def owners(self) -> tuple[NodeId, ...]:
         """Everybody with at least one record, sorted."""
-        return tuple(sorted(self._owners))
+        if self._owners is None:
+            self._owners = tuple(sorted(self._held))
+        return self._owners
+
+    def __contains__(self, owner: NodeId) -> bool:
+        return owner in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def get(self, owner: NodeId, register: str) -> Record | None:
         """The record that stands, if any."""
-        return self._owners.get(owner, {}).get(register)
+        held = self._held.get(owner)
+        return None if held is None else held.records.get(register)
 
     def registers(self, owner: NodeId) -> tuple[Record, ...]:
         """All records of `owner`, sorted by register."""
-        held = self._owners.get(owner, {})
-        return tuple(held[register] for register in sorted(held))
+        return tuple(self._held.get(owner, NOTHING).records.values())
 
     def records(self) -> Iterator[Record]:
         """All records, sorted by owner and register."""
         for owner in self.owners:
-            yield from self.registers(owner)
+            yield from self._held[owner].records.values()
 
-    def versions(self) -> tuple[Version, ...]:
-        """What this document holds, without the values."""
-        return tuple(
-            Version(
-                owner=record.owner,
-                register=record.register,
-                epoch=record.epoch,
-                seq=record.seq,
-                digest=record.digest,
-            )
-            for record in self.records()
-        )
+    # --- records ----------------------------------------------------------------------------------
 
-    def lacking(self, versions: tuple[Version, ...]) -> Iterator[Record]:
-        """The records that somebody who holds just `versions` lacks or holds older ones of."""
-        theirs = {(version.owner, version.register): version.order for version in versions}
-        for record in self.records():
-            if (order := theirs.get(record.key)) is None or order < record.version:
-                yield record
+    def stale(self, owner: NodeId, register: str, epoch: int, seq: int) -> bool:
+        """Whether a record with this head is certainly not news; with an equal one it may be."""
+        held = self._held.get(owner)
+        return held is not None and held.is_past(register, epoch, seq)
 
     def judge(self, record: Record, now: float) -> Verdict:
-        """What merging `record` would mean; costs a microsecond, a signature a hundred.
+        """What merging `record` would mean.
 
         Args:
             record: Parsed, not yet verified.
             now: Mesh time in seconds.
         """
-        if (
-            record.mesh != self._mesh
-            or record.expires_at + EXPIRY_GRACE_S <= now
-            or record.issued_at > now + AHEAD_S_MAX
-            or record.epoch > now + EPOCH_AHEAD_S_MAX
-        ):
-            return Verdict.VOID
-        held = self._owners.get(record.owner, {})
-        mine = held.get(record.register)
-        if mine is not None and record.version <= mine.version:
-            return Verdict.STALE
-        if record.register != WANTS and record.epoch < self._epoch(record.owner):
-            return Verdict.STALE
-        size = sum(len(other.raw) for other in held.values() if other is not mine)
-        if (
-            (not held and len(self._owners) >= OWNERS_MAX)
-            or (mine is None and len(held) >= REGISTERS_PER_OWNER_MAX)
-            or size + len(record.raw) > OWNER_BYTES_MAX
-        ):
+        held = self._held.get(record.owner, NOTHING)
+        verdict = judge(record, held, self._mesh, now)
+        if verdict is not Verdict.NEWS:
+            return verdict
+        if self._is_full_for(held):
             return Verdict.REFUSED
-        return Verdict.NEWS
+        return Verdict.NEWS if held.end_of(record) > now else self._waiting.judge(record)
 
     def merge(self, record: Record, now: float) -> bool:
-        """Let `record` stand if it is news; returns whether it was. Its signature was checked."""
-        if self.judge(record, now) is not Verdict.NEWS:
+        """Let `record` stand if it may; returns whether it does. Its signature was checked.
+
+        One that came before the `member` record that it lives on waits for a while, and stands
+        as soon as that does.
+        """
+        held = self._held.get(record.owner, NOTHING)
+        verdict = judge(record, held, self._mesh, now)
+        if verdict is Verdict.FORK:
+            rival = held.records[record.register]
+            if record.digest < rival.digest or not held.has_room(record):
+                return False
+        elif verdict is not Verdict.NEWS or self._is_full_for(held):
             return False
-        if record.epoch > self._epoch(record.owner) and record.register != WANTS:
-            for old in self.registers(record.owner):
-                if old.register != WANTS:
-                    self._drop(old)
-        if (mine := self.get(record.owner, record.register)) is not None:
-            self._drop(mine)
-        self._owners.setdefault(record.owner, {})[record.register] = record
-        self._fingerprint = (self._fingerprint + _term(record)) % _FINGERPRINT_MODULUS
+        if held.end_of(record) <= now:
+            self._waiting.add(record, now)
+            return False
+        self._fingerprint.advance(now)
+        self._set(record.owner, held, held.with_record(record), record.issued_at)
+        self._born(record.digest, record.owner, record.issued_at)
+        if record.register == MEMBER:
+            for early in self._waiting.take(record.owner):
+                self.merge(early, now)
         return True
 
     def expire(self, now: float) -> frozenset[NodeId]:
         """Drop what has run out; returns the owners concerned.
 
-        Everything but an owner's wants lives as long as its `member` lease.
+        Everything of an owner but its wants and its forks goes with its `member` lease. Call it
+        often: it looks no further before something can have run out.
         """
-        touched: set[NodeId] = set()
-        for owner in self.owners:
-            member = self.get(owner, MEMBER)
-            lease_over = member is None or member.expires_at + EXPIRY_GRACE_S <= now
-            for record in self.registers(owner):
-                # A register may arrive a moment before the lease that it lives on.
-                orphan = lease_over and record.issued_at + EXPIRY_GRACE_S <= now
-                if record.expires_at + EXPIRY_GRACE_S <= now or (
-                    orphan and record.register != WANTS
-                ):
-                    self._drop(record)
-                    touched.add(owner)
-        return frozenset(touched)
+        self._fingerprint.advance(now)
+        self._waiting.lapse(now)
+        self._index.rest(now)
+        if now < self._ends_at:
+            return frozenset()
+        over = [(owner, held) for owner, held in self._held.items() if held.ends_at <= now]
+        for owner, held in over:
+            self._set(owner, held, held.at(now), None)
+        forks = self._forks.expire(now)
+        for fork in forks:
+            self._died(fork.id, fork.issued_at, fork_ends_at(fork))
+        ends = [held.ends_at for held in self._held.values()]
+        self._ends_at = min([*ends, *map(fork_ends_at, self._forks)], default=NEVER)
+        return frozenset([owner for owner, _ in over] + [fork.owner for fork in forks])
 
-    def _epoch(self, owner: NodeId) -> int:
-        held = self._owners.get(owner, {})
-        return max((r.epoch for r in held.values() if r.register != WANTS), default=0)
+    # --- certificates -----------------------------------------------------------------------------
 
-    def _drop(self, record: Record) -> None:
-        held = self._owners[record.owner]
-        del held[record.register]
-        if not held:
-            del self._owners[record.owner]
-        self._fingerprint = (self._fingerprint - _term(record)) % _FINGERPRINT_MODULUS
+    def certificate(self, subject: NodeId) -> Certificate | None:
+        """The certificate that removes `subject`, if it is removed."""
+        return self._certificates.get(subject)
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """All certificates, sorted by subject."""
+        return tuple(self._certificates[subject] for subject in sorted(self._certificates))
+
+    @property
+    def removed(self) -> frozenset[NodeId]:
+        """Whom a certificate removes."""
+        if self._removed is None:
+            self._removed = frozenset(self._certificates)
+        return self._removed
+
+    def add_certificate(self, certificate: Certificate, now: float) -> bool:
+        """Let a certificate stand if it may; returns whether it is news that does.
+
+        It must name the version of its subject's `member` record that stands, and goes with it.
+        With other evidence it is still the same certificate, and the first one is kept. The caller
+        has checked that it is proof enough; one that came too early has to be offered again.
+        """
+        subject = certificate.subject
+        if (
+            subject in self._certificates
+            or not is_credible(certificate, self._mesh, now)
+            or not _names(certificate, self.get(subject, MEMBER))
+        ):
+            return False
+        self._fingerprint.advance(now)
+        self._certificates[subject], self._removed = certificate, None
+        self._born(certificate.id, subject, certificate.issued_at)
+        return True
+
+    # --- forks ------------------------------------------------------------------------------------
+
+    def forks(self, owner: NodeId) -> tuple[Fork, ...]:
+        """The forks of `owner` that stand, the oldest first."""
+        return self._forks.of(owner)
+
+    def held(self, now: float) -> frozenset[NodeId]:
+        """Owners that their forks keep out of placement."""
+        return self._forks.held(now)
+
+    def add_fork(self, fork: Fork, now: float) -> bool:
+        """Let a fork stand if it may; returns whether it is news that does. It was verified."""
+        if fork_ends_at(fork) <= now or not is_credible(fork, self._mesh, now):
+            return False
+        gone = self._forks.add(fork)
+        if gone is None:
+            return False
+        self._fingerprint.advance(now)
+        for old in gone:
+            self._died(old.id, old.issued_at, fork.issued_at)
+        self._born(fork.id, fork.owner, fork.issued_at)
+        self._ends_at = min(self._ends_at, fork_ends_at(fork))
+        return True
+
+    # --- items ------------------------------------------------------------------------------------
+
+    def ids(self) -> list[bytes]:
+        """The ids of all that stands, sorted. The list is nobody's to change."""
+        return self._index.ids(self._ids)
+
+    def item(self, item: bytes) -> Item | None:
+        """What has that id, if it stands."""
+        owner = self._index.home(item)
+        if owner is None:
+            return None
+        for record in self._held.get(owner, NOTHING).records.values():
+            if record.digest == item:
+                return record
+        certificate = self._certificates.get(owner)
+        if certificate is not None and certificate.id == item:
+            return certificate
+        return next((fork for fork in self._forks.of(owner) if fork.id == item), None)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _ids(self) -> Iterator[bytes]:
+        for held in self._held.values():
+            yield from held.digests
+        yield from (certificate.id for certificate in self._certificates.values())
+        yield from (fork.id for fork in self._forks)
+
+    def _is_full_for(self, held: Held) -> bool:
+        return held is NOTHING and len(self._held) >= OWNERS_MAX
+
+    def _set(self, owner: NodeId, before: Held, after: Held, at_s: int | None) -> None:
+        """Let `after` stand; what is lost died at `at_s`, or else when it ran out."""
+        for lost in before.lost(after):
+            self._died(lost.digest, lost.issued_at, before.end_of(lost) if at_s is None else at_s)
+        if before is NOTHING or not after.records:
+            self._owners = None
+        if after.records:
+            self._held[owner] = after if self._share is None else self._share(after)
+            self._ends_at = min(self._ends_at, after.ends_at)
+        else:
+            del self._held[owner]
+        certificate = self._certificates.get(owner)
+        if certificate is not None and not _names(certificate, after.records.get(MEMBER)):
+            del self._certificates[owner]
+            self._removed = None
+            died_s = before.lease_until if at_s is None else at_s
+            self._died(certificate.id, certificate.issued_at, died_s)
+
+    def _born(self, item: bytes, owner: NodeId, at_s: int) -> None:
+        self._fingerprint.born(item, at_s)
+        self._index.add(item, owner)
+
+    def _died(self, item: bytes, born_s: int, at_s: int) -> None:
+        self._fingerprint.died(item, born_s, at_s)
+        self._index.drop(item)
 
 
-def _term(record: Record) -> int:
-    # The digest covers owner, register, epoch and seq: they are in the signed part.
-    return int.from_bytes(
-        blake2b(record.digest, digest_size=FINGERPRINT_BYTES, person=b"p2pmesh state").digest(),
-        "big",
+def _names(certificate: Certificate, member: Record | None) -> bool:
+    return member is not None and (member.epoch, member.seq) == (
+        certificate.epoch,
+        certificate.seq,
     )

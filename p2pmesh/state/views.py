@@ -67,7 +67,8 @@ class MeshView:
     """Everything, sorted.
 
     Attributes:
-        nodes: Members that have not said goodbye, by id.
+        nodes: Members that have not said goodbye, by id; also those that a certificate removes,
+            which `Document.removed` names.
         wants: Every wish that still counts.
         cards: What is known of each model that somebody holds.
         demos: Which of them are the embedded demonstration model.

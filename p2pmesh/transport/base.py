@@ -1,7 +1,8 @@
 """What every transport offers: authenticated message channels and byte streams between nodes.
 
 Two implementations pass the same contract suite: TLS over TCP, and memory for tests. Whoever
-comes out of here has proved its identity; nothing above asks again.
+comes out of here has proved its identity; nothing above asks again. What is handed over for
+sending is soon on the wire: no deep queue of the kernel, in which a probe would wait behind bulk.
 """
 
 from __future__ import annotations

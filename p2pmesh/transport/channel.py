@@ -22,6 +22,8 @@ from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
 
 PATH = "/gossip"
 CLOSE_TIMEOUT_S = 1.0  # a polite close is worth this much waiting
+# Close codes of RFC 6455 for frames out of order, data of a wrong kind, no UTF-8, too long.
+BREACHES = frozenset([1002, 1003, 1007, 1009])
 
 
 class WebSocketChannel:
@@ -97,6 +99,8 @@ def _channel_errors() -> Iterator[None]:
         with link_errors("the link broke"):
             yield
     except ConnectionClosed as exc:
+        if exc.reason and exc.reason.code in BREACHES:
+            raise PeerError("the other side broke the websocket protocol") from exc
         said = exc.reason and (exc.reason.reason or exc.reason.name)
         raise LinkError(f"the link was closed: {said or 'without a word'}") from exc
     except HandshakeError as exc:

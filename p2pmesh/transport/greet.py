@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import struct
-import time
 
 import trio
 
@@ -36,6 +35,7 @@ async def introduce(
     certificate: bytes,
     purpose: Purpose,
     expected: NodeId | None,
+    now: float,
 ) -> Peer:
     """Prove each other's identity from the dialling side.
 
@@ -45,6 +45,7 @@ async def introduce(
         certificate: What the server showed in TLS.
         purpose: What the connection is for.
         expected: Who has to answer; None for anybody of this mesh.
+        now: Unix time in seconds, as this node takes it to be.
 
     Raises:
         LinkError: The stream broke.
@@ -56,18 +57,17 @@ async def introduce(
         expected=expected,
         certificate=certificate,
         nonce=secrets.token_bytes(NONCE_BYTES),
-        now=time.time(),
+        now=now,
     )
     await _send(stream, hello.start())
     await _send(stream, hello.proof(await _receive(stream)))
     return hello.finish(await _receive(stream))
 
 
-async def answer(stream: trio.abc.Stream, me: Self, *, certificate: bytes) -> Peer:
+async def answer(stream: trio.abc.Stream, me: Self, *, certificate: bytes, now: float) -> Peer:
     """Prove each other's identity from the accepting side; raises as `introduce`."""
-    hello = ServerHello(
-        me, certificate=certificate, nonce=secrets.token_bytes(NONCE_BYTES), now=time.time()
-    )
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    hello = ServerHello(me, certificate=certificate, nonce=nonce, now=now)
     try:
         await _send(stream, hello.challenge(await _receive(stream)))
         verdict, peer = hello.verdict(await _receive(stream))

@@ -1,11 +1,14 @@
 """The gossip links of one node: at most one per peer, each with its reader and its writer task.
 
-The shell around the gossip core. It decides only what is about connections: which of two links
-between the same pair stays, when a slow link is given up, how several addresses are tried.
+The shell around the gossip core. Messages become bytes here and bytes messages. It decides only
+what is about connections: which of two links between the same pair stays, when a slow link is
+given up, how several addresses are tried, who broke the protocol and has to stay away.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,9 +19,23 @@ from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, MeshError, PeerError
 from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.transport.barred import Barred
 from p2pmesh.transport.base import Channel, NobodyThereError, OnStream, Transport
+from p2pmesh.transport.outbox import Outbox
+from p2pmesh.wire.messages import (
+    Facts,
+    Items,
+    Message,
+    Ranges,
+    decode_message,
+    encode_message,
+)
 
-SEND_QUEUE_MAX = 256  # messages; a joining node is sent about ten at once, a stuck one fills it
+ENCODED_KEPT = 4  # messages; what goes over several links is sent over all of them in a row
+# What a link takes in goes at this rate once it had that much more; the rest waits in the peer. A
+# node that starts in a mesh of a thousand is told some thousand news at once, later tens a second.
+MESSAGES_RATE_PER_S = 500.0
+MESSAGES_BURST = 8192
 ADDRESS_STAGGER_S = 0.25  # between two addresses of one node (RFC 8305 advises the same)
 
 log = structlog.get_logger(__name__)
@@ -35,12 +52,8 @@ class LinkEvents(Protocol):
         """The link to `node` is gone and none has replaced it."""
         ...
 
-    def message_received(self, node: NodeId, message: bytes) -> None:
-        """A message came from `node`.
-
-        Raises:
-            PeerError: It breaks the protocol; the link is closed.
-        """
+    def message_received(self, node: NodeId, message: Message) -> None:
+        """A message came from `node`."""
         ...
 
     def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
@@ -63,6 +76,8 @@ class Links:
         self._events = events
         self._links: dict[NodeId, _Link] = {}
         self._dialling: set[NodeId | Address] = set()
+        self._barred = Barred()
+        self._encoded: deque[tuple[Message, bytes]] = deque(maxlen=ENCODED_KEPT)
         self._nursery: trio.Nursery | None = None
 
     async def run(
@@ -78,7 +93,7 @@ class Links:
             task_status: Told once connections are accepted.
         """
         async with trio.open_nursery() as self._nursery:
-            await self._nursery.start(self._transport.serve, self._serve, on_stream)
+            await self._nursery.start(self._transport.serve, self._accept, on_stream)
             task_status.started()
 
     @property
@@ -86,15 +101,24 @@ class Links:
         """The nodes with a link."""
         return frozenset(self._links)
 
-    def send(self, node: NodeId, message: bytes) -> None:
+    def send(self, node: NodeId, message: Message) -> None:
         """Queue a message; without a link it is dropped, with a full queue the link is closed."""
         if link := self._links.get(node):
-            link.send_nowait(message)
+            link.send_nowait(self._bytes_of(message), bulk=is_bulk(message))
 
     def close(self, node: NodeId) -> None:
         """Close the link to `node`, if there is one."""
         if link := self._links.get(node):
             link.close()
+
+    def cut_off(self, node: NodeId, reason: str) -> None:
+        """Close the link to `node` and have none with it for a while: it breaks the protocol."""
+        now = trio.current_time()
+        if not self._barred.is_barred(node, now):
+            pause_s = self._barred.bar(node, now)
+            log.warning("peer_cut_off", node=show_id(node), reason=reason, pause_s=pause_s)
+        if link := self._links.get(node):
+            link.close(fault=reason)
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
         """Try to get a link to `node` (None: to whoever answers) at one of `addresses`.
@@ -134,7 +158,10 @@ class Links:
         with attempt.scopes[position]:
             await trio.sleep(position * ADDRESS_STAGGER_S)
             try:
+                if node is not None:
+                    self._refuse_barred(node)
                 async with self._transport.dial(address, expected=node) as channel:
+                    self._refuse_barred(channel.peer.node)
                     attempt.won(position)
                     self._dialling.discard(node if node is not None else address)
                     await self._serve(channel)
@@ -149,6 +176,14 @@ class Links:
                 attempt.nobody_there = False
                 log.exception("dial_failed", address=str(address))
 
+    async def _accept(self, channel: Channel) -> None:
+        self._refuse_barred(channel.peer.node)
+        await self._serve(channel)
+
+    def _refuse_barred(self, node: NodeId) -> None:
+        if self._barred.is_barred(node, trio.current_time()):
+            raise PeerError(f"{show_id(node)} broke the protocol a moment ago")
+
     async def _serve(self, channel: Channel) -> None:
         peer = channel.peer
         link = _Link(channel)
@@ -162,6 +197,9 @@ class Links:
         self._events.link_up(peer)
         try:
             await link.run(lambda message: self._events.message_received(peer.node, message))
+        except PeerError as exc:
+            self.cut_off(peer.node, str(exc))
+            raise  # the transport keeps count of such connections too
         finally:
             log.info("link_closed", node=show_id(peer.node), reason=link.reason)
             if self._links.get(peer.node) is link:
@@ -174,6 +212,26 @@ class Links:
             return True  # the peer restarted; the old link cannot be alive
         mine = self._me < newer.peer.node
         return newer.outgoing == mine or older.outgoing != mine
+
+    def _bytes_of(self, message: Message) -> bytes:
+        """Its bytes: now, as queues are bounded in them, and once for all links it goes over."""
+        for known, encoded in self._encoded:
+            if known is message:
+                return encoded
+        encoded = encode_message(message)
+        self._encoded.append((message, encoded))
+        return encoded
+
+
+def is_bulk(message: Message) -> bool:
+    """Whether everything else goes before it: it was asked for, and nobody measures its time."""
+    match message:
+        case Facts(asked=asked):
+            return asked
+        case Ranges() | Items():
+            return True
+        case _:
+            return False
 
 
 class _Attempt:
@@ -200,9 +258,11 @@ class _Link:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._outbox, self._queued = trio.open_memory_channel[bytes](SEND_QUEUE_MAX)
+        self._outbox = Outbox()
         self._scope = trio.CancelScope()
+        self._paid_until = -math.inf
         self.reason = "closed"
+        self._fault = ""
         self.gone = trio.Event()
 
     @property
@@ -213,36 +273,53 @@ class _Link:
     def outgoing(self) -> bool:
         return self._channel.outgoing
 
-    def send_nowait(self, message: bytes) -> None:
-        try:
-            self._outbox.send_nowait(message)
-        except trio.WouldBlock:
+    def send_nowait(self, message: bytes, *, bulk: bool) -> None:
+        if not self._outbox.put(message, bulk=bulk):
             self.reason = "the peer takes messages too slowly"
             self.close()
-        except (trio.ClosedResourceError, trio.BrokenResourceError):
-            pass  # it is ending on our word or the peer's: nothing new is said on it
 
-    def close(self) -> None:
+    def close(self, fault: str = "") -> None:
+        self._fault = self._fault or fault
+        self._outbox.close()
         self._scope.cancel()
 
     def finish(self) -> None:
         self._outbox.close()
 
-    async def run(self, on_message: Callable[[bytes], None]) -> None:
+    async def run(self, on_message: Callable[[Message], None]) -> None:
+        """Read and write until the end.
+
+        Raises:
+            PeerError: It came to that because the peer broke the protocol.
+        """
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     while True:
-                        on_message(await self._channel.receive())
+                        on_message(decode_message(await self._channel.receive()))
+                        await self._keep_pace()
         except* (LinkError, PeerError) as group:
             self.reason = "; ".join(str(exc) for exc in group.exceptions)
+            if group.subgroup(PeerError):
+                self._fault = self.reason
         finally:
+            self._outbox.close()
             self.gone.set()
+        if self._fault:
+            self.reason = self._fault
+            raise PeerError(self._fault)
+
+    async def _keep_pace(self) -> None:
+        """Wait if the peer has said more than anybody has to say for long."""
+        now = trio.current_time()
+        paid_until = max(self._paid_until, now - MESSAGES_BURST / MESSAGES_RATE_PER_S)
+        self._paid_until = paid_until + 1 / MESSAGES_RATE_PER_S
+        if self._paid_until > now:
+            await trio.sleep_until(self._paid_until)
 
     async def _write(self) -> None:
-        async with self._queued:
-            async for message in self._queued:
-                await self._channel.send(message)
+        while (message := await self._outbox.take()) is not None:
+            await self._channel.send(message)
         self.reason = "finished"
         self.close()

@@ -6,6 +6,7 @@ For tests and simulations of the whole shell.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 
 import structlog
@@ -45,8 +46,15 @@ class MemoryNetwork:
 class MemoryTransport:
     """A `Transport` on a `MemoryNetwork`; arguments as `TlsTransport`'s."""
 
-    def __init__(self, me: Callable[[], Self], network: MemoryNetwork, address: Address) -> None:
+    def __init__(
+        self,
+        me: Callable[[], Self],
+        network: MemoryNetwork,
+        address: Address,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._me = me
+        self._clock = clock
         self._network = network
         self._address = address
 
@@ -83,7 +91,7 @@ class MemoryTransport:
     ) -> None:
         async with stream:
             with link_errors("the hello failed"), trio.fail_after(DIAL_TIMEOUT_S):
-                peer = await answer(stream, self._me(), certificate=_CERTIFICATE)
+                peer = await answer(stream, self._me(), certificate=_CERTIFICATE, now=self._clock())
             if peer.purpose == "hello":
                 return
             if peer.purpose == "stream":
@@ -130,6 +138,7 @@ class MemoryTransport:
                     certificate=_CERTIFICATE,
                     purpose=purpose,
                     expected=expected,
+                    now=self._clock(),
                 )
                 return ours, peer
         except BaseException:

@@ -11,6 +11,7 @@ import datetime as dt
 import ipaddress
 import ssl
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -25,16 +26,23 @@ from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.hello import Peer, Purpose, Self
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport.barred import Troublesome
 from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, OnChannel, OnStream, link_errors
 from p2pmesh.transport.channel import open_channel
 from p2pmesh.transport.greet import answer, introduce
 
 UNAUTHENTICATED_MAX = 64  # connections that have not proved who they are, all together
 UNAUTHENTICATED_PER_HOST_MAX = 4  # one address cannot take all the places of the others
+HOLD_S = 1.0  # before a connection from a troublesome address is closed unheard
+HOLDING_MAX = 64  # such connections; each is a descriptor
 
 TlsStream = trio.SSLStream[trio.SocketStream]
 
 log = structlog.get_logger(__name__)
+
+
+class _TurnedAwayError(PeerError):
+    """A connection that was not listened to; what it would have been worth nobody knows."""
 
 
 class TlsTransport:
@@ -43,14 +51,23 @@ class TlsTransport:
     Args:
         me: Called for each connection: who this node says that it is.
         listeners: Bound TCP listeners, closed when `serve` ends.
+        clock: Unix time in seconds as this node takes it to be, for the hello.
     """
 
-    def __init__(self, me: Callable[[], Self], listeners: list[trio.SocketListener]) -> None:
+    def __init__(
+        self,
+        me: Callable[[], Self],
+        listeners: list[trio.SocketListener],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._me = me
+        self._clock = clock
         self._listeners = listeners
         self._server_context, self._certificate = _server_context()
         self._client_context = _client_context()
         self._unauthenticated: Counter[str] = Counter()
+        self._troublesome = Troublesome()
+        self._holding = 0
 
     @property
     def address(self) -> Address:
@@ -69,9 +86,14 @@ class TlsTransport:
 
         async def handle(tcp: trio.SocketStream) -> None:
             remote = _remote(tcp)
+            if self._troublesome.is_too_much(remote.host, trio.current_time()):
+                await self._hold(tcp)
+                return
             try:
                 await self._accept(tcp, remote, on_channel, on_stream)
             except* MeshError as group:
+                if group.subgroup(_is_its_fault):
+                    self._troublesome.note(remote.host, trio.current_time())
                 log.info("connection_dropped", remote=str(remote), reason=_sentences(group))
             except* Exception:
                 log.exception("connection_failed", remote=str(remote))
@@ -85,7 +107,9 @@ class TlsTransport:
         async with _closing(tls):
             with self._place_for(remote.host), _greeting_errors(remote):
                 await tls.do_handshake()
-                peer = await answer(tls, self._me(), certificate=self._certificate)
+                peer = await answer(
+                    tls, self._me(), certificate=self._certificate, now=self._clock()
+                )
             if peer.purpose == "hello":
                 return
             if peer.purpose == "stream":
@@ -93,6 +117,16 @@ class TlsTransport:
                 return
             async with open_channel(tls, peer=peer, remote=remote, outgoing=False) as channel:
                 await on_channel(channel)
+
+    async def _hold(self, tcp: trio.SocketStream) -> None:
+        """Hang up without a word, and not at once: who waits does not dial again meanwhile."""
+        async with tcp:
+            if self._holding < HOLDING_MAX:
+                self._holding += 1
+                try:
+                    await trio.sleep(HOLD_S)
+                finally:
+                    self._holding -= 1
 
     @contextlib.contextmanager
     def _place_for(self, host: str) -> Iterator[None]:
@@ -102,7 +136,7 @@ class TlsTransport:
             self._unauthenticated.total() >= UNAUTHENTICATED_MAX
             or self._unauthenticated[host] >= per_host
         ):
-            raise PeerError("too many connections that have not said who they are")
+            raise _TurnedAwayError("too many connections that have not said who they are")
         self._unauthenticated[host] += 1
         try:
             yield
@@ -143,6 +177,7 @@ class TlsTransport:
                     certificate=tls.getpeercert(binary_form=True),
                     purpose=purpose,
                     expected=expected,
+                    now=self._clock(),
                 )
                 return tls, peer
         except BaseException:
@@ -222,6 +257,10 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def _is_its_fault(exc: BaseException) -> bool:
+    return isinstance(exc, PeerError) and not isinstance(exc, _TurnedAwayError)
 
 
 def _sentences(group: BaseExceptionGroup[MeshError]) -> str:

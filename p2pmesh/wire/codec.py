@@ -2,8 +2,10 @@
 
 Pure. Values are None, booleans, 64-bit integers, bytes, text, lists and maps with text keys; maps
 are written sorted by key, everything in its shortest form. Floats are refused: they have no
-place in signed facts. Decoding re-encodes and compares, so a duplicate key, a long form or a
-foreign type cannot smuggle a second spelling of the same value past a signature.
+place in signed facts. Decoding looks at the types and the order of keys, packs again and
+compares, so a duplicate key, a long form or a foreign type cannot smuggle a second spelling of
+the same value past a signature. How deep, wide and many containers may be is bounded, since a few
+bytes that announce much would otherwise cost much.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ from p2pmesh.errors import PeerError
 
 INT_MIN = -(2**63)
 INT_MAX = 2**64 - 1
+DEPTH_MAX = 32  # containers within each other; what is said needs six
+ITEMS_MAX = 4096  # of one list or map: the decoder makes room for as many as are announced
+CONTAINERS_MAX = 8192  # in one value: each costs more to check than its byte to send
+
+_SCALARS = frozenset({type(None), bool, int, str, bytes})
+_TEXT = frozenset({str})
 
 
 def encode(value: Any) -> bytes:
@@ -38,18 +46,47 @@ def decode(data: bytes, *, bytes_max: int) -> Any:
         bytes_max: Longer input is refused unread.
 
     Raises:
-        PeerError: Too long, not msgpack, or not in canonical form.
+        PeerError: Too long, too deep, too wide, not msgpack, or not in canonical form.
     """
     if len(data) > bytes_max:
         raise PeerError(f"a message of {len(data)} bytes, at most {bytes_max} are allowed")
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True)
-        canonical = encode(value)
+        value = msgpack.unpackb(
+            data, strict_map_key=True, max_array_len=ITEMS_MAX, max_map_len=ITEMS_MAX
+        )
+        _check_form(value)
+        canonical = msgpack.packb(value)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as exc:
         raise PeerError(f"a message that cannot be decoded: {type(exc).__name__}") from exc
     if canonical != data:
         raise PeerError("a message that is not in canonical form")
     return value
+
+
+def _check_form(value: Any) -> None:
+    """Refuse what packing again would not show: foreign types, unordered keys, excess.
+
+    Level by level, so that the depth of the input is not that of the stack.
+    """
+    level = [value] if type(value) not in _SCALARS else []
+    seen = depth = 0
+    while level:
+        seen, depth = seen + len(level), depth + 1
+        if depth > DEPTH_MAX or seen > CONTAINERS_MAX:
+            raise ValueError("too many or too deep containers")
+        inner: list[Any] = []
+        for container in level:
+            kind = type(container)
+            if kind is dict:
+                keys = list(container)
+                if not _TEXT.issuperset(map(type, keys)) or sorted(keys) != keys:
+                    raise ValueError("map keys that are not text, or out of order")
+                inner += [item for item in container.values() if type(item) not in _SCALARS]
+            elif kind is list:
+                inner += [item for item in container if type(item) not in _SCALARS]
+            else:
+                raise TypeError(f"a value of type {kind.__name__}")
+        level = inner
 
 
 def _ordered(value: Any) -> Any:

@@ -55,3 +55,29 @@ def take_list(fields: dict[str, Any], name: str, kind: type[T], *, size_max: int
     if any(type(item) is not kind for item in items):
         raise PeerError(f"field {name!r} holds something that is not of type {kind.__name__}")
     return tuple(items)
+
+
+def take_exactly(fields: dict[str, Any], name: str, size: int) -> bytes:
+    """The bytes `name`, which must be `size` long.
+
+    Raises:
+        PeerError: As `take`, or of another length.
+    """
+    value = take(fields, name, bytes, size_max=size)
+    if len(value) != size:
+        raise PeerError(f"field {name!r} has the wrong length")
+    return value
+
+
+def take_bytes(
+    fields: dict[str, Any], name: str, *, count_max: int, size_max: int, size_min: int = 0
+) -> tuple[bytes, ...]:
+    """The list `name` of at most `count_max` byte strings, each with a length within bounds.
+
+    Raises:
+        PeerError: As `take_list`, or an item that is too short or too long.
+    """
+    items = take_list(fields, name, bytes, size_max=count_max)
+    if not all(size_min <= len(item) <= size_max for item in items):
+        raise PeerError(f"field {name!r} holds something of a wrong length")
+    return items

@@ -2,6 +2,8 @@
 
 Pure. A message is a canonical map whose `t` names its kind; unknown kinds are skipped and unknown
 fields ignored, so that a newer peer can say more. Everything is bounded before it is believed.
+Whole records, certificates and forks travel as bytes in here and are read by those who need them.
+`PROTOCOL.md` beside this file describes every kind for other implementations.
 """
 
 from __future__ import annotations
@@ -13,76 +15,141 @@ from typing import Any
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import ID_BYTES, NodeId
 from p2pmesh.wire.codec import decode, encode
-from p2pmesh.wire.fields import as_map, take, take_list
+from p2pmesh.wire.evidence import CERTIFICATE_BYTES_MAX, FORK_BYTES_MAX
+from p2pmesh.wire.fields import as_map, take, take_bytes, take_exactly, take_list
 from p2pmesh.wire.records import DIGEST_BYTES, RECORD_BYTES_MAX
 
-MESSAGE_BYTES_MAX = 1 << 20  # also what a link's websocket accepts
-RECORDS_BYTES_MAX = 256 * 1024  # per message: probes behind it wait some milliseconds at most
-SUMMARY_ENTRIES_MAX = 16384  # versions named in one message; they fit its bound
-FINGERPRINT_BYTES = 16
+MESSAGE_BYTES_MAX = 512 * 1024  # what a link's websocket accepts: the fullest message, twice over
+RECORDS_BYTES_MAX = 256 * 1024  # of facts per message: probes behind it wait milliseconds
+CHUNK_BYTES_MAX = 32 * 1024  # of facts that were asked for: repair goes in small steps
+PIECES_MAX = 2048  # of each kind of fact in a message; the smallest records fill its bound first
+RANGES_MAX = 1024  # per message; four times what two 16-way splits need
+IDS_MAX = 2048  # in one list of items; somewhat more than a chunk of bytes
+WANT_MAX = 256  # items asked for at once; the smallest records fill a chunk with fewer
+RECENT_MAX = 32  # ids that ride on a probe: some 600 bytes
+FINGERPRINT_BYTES = 16  # a sum of ids, as long as they are
 PLAN_DIGEST_BYTES = 16
+KIND_CHARS_MAX = 32  # of a name that nobody may know yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Records:
-    """Records, each as its owner signed it."""
-
-    records: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """Which version of a register somebody holds."""
-
-    owner: NodeId
-    register: str
-    epoch: int
-    seq: int
-    digest: bytes
-
-    @property
-    def order(self) -> tuple[int, int, bytes]:
-        """As `Record.version`."""
-        return self.epoch, self.seq, self.digest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """All versions that the sender holds.
+class Facts:
+    """Facts, each exactly as it was signed.
 
     Attributes:
-        answer: Whether the receiver should say in turn what it holds.
+        asked: Whether this is the reply to a `Want` or `Own`, even if there is nothing to send.
     """
 
-    versions: tuple[Version, ...]
+    records: tuple[bytes, ...] = ()
+    certificates: tuple[bytes, ...] = ()
+    forks: tuple[bytes, ...] = ()
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sign:
+    """A sign of life that says what its sender knows.
+
+    Attributes:
+        token: Of the probe, repeated in its answer.
+        at_ms: The sender's own clock in milliseconds; mesh time is made of many of those.
+        cutoff: Mesh time in seconds up to which `fingerprint` counts.
+        fingerprint: Of all items that the sender holds and that were issued up to then.
+        plan: Digest of the sender's plan; in no record, so it never feeds back into the plan.
+        keep: Whether the sender wants this link to stay.
+        recent: Ids of what the sender has learned in the last moments.
+    """
+
+    token: int
+    at_ms: int
+    cutoff: int
+    fingerprint: bytes
+    plan: bytes
+    keep: bool
+    recent: tuple[bytes, ...] = ()
+
+
+class Probe(_Sign):
+    """Are you there, and do we know the same?"""
+
+    __slots__ = ()
+
+
+class Answer(_Sign):
+    """The reply to a probe."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Probe `subject` on my behalf and tell me."""
+
+    subject: NodeId
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What became of an `Ask`.
+
+    Attributes:
+        alive: Whether the subject answered the sender within the time-out.
+    """
+
+    subject: NodeId
+    token: int
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """What the sender holds between two ids.
+
+    Attributes:
+        lower: The first id that counts; any prefix of an id will do, and nothing means the start.
+        upper: The first id that does not; nothing means no end.
+        count: How many items.
+        fingerprint: Of them.
+    """
+
+    lower: bytes
+    upper: bytes
+    count: int
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """Compare these ranges with yours."""
+
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Items:
+    """All ids that the sender holds in a range; bounds as in `Range`.
+
+    Attributes:
+        answer: Whether the receiver should say in turn what it holds there.
+    """
+
+    lower: bytes
+    upper: bytes
+    ids: tuple[bytes, ...]
     answer: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """Are you there, and do we know the same?
+class Want:
+    """Send me these items, as many of the first ones as fit one chunk."""
 
-    Attributes:
-        token: Repeated in the answer.
-        fingerprint: Of the sender's records.
-        plan: Digest of the sender's plan; in no record, so it never feeds back into the plan.
-        sent_at_ms: Mesh time of the sender in milliseconds.
-    """
-
-    token: int
-    fingerprint: bytes
-    plan: bytes
-    sent_at_ms: int
+    ids: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The reply to a probe; fields as there."""
-
-    token: int
-    fingerprint: bytes
-    plan: bytes
-    sent_at_ms: int
+class Own:
+    """Send me what you hold of my own records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +159,7 @@ class Unknown:
     kind: str
 
 
-Message = Records | Summary | Probe | Answer | Unknown
+Message = Facts | Probe | Answer | Ask | Told | Ranges | Items | Want | Own | Unknown
 
 
 def encode_message(message: Message) -> bytes:
@@ -101,24 +168,7 @@ def encode_message(message: Message) -> bytes:
     Raises:
         TypeError: `message` is of a kind that is never sent.
     """
-    match message:
-        case Records(records=records):
-            return encode({"t": "records", "r": records})
-        case Summary(versions=versions, answer=answer):
-            rows = [[v.owner, v.register, v.epoch, v.seq, v.digest] for v in versions]
-            return encode({"t": "summary", "v": rows, "a": answer})
-        case Probe() | Answer():
-            return encode(
-                {
-                    "t": "probe" if isinstance(message, Probe) else "answer",
-                    "n": message.token,
-                    "f": message.fingerprint,
-                    "p": message.plan,
-                    "at": message.sent_at_ms,
-                }
-            )
-        case Unknown():
-            raise TypeError("a message of an unknown kind is never sent")
+    return encode(_to_wire(message))
 
 
 def decode_message(data: bytes) -> Message:
@@ -128,73 +178,151 @@ def decode_message(data: bytes) -> Message:
         PeerError: The bytes break the protocol; the link should be closed.
     """
     fields = as_map(decode(data, bytes_max=MESSAGE_BYTES_MAX), "a message")
-    kind = take(fields, "t", str, size_max=32)
+    kind = take(fields, "t", str, size_max=KIND_CHARS_MAX)
     reader = _READERS.get(kind)
     return reader(fields) if reader else Unknown(kind=kind)
 
 
-def in_messages(records: Iterable[bytes]) -> Iterator[Records]:
-    """Pack records into as few messages as the bound on their size allows."""
-    batch: list[bytes] = []
-    size = 0
-    for raw in records:
-        if batch and size + len(raw) > RECORDS_BYTES_MAX:
-            yield Records(records=tuple(batch))
-            batch, size = [], 0
-        batch.append(raw)
-        size += len(raw)
-    if batch:
-        yield Records(records=tuple(batch))
+def in_chunks(
+    records: Iterable[bytes],
+    certificates: Iterable[bytes] = (),
+    forks: Iterable[bytes] = (),
+    *,
+    asked: bool = False,
+) -> Iterator[Facts]:
+    """Pack facts, in this order, into as few messages as the bound on their size allows.
+
+    A piece that is larger than the bound goes alone.
+
+    Args:
+        records: In their exact bytes, as the others.
+        certificates: Of removal.
+        forks: Of any owner.
+        asked: Whether somebody waits for them: small messages, and at least one.
+    """
+    bytes_max = CHUNK_BYTES_MAX if asked else RECORDS_BYTES_MAX
+    batch: dict[str, list[bytes]] = {"records": [], "certificates": [], "forks": []}
+    size = count = sent = 0
+    for name, pieces in zip(batch, (records, certificates, forks), strict=True):
+        for piece in pieces:
+            if count and (size + len(piece) > bytes_max or count == PIECES_MAX):
+                yield _facts(batch, asked=asked)
+                size, count, sent = 0, 0, sent + 1
+            batch[name].append(piece)
+            size, count = size + len(piece), count + 1
+    if count or (asked and not sent):
+        yield _facts(batch, asked=asked)
 
 
-def _read_records(fields: dict[str, Any]) -> Message:
-    records = take_list(fields, "r", bytes, size_max=SUMMARY_ENTRIES_MAX)
-    if any(len(raw) > RECORD_BYTES_MAX for raw in records):
-        raise PeerError("a record that is too long")
-    return Records(records=records)
+def _facts(batch: dict[str, list[bytes]], *, asked: bool) -> Facts:
+    pieces = {name: tuple(held) for name, held in batch.items()}
+    for held in batch.values():
+        held.clear()
+    return Facts(**pieces, asked=asked)
 
 
-def _read_summary(fields: dict[str, Any]) -> Message:
-    versions: list[Version] = []
-    for row in take_list(fields, "v", list, size_max=SUMMARY_ENTRIES_MAX):
-        match row:
-            case [bytes(owner), str(register), int(epoch), int(seq), bytes(digest)] if (
-                len(owner) == ID_BYTES and len(digest) == DIGEST_BYTES
-            ):
-                versions.append(
-                    Version(
-                        owner=NodeId(owner),
-                        register=register,
-                        epoch=epoch,
-                        seq=seq,
-                        digest=digest,
-                    )
-                )
-            case _:
-                raise PeerError("a summary with a row of an unknown form")
-    return Summary(versions=tuple(versions), answer=take(fields, "a", bool))
+def _to_wire(message: Message) -> dict[str, Any]:
+    match message:
+        case Facts():
+            pieces = {"r": message.records, "c": message.certificates, "f": message.forks}
+            return {"t": "facts", **pieces, "a": message.asked}
+        case Probe() | Answer():
+            return {
+                "t": "probe" if isinstance(message, Probe) else "answer",
+                "n": message.token,
+                "at": message.at_ms,
+                "c": message.cutoff,
+                "f": message.fingerprint,
+                "p": message.plan,
+                "k": message.keep,
+                "r": message.recent,
+            }
+        case Ask(subject=subject, token=token):
+            return {"t": "ask", "s": subject, "n": token}
+        case Told(subject=subject, token=token, alive=alive):
+            return {"t": "told", "s": subject, "n": token, "a": alive}
+        case Ranges(ranges=ranges):
+            rows = [[one.lower, one.upper, one.count, one.fingerprint] for one in ranges]
+            return {"t": "ranges", "r": rows}
+        case Items(lower=lower, upper=upper, ids=ids, answer=answer):
+            return {"t": "items", "l": lower, "u": upper, "i": ids, "a": answer}
+        case Want(ids=ids):
+            return {"t": "want", "i": ids}
+        case Own():
+            return {"t": "own"}
+        case Unknown():
+            raise TypeError("a message of an unknown kind is never sent")
 
 
-def _read_probe(fields: dict[str, Any]) -> Message:
-    return Probe(**_probe_fields(fields))
+def _read_facts(fields: dict[str, Any]) -> Message:
+    return Facts(
+        records=take_bytes(fields, "r", count_max=PIECES_MAX, size_max=RECORD_BYTES_MAX),
+        certificates=take_bytes(fields, "c", count_max=PIECES_MAX, size_max=CERTIFICATE_BYTES_MAX),
+        forks=take_bytes(fields, "f", count_max=PIECES_MAX, size_max=FORK_BYTES_MAX),
+        asked=take(fields, "a", bool),
+    )
 
 
-def _read_answer(fields: dict[str, Any]) -> Message:
-    return Answer(**_probe_fields(fields))
-
-
-def _probe_fields(fields: dict[str, Any]) -> dict[str, Any]:
+def _sign_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "token": take(fields, "n", int),
-        "fingerprint": take(fields, "f", bytes, size_max=FINGERPRINT_BYTES),
-        "plan": take(fields, "p", bytes, size_max=PLAN_DIGEST_BYTES),
-        "sent_at_ms": take(fields, "at", int),
+        "at_ms": take(fields, "at", int),
+        "cutoff": take(fields, "c", int),
+        "fingerprint": take_exactly(fields, "f", FINGERPRINT_BYTES),
+        "plan": take_exactly(fields, "p", PLAN_DIGEST_BYTES),
+        "keep": take(fields, "k", bool),
+        "recent": _ids(fields, "r", RECENT_MAX),
     }
 
 
+def _read_ask(fields: dict[str, Any]) -> Message:
+    return Ask(subject=NodeId(take_exactly(fields, "s", ID_BYTES)), token=take(fields, "n", int))
+
+
+def _read_told(fields: dict[str, Any]) -> Message:
+    subject = NodeId(take_exactly(fields, "s", ID_BYTES))
+    return Told(subject=subject, token=take(fields, "n", int), alive=take(fields, "a", bool))
+
+
+def _read_ranges(fields: dict[str, Any]) -> Message:
+    return Ranges(ranges=tuple(map(_range, take_list(fields, "r", list, size_max=RANGES_MAX))))
+
+
+def _range(row: list[Any]) -> Range:
+    match row:
+        case [bytes(lower), bytes(upper), int(count), bytes(fingerprint)] if (
+            type(count) is int and count >= 0 and len(fingerprint) == FINGERPRINT_BYTES
+        ):
+            _check_bounds(lower, upper)
+            return Range(lower=lower, upper=upper, count=count, fingerprint=fingerprint)
+    raise PeerError("a range of an unknown form")
+
+
+def _read_items(fields: dict[str, Any]) -> Message:
+    lower, upper = (take(fields, name, bytes, size_max=DIGEST_BYTES) for name in "lu")
+    _check_bounds(lower, upper)
+    ids = _ids(fields, "i", IDS_MAX)
+    return Items(lower=lower, upper=upper, ids=ids, answer=take(fields, "a", bool))
+
+
+def _check_bounds(lower: bytes, upper: bytes) -> None:
+    if max(len(lower), len(upper)) > DIGEST_BYTES or (upper and lower >= upper):
+        raise PeerError("a range whose bounds are none")
+
+
+def _ids(fields: dict[str, Any], name: str, count_max: int) -> tuple[bytes, ...]:
+    size = DIGEST_BYTES
+    return take_bytes(fields, name, count_max=count_max, size_max=size, size_min=size)
+
+
 _READERS: dict[str, Callable[[dict[str, Any]], Message]] = {
-    "records": _read_records,
-    "summary": _read_summary,
-    "probe": _read_probe,
-    "answer": _read_answer,
+    "facts": _read_facts,
+    "probe": lambda fields: Probe(**_sign_fields(fields)),
+    "answer": lambda fields: Answer(**_sign_fields(fields)),
+    "ask": _read_ask,
+    "told": _read_told,
+    "ranges": _read_ranges,
+    "items": _read_items,
+    "want": lambda fields: Want(ids=_ids(fields, "i", WANT_MAX)),
+    "own": lambda _fields: Own(),
 }

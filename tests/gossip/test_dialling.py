@@ -1,92 +1,304 @@
 from __future__ import annotations
 
+from itertools import chain
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
 from p2pmesh.config import Address
 from p2pmesh.gossip.dialling import (
+    ABSENT_INTERVAL_S,
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
     POLITENESS_S,
+    SEED_BACKOFF_MAX_S,
     STABLE_S,
+    UNDER_WAY_S,
+    UNWANTED_S,
     Dialling,
 )
 from p2pmesh.gossip.events import Dial
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.document import Document
-from tests.state.make import MESH, NODES, NOW, member, record
+from tests.gossip.make import HERE, THERE, View, certificate_by, member_of
+from tests.state.make import NODES, NOW
 
 SMALL, LARGE = NodeId(b"\0" * 16), NodeId(b"\xff" * 16)
+ANNA, BEN, CARL = NODES[:3]
 SEED = Address("10.0.0.1", 9338)
-HERE = Address("127.0.0.1", 9338)
+TO_ANNA = Dial(node=ANNA, addresses=(HERE,))
+WANTED = frozenset({ANNA})
+NOBODY: frozenset[NodeId] = frozenset()
 
 
-def knowing(*, left: bool = False) -> Document:
-    document = Document(MESH)
-    document.merge(record(register="member", body=member(left=left).to_wire()), NOW)
-    return document
+def dialling(
+    me: NodeId = SMALL, *, seeds: tuple[Address, ...] = (), view: View | None = None
+) -> Dialling:
+    view = view or View(me)
+    view.learn(member_of(0))
+    return Dialling(view.roster, seeds)
+
+
+def due(
+    one: Dialling, at: float, *, wanted: frozenset[NodeId] = WANTED, linked: bool = False
+) -> list[Dial]:
+    return list(one.due(wanted, WANTED if linked else NOBODY, at))
+
+
+# Neighbours
 
 
 def test_the_smaller_id_dials_at_once_and_the_larger_waits() -> None:
-    dial = Dial(node=NODES[0], addresses=(HERE,))
-    assert list(Dialling(SMALL, (), {}).due(knowing(), set(), 0.0)) == [dial]
-    polite = Dialling(LARGE, (), {})
-    assert list(polite.due(knowing(), set(), 0.0)) == []
-    assert list(polite.due(knowing(), set(), POLITENESS_S)) == [dial]
+    assert due(dialling(SMALL), 0.0) == [TO_ANNA]
+    polite = dialling(LARGE)
+    assert due(polite, 0.0) == []
+    assert due(polite, POLITENESS_S - 0.1) == []
+    assert due(polite, POLITENESS_S) == [TO_ANNA]
 
 
-def test_a_lost_link_is_dialled_at_once_by_both() -> None:
-    polite = Dialling(LARGE, (), {})
-    polite.lost(NODES[0], 5.0)
-    assert len(list(polite.due(knowing(), set(), 5.0))) == 1
+def test_who_cannot_be_dialled_itself_need_not_wait_for_it() -> None:
+    view = View(NODES[3])
+    view.learn(member_of(3, addresses=()))
+    assert due(dialling(view=view), 0.0) == [TO_ANNA]
+
+
+def test_only_who_is_wanted_not_linked_and_listens_somewhere_is_dialled() -> None:
+    view = View(SMALL)
+    view.learn(member_of(1, addresses=()), member_of(2))
+    one = dialling(view=view)
+    assert due(one, 0.0, wanted=frozenset({ANNA, BEN})) == [TO_ANNA]
+    assert due(dialling(), 0.0, linked=True) == []
+    assert due(dialling(), 0.0, wanted=NOBODY) == []
+
+
+def test_an_attempt_under_way_is_not_made_again_unless_it_is_lost() -> None:
+    one = dialling()
+    assert due(one, 0.0) == [TO_ANNA]
+    assert due(one, UNDER_WAY_S - 0.1) == []
+    assert due(one, UNDER_WAY_S) == [TO_ANNA]
+
+
+def pause_after_failure(one: Dialling, now: float) -> float:
+    assert due(one, now)
+    one.failed(ANNA, now)
+    pause = 0.0
+    while not due(one, now + pause):
+        pause += 0.25
+    one.failed(ANNA, now + pause)
+    return pause
 
 
 def test_pauses_grow_up_to_a_bound_and_start_afresh_after_a_link() -> None:
-    dialling = Dialling(SMALL, (), {})
-    now, pauses = 0.0, []
-    for _ in range(10):
-        assert list(dialling.due(knowing(), set(), now))
-        dialling.failed(NODES[0], now)
-        started = now
-        while not list(dialling.due(knowing(), set(), now)):
-            now += 0.25
-        dialling.failed(NODES[0], now)
-        pauses.append(now - started)
-        now += BACKOFF_MAX_S
-    assert pauses[0] == BACKOFF_FIRST_S
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == BACKOFF_MAX_S
-    dialling.linked(NODES[0], now)
-    dialling.lost(NODES[0], now + STABLE_S)
-    assert list(dialling.due(knowing(), set(), now + STABLE_S))
+    one = dialling()
+    pauses = [pause_after_failure(one, 100.0 * number) for number in range(6)]
+    assert pauses == [0.5, 2.0, 4.0, 4.0, 4.0, 4.0]
+    assert (pauses[0], pauses[-1]) == (BACKOFF_FIRST_S, BACKOFF_MAX_S)
+    one.linked(ANNA, 1000.0)
+    one.lost(ANNA, 1000.0 + STABLE_S)
+    assert due(one, 1000.0 + STABLE_S) == [TO_ANNA]
+
+
+def test_a_lost_link_is_dialled_at_once_by_both() -> None:
+    for me in (SMALL, LARGE):
+        one = dialling(me)
+        one.linked(ANNA, 0.0)
+        one.lost(ANNA, 50.0)
+        assert due(one, 50.0) == [TO_ANNA]
 
 
 def test_links_that_do_not_last_are_tried_with_growing_pauses() -> None:
-    dialling = Dialling(SMALL, (), {})
+    one = dialling()
     now, dials = 0.0, 0
     while now < 60:
-        if list(dialling.due(knowing(), set(), now)):
+        if due(one, now):
             dials += 1
-            dialling.linked(NODES[0], now)
-            dialling.lost(NODES[0], now + 0.01)
-        now += 0.05
-    assert 5 <= dials <= 8
+            one.linked(ANNA, now)
+            one.lost(ANNA, now + STABLE_S / 4)
+        now += 0.125
+    assert 60 / (BACKOFF_MAX_S + 1) <= dials <= 60 / BACKOFF_MAX_S + 5
 
 
-def test_linked_departed_and_own_addresses_are_left_alone() -> None:
-    assert list(Dialling(SMALL, (), {}).due(knowing(), {NODES[0]}, 0.0)) == []
-    assert list(Dialling(SMALL, (), {}).due(knowing(left=True), set(), 0.0)) == []
-    assert list(Dialling(NODES[0], (), {}).due(knowing(), set(), 0.0)) == []
+# Seeds
 
 
 def test_seeds_are_dialled_while_nobody_is_linked() -> None:
-    dialling = Dialling(SMALL, (SEED,), {})
-    empty = Document(MESH)
-    assert list(dialling.due(empty, set(), 0.0)) == [Dial(node=None, addresses=(SEED,))]
-    assert list(dialling.due(empty, {NODES[0]}, 100.0)) == []
-    dialling.failed(None, 100.0)
-    assert list(dialling.due(empty, set(), 100.0)) == []
-    assert list(dialling.due(empty, set(), 101.0)) == [Dial(node=None, addresses=(SEED,))]
+    one = dialling(seeds=(SEED, THERE))
+    assert due(one, 0.0, wanted=NOBODY) == [
+        Dial(node=None, addresses=(SEED,)),
+        Dial(node=None, addresses=(THERE,)),
+    ]
+    assert due(one, 5.0, wanted=NOBODY) == []
+    one.failed(None, 5.0)
+    assert due(one, 5.0 + SEED_BACKOFF_MAX_S, wanted=NOBODY, linked=True) == []
+    assert len(due(one, 5.0 + SEED_BACKOFF_MAX_S, wanted=NOBODY)) == 2
 
 
-def test_the_address_book_is_used_until_records_say_otherwise() -> None:
-    dialling = Dialling(SMALL, (), {NODES[0]: (SEED,), NODES[1]: (SEED,)})
-    found = {dial.node: dial.addresses for dial in dialling.due(knowing(), set(), 0.0)}
-    assert found == {NODES[0]: (HERE,), NODES[1]: (SEED,)}
+def test_seeds_that_all_fail_are_one_failure() -> None:
+    seeds = tuple(Address("10.0.0.9", port) for port in range(1, 6))
+    one = dialling(seeds=seeds)
+    assert len(due(one, 0.0, wanted=NOBODY)) == len(seeds)
+    for _ in seeds:
+        one.failed(None, 0.1)
+    assert len(due(one, 0.1 + BACKOFF_FIRST_S, wanted=NOBODY)) == len(seeds)
+
+
+def test_once_there_was_a_link_seeds_are_dialled_afresh() -> None:
+    one = dialling(seeds=(SEED,))
+    for at in range(8):
+        due(one, 100.0 * at, wanted=NOBODY)
+        one.failed(None, 100.0 * at)
+    one.linked(ANNA, 1000.0)
+    one.lost(ANNA, 1100.0)
+    assert due(one, 1100.0, wanted=NOBODY) == [Dial(node=None, addresses=(SEED,))]
+
+
+# The absent
+
+
+def absent(count: int) -> tuple[Dialling, list[NodeId]]:
+    nodes = [NodeId(bytes([number]) * 16) for number in range(1, count + 1)]
+    view = View(SMALL, book=dict.fromkeys(nodes, (THERE,)))
+    return Dialling(view.roster, ()), nodes
+
+
+def dialled(one: Dialling, at: float, links: frozenset[NodeId] = NOBODY) -> list[NodeId | None]:
+    return [dial.node for dial in one.due(NOBODY, links, at)]
+
+
+def test_one_of_the_absent_is_dialled_each_second_in_turn() -> None:
+    one, nodes = absent(3)
+    turns = [dialled(one, NOW + 0.25 * quarter) for quarter in range(4 * 7)]
+    seconds = [list(chain(*turns[at : at + 4])) for at in range(0, len(turns), 4)]
+    assert seconds == [[node] for node in [*nodes, *nodes, nodes[0]]]
+    assert ABSENT_INTERVAL_S == 1.0
+
+
+def test_who_is_linked_or_came_back_is_not_absent() -> None:
+    one, nodes = absent(2)
+    assert dialled(one, NOW, frozenset(nodes[:1])) == [nodes[1]]
+    assert dialled(one, NOW + 1, frozenset(nodes)) == []
+
+
+def test_the_removed_are_looked_for() -> None:
+    view = View(SMALL)
+    view.learn(member_of(0), certificate_by([1], 0))
+    assert dialled(Dialling(view.roster, ()), NOW) == [ANNA]
+
+
+def test_the_absent_without_address_hold_nobody_up() -> None:
+    view = View(SMALL)
+    view.learn(member_of(0, addresses=()), member_of(1), member_of(2, addresses=()))
+    view.expire(NOW + 1000)
+    one = Dialling(view.roster, ())
+    turns = {node for second in range(8) for node in dialled(one, NOW + second)}
+    assert turns == {BEN}
+
+
+# Links
+
+
+def test_a_link_stays_while_either_end_wants_it_and_a_while_longer() -> None:
+    one = dialling()
+    one.linked(ANNA, 0.0)
+    one.keep(ANNA, 100.0)
+    assert one.unwanted(100.0 + UNWANTED_S) == []
+    assert one.unwanted(100.1 + UNWANTED_S) == [ANNA]
+
+
+def test_a_new_link_stays_for_a_while_even_if_nobody_wants_it() -> None:
+    one = dialling()
+    one.linked(BEN, 0.0)
+    assert one.unwanted(UNWANTED_S) == []
+    assert one.unwanted(UNWANTED_S + 0.1) == [BEN]
+    one.lost(BEN, UNWANTED_S + 0.2)
+    assert one.unwanted(1000.0) == []
+
+
+def test_wanting_what_is_not_linked_makes_no_link() -> None:
+    one = dialling()
+    one.keep(ANNA, 0.0)
+    assert one.unwanted(1000.0) == []
+
+
+# For others
+
+
+def test_somebody_asked_about_is_dialled_at_once() -> None:
+    assert dialling().try_once(ANNA) == TO_ANNA
+    assert dialling().try_once(CARL) is None
+
+
+def test_attempts_at_others_are_forgotten() -> None:
+    one = dialling()
+    due(one, 0.0)
+    one.failed(ANNA, 0.0)
+    one.forget_except(WANTED)
+    assert due(one, 0.1) == []
+    one.forget_except(NOBODY)
+    assert due(one, 0.1) == [TO_ANNA]
+
+
+# Whatever happens
+
+
+class Dials(RuleBasedStateMachine):
+    """One neighbour that is wanted, and attempts that end this way or that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dialling, self.now = dialling(), 0.0
+        self.not_before = self.last_at = 0.0
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 5.0, 20.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def look(self) -> None:
+        self.due()
+
+    def due(self) -> bool:
+        dials = due(self.dialling, self.now)
+        assert dials in ([], [TO_ANNA])
+        if dials:
+            assert self.now >= self.not_before, "it pauses after a failure"
+            self.last_at = self.now
+        else:
+            assert self.now - self.last_at <= UNDER_WAY_S, "nobody is given up"
+        return bool(dials)
+
+    @rule()
+    def fails(self) -> None:
+        if self.due():
+            self.not_before = self.now + BACKOFF_FIRST_S
+        self.dialling.failed(ANNA, self.now)
+        self.last_at = self.now
+
+    @rule(stays_s=st.sampled_from([0.0, 1.0, 10.0]))
+    def links(self, stays_s: float) -> None:
+        self.dialling.linked(ANNA, self.now)
+        self.now += stays_s
+        self.dialling.lost(ANNA, self.now)
+        self.last_at = self.now
+        self.not_before = self.now + (BACKOFF_FIRST_S if stays_s < STABLE_S else 0)
+
+
+TestDials = Dials.TestCase
+
+
+@pytest.mark.parametrize("failures", [1, 100, 2000])
+def test_failing_for_ever_neither_overflows_nor_gives_up(failures: int) -> None:
+    one = dialling()
+    for number in range(failures):
+        assert due(one, number * BACKOFF_MAX_S) == [TO_ANNA]
+        one.failed(ANNA, number * BACKOFF_MAX_S)
+    assert due(one, failures * BACKOFF_MAX_S) == [TO_ANNA]
+
+
+def test_a_failure_that_nobody_waits_for_delays_nothing() -> None:
+    one = dialling()
+    one.failed(ANNA, 0.0)
+    assert due(one, 0.0) == [TO_ANNA]
+    one.failed(ANNA, 0.0)
+    one.failed(ANNA, 0.4)  # of a dial for somebody who asked
+    assert due(one, BACKOFF_FIRST_S) == [TO_ANNA]

@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.errors import PeerError
-from p2pmesh.identity.hello import ClientHello, Peer, RefusedError, Self, ServerHello, refusal
+from p2pmesh.identity.hello import (
+    HELLO_BYTES_MAX,
+    VERSIONS,
+    VERSIONS_MAX,
+    ClientHello,
+    Peer,
+    RefusedError,
+    Self,
+    ServerHello,
+    _transcript,
+    refusal,
+)
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode, encode
 
@@ -87,14 +98,106 @@ def test_a_refusal_reaches_the_caller_in_words() -> None:
         client().proof(refusal("no room"))
 
 
-def test_another_protocol_version_is_refused() -> None:
-    start = decode(client().start(), bytes_max=4096)
-    with pytest.raises(RefusedError, match="version"):
-        server().challenge(encode({**start, "v": [99]}))
+def speaking(me: Self, *versions: int) -> Self:
+    return dataclasses.replace(me, versions=versions)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "common"),
+    [((1,), (1,), 1), ((1, 2), (1, 2), 2), ((1, 2), (1,), 1), ((3, 2), (2, 3, 9), 3)],
+)
+def test_the_largest_common_version_is_spoken(
+    ours: tuple[int, ...], theirs: tuple[int, ...], common: int
+) -> None:
+    answered, caller = shake(client(speaking(ANNA, *ours)), server(speaking(BERT, *theirs)))
+    assert answered.version == caller.version == common
+
+
+def test_a_node_speaks_what_it_was_built_for() -> None:
+    answered, _ = shake(client(), server())
+    assert answered.version == max(VERSIONS)
+
+
+def test_without_a_common_version_both_sides_are_named() -> None:
+    host = server(speaking(BERT, 1, 2))
+    with pytest.raises(RefusedError, match="1 and 2 here, 3 there"):
+        host.challenge(client(speaking(ANNA, 3)).start())
+
+
+def test_a_caller_checks_the_version_by_itself() -> None:
+    caller = client(speaking(ANNA, 1, 3))
+    # A server that only claims to have found a common one.
+    challenge = _Careless(speaking(BERT, 2)).challenge(caller.start())
+    with pytest.raises(RefusedError, match="1 and 3 here, 2 there"):
+        caller.proof(challenge)
+
+
+class _Careless(ServerHello):
+    def __init__(self, me: Self) -> None:
+        super().__init__(me, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0)
+
+    def challenge(self, start: bytes) -> bytes:
+        said = decode(start, bytes_max=HELLO_BYTES_MAX)
+        honest = self._me
+        self._me = speaking(honest, *honest.versions, *said["v"])
+        signed = decode(super().challenge(start), bytes_max=HELLO_BYTES_MAX)
+        claim = {**signed["c"], "v": honest.versions}
+        transcript = _transcript(start, encode(claim), CERTIFICATE)
+        return encode({"c": claim, "s": honest.key.sign(b"server" + transcript)})
+
+
+def test_nobody_in_between_can_talk_two_nodes_down() -> None:
+    caller, host = client(speaking(ANNA, 1, 2)), server(speaking(BERT, 1, 2))
+    start = decode(caller.start(), bytes_max=HELLO_BYTES_MAX)
+    challenge = host.challenge(encode({**start, "v": [1]}))
+    with pytest.raises(PeerError, match="did not prove"):
+        caller.proof(challenge)
+    said = decode(host.challenge(caller.start()), bytes_max=HELLO_BYTES_MAX)
+    claim = {**said["c"], "v": [1]}
+    with pytest.raises(PeerError, match="did not prove"):
+        caller.proof(encode({**said, "c": claim}))
+
+
+@pytest.mark.parametrize("offer", [[], ["1"], [True], [None], 1, [1] * (VERSIONS_MAX + 1)])
+def test_an_offer_of_another_form_is_refused(offer: object) -> None:
+    start = decode(client().start(), bytes_max=HELLO_BYTES_MAX)
+    with pytest.raises(PeerError):
+        server().challenge(encode({**start, "v": offer}))
+
+
+def test_a_long_refusal_arrives_cut() -> None:
+    offer = range(2**63, 2**63 + VERSIONS_MAX)
+    start = decode(client().start(), bytes_max=HELLO_BYTES_MAX)
+    with pytest.raises(RefusedError) as refused:
+        server().challenge(encode({**start, "v": list(offer)}))
+    with pytest.raises(RefusedError, match="without a common version"):
+        client().proof(refusal(str(refused.value)))
+
+
+def test_unknown_fields_of_either_side_are_left_alone() -> None:
+    caller, host = _Newer(ANNA), server()
+    caller_proof = caller.proof(host.challenge(caller.start()))
+    _, peer = host.verdict(caller_proof)
+    assert peer.node == ANNA.key.id
+    assert caller.finish(encode({"ok": True, "later": 1})).node == BERT.key.id
+
+
+class _Newer(ClientHello):
+    def __init__(self, me: Self) -> None:
+        super().__init__(
+            me,
+            purpose="gossip",
+            expected=None,
+            certificate=CERTIFICATE,
+            nonce=b"c" * 32,
+            now=1000.0,
+        )
+        start = decode(self._start, bytes_max=HELLO_BYTES_MAX)
+        self._start = encode({**start, "later": [1, {"x": b"y"}]})
 
 
 def test_unknown_fields_are_left_alone_but_covered_by_the_proof() -> None:
-    start = decode(client().start(), bytes_max=4096)
+    start = decode(client().start(), bytes_max=HELLO_BYTES_MAX)
     host = server()
     challenge = host.challenge(encode({**start, "later": 1}))
     with pytest.raises(PeerError, match="did not prove"):
@@ -117,3 +220,32 @@ def test_no_bit_of_the_challenge_can_be_changed(position: int, change: int) -> N
     challenge[position % len(challenge)] ^= change
     with pytest.raises(PeerError):
         caller.proof(bytes(challenge))
+
+
+@given(st.integers(0, 10_000), st.none() | st.integers(0, 255))
+def test_a_damaged_start_is_refused_or_spoils_the_proof(place: int, byte: int | None) -> None:
+    caller = client()
+    start = caller.start()
+    place %= len(start)
+    damaged = start[:place] + (b"" if byte is None else bytes([byte]) + start[place + 1 :])
+    try:
+        challenge = server().challenge(damaged)
+    except PeerError:
+        return
+    if damaged != start:
+        with pytest.raises(PeerError):
+            caller.proof(challenge)
+
+
+DEEP = b"\x91" * 3000 + b"\x01"
+HUGE = b"\xdd\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize("junk", [DEEP, HUGE, bytes(HELLO_BYTES_MAX + 1), b"", b"\x80", b"\x01"])
+def test_deep_huge_and_empty_messages_are_refused(junk: bytes) -> None:
+    host, caller = server(), client()
+    host.challenge(client().start())
+    caller.proof(server().challenge(caller.start()))
+    for step in (server().challenge, client().proof, host.verdict, caller.finish):
+        with pytest.raises(PeerError):
+            step(junk)

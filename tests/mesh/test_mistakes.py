@@ -451,13 +451,9 @@ def test_a_model_whose_file_is_lost_while_served_fails_and_the_node_lives(
         (-150, "This clock is 2 min ahead of the mesh; set it and start again"),
     ],
 )
-async def test_a_clock_that_is_off_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: int, says: str
-) -> None:
-    real_time = time.time
-    monkeypatch.setattr(time, "time", lambda: real_time() + ahead_s)
+async def test_a_clock_that_is_off_is_one_sentence(tmp_path: Path, ahead_s: int, says: str) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    transport = TlsTransport(lambda: someone(1), listeners)
+    transport = TlsTransport(lambda: someone(1), listeners, lambda: time.time() + ahead_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(transport.serve, _ignore_channel, _ignore_stream)
         command = ["up", *PORTS, f"--home={tmp_path}", f"--join={transport.address}"]

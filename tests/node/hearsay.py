@@ -1,7 +1,8 @@
 """One node without a network: the test says what the others would, and engines are scripted.
 
 Everything between a received record and what the node does about it is real: core, view, plan,
-serving, routes. Only links and engine processes are not there.
+serving, routes. Only links, engine processes and the core's own timers are not there: it probes
+nobody, so nobody has to answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from p2pmesh.config import Address
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.process import EngineStatus, State
+from p2pmesh.gossip.core import REVIEW
+from p2pmesh.gossip.events import TimerFired
 from p2pmesh.gossip.membership import Gossip
+from p2pmesh.gossip.overlay import RINGS
 from p2pmesh.home import Home
 from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId
@@ -47,13 +51,17 @@ from p2pmesh.state.bodies import (
     wants_to_wire,
 )
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
-from p2pmesh.wire.messages import Records, encode_message
+from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire, make_certificate
+from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.records import Record
 from tests.node.meshes import clock
 from tests.state.make import KEYS, MESH, NODES, NOW, card, digest, member, record
 
 ME = NODES[0]
 GIB = 2**30
+HERE = Address("memory", 0)
 SLOTS = 4
+MESSENGER = len(NODES) - 1  # no member
 ENGINE = Engine(kind="embedded", command=("none",), source="wheel", version="2026.10")
 
 
@@ -62,11 +70,14 @@ class Hearsay:
 
     def __init__(self) -> None:
         core = Gossip(key=KEYS[0], mesh=MESH, instance=1, epoch=NOW)
-        transport = MemoryTransport(_nobody, MemoryNetwork(), Address("memory", 0))
-        self.mesh = Mesh(core, transport, save_epoch=_no_epoch, clock=clock, alone=True)
+        transport = MemoryTransport(_nobody, MemoryNetwork(), HERE)
+        self.mesh = Mesh(core, transport, save_epoch=_no_epoch, clock=clock)
+        self.mesh._nursery = _NoTimers()  # type: ignore[assignment]  # nothing else is started here
+        self.mesh._do(core.start(clock()))
         self.mesh.settled.set()
-        self.mesh.publish(MEMBER, member("me", addresses=()).to_wire())
+        self.mesh.publish(MEMBER, member("me", addresses=(HERE,)).to_wire())
         self._seq = 0
+        self._members: dict[int, Record] = {}
 
     def give(self, budget_bytes: int = 8 * GIB) -> None:
         """This node's own memory."""
@@ -75,16 +86,30 @@ class Hearsay:
 
     def say(self, number: int, register: str, body: dict[str, Any]) -> None:
         """Another node signs something, and it arrives."""
+        said = self._sign(number, register, body)
+        if register == MEMBER:
+            self._members[number] = said
+        self._tell(number, Facts(records=(said.raw,)))
+
+    def _sign(self, number: int, register: str, body: dict[str, Any]) -> Record:
         self._seq += 1
-        arguments = {"seq": self._seq, "issued_at": int(clock()), "body": body}
-        raw = record(number, register, **arguments).raw
-        self.mesh.message_received(NODES[number], encode_message(Records(records=(raw,))))
+        return record(number, register, seq=self._seq, issued_at=int(clock()), body=body)
+
+    def _tell(self, number: int, facts: Facts) -> None:
+        """Over its own link, or by a messenger who comes, says it and goes."""
+        if NODES[number] in self.mesh.linked:
+            self.mesh.message_received(NODES[number], facts)
+            return
+        self.link(MESSENGER)
+        self.mesh.message_received(NODES[MESSENGER], facts)
+        self.mesh.link_down(NODES[MESSENGER])
 
     def join(self, number: int, *, budget_bytes: int = 0, linked: bool = True) -> NodeId:
         """Another node is here."""
         self.say(number, MEMBER, member(f"node-{number}", addresses=()).to_wire())
         caps = Caps(budget_bytes=budget_bytes, engine="native b1", rpc="7.0.0")
         self.say(number, CAPS, caps.to_wire())
+        self.mesh._feed(TimerFired(token=REVIEW))  # it is a neighbour now
         if linked:
             self.link(number)
         return NODES[number]
@@ -99,6 +124,7 @@ class Hearsay:
                 mesh_name="home",
                 purpose="gossip",
                 clock_ahead_s=0,
+                version=1,
             )
         )
 
@@ -106,10 +132,19 @@ class Hearsay:
         """Its link breaks."""
         self.mesh.link_down(NODES[number])
 
+    def pass_on(self) -> None:
+        """What the core holds back, as it does for a while with much to say at once, is said."""
+        self.mesh._feed(TimerFired(token=REVIEW))
+
     def kill(self, number: int) -> None:
-        """Its link breaks and its machine says that it is gone."""
+        """Its link breaks, and the mesh agrees that it is gone: everybody else says so."""
         self.suspect(number)
-        self.mesh.dial_failed(NODES[number], nobody_there=True)
+        gone = self._members.pop(number)
+        accusation = Accusation(subject=gone.owner, epoch=gone.epoch, seq=gone.seq)
+        witnesses = sorted([0, *self._members])[:RINGS]
+        evidence = [self._sign(n, ACCUSED, accused_to_wire([accusation])) for n in witnesses]
+        removal = make_certificate(accusation, evidence)
+        self._tell(number, Facts(certificates=(removal.raw,)))
 
     def hold(self, number: int, *models: Held) -> None:
         """It has these files; few enough for one page."""
@@ -261,6 +296,13 @@ async def serving(parts: Parts) -> AsyncIterator[Parts]:
         await wait_all_tasks_blocked()
         yield parts
         nursery.cancel_scope.cancel()
+
+
+class _NoTimers:
+    """Stands in for the nursery in which timers run."""
+
+    def start_soon(self, *_: object) -> None:
+        """It never fires."""
 
 
 def _nobody() -> Any:

@@ -10,9 +10,9 @@ from trio.testing import MockClock
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, LocalError, PeerError
 from p2pmesh.home import Home
-from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
+from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, check_clock, choose_mesh
+from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, choose_mesh
 from p2pmesh.node.keystore import MeshCard, load_mesh, save_mesh
 
 ANNA, BERT = Address("192.168.1.5", 9338), Address("kitchen-pc", 9338)
@@ -36,6 +36,7 @@ def peer(mesh: MeshCard = THERE, *, clock_ahead_s: int = 0) -> Peer:
         mesh_name=mesh.name,
         purpose="gossip",
         clock_ahead_s=clock_ahead_s,
+        version=1,
     )
 
 
@@ -167,23 +168,21 @@ async def test_with_a_wrong_clock_nothing_is_joined(home: Home, autojump_clock: 
     assert len(network.asked) == 1, "waiting does not set a clock"
 
 
-@pytest.mark.parametrize(
-    ("clock_ahead_s", "sentence"),
-    [
-        (3 * 3600 + 2 * 60 + 59, "This clock is 3 h 02 min behind the mesh"),
-        (-(26 * 3600 + 10 * 60), "This clock is 26 h 10 min ahead of the mesh"),
-        (61, "This clock is 1 min behind the mesh"),
-        (-3599, "This clock is 59 min ahead of the mesh"),
-        (3600, "This clock is 1 h 00 min behind the mesh"),
-    ],
-)
-def test_the_clock_sentence(clock_ahead_s: int, sentence: str) -> None:
-    with pytest.raises(LocalError) as caught:
-        check_clock(peer(clock_ahead_s=clock_ahead_s))
-    assert str(caught.value) == f"{sentence}; set it and start again"
+async def test_a_difference_that_others_named_do_not_see_is_none(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    network.answers[ANNA] = lambda: peer(clock_ahead_s=3600)
+    network.answers[BERT] = peer
+    assert await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid) == THERE
+    assert [address for _, address in network.asked] == [ANNA, BERT]
 
 
-@pytest.mark.parametrize("clock_ahead_s", [0, CLOCK_SKEW_S_MAX, -CLOCK_SKEW_S_MAX])
-def test_a_clock_within_a_minute_is_right(clock_ahead_s: int) -> None:
-    check_clock(peer(clock_ahead_s=clock_ahead_s))
-    assert abs(clock_ahead_s) <= CLOCK_SKEW_S_MAX
+async def test_one_that_nobody_else_named_can_confirm_counts(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    network.answers[BERT] = lambda: peer(clock_ahead_s=3600)
+    with pytest.raises(LocalError, match="This clock is 1 h 00 min behind the mesh"):
+        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid)
+    assert [address for _, address in network.asked] == [ANNA, BERT, ANNA]

@@ -180,6 +180,8 @@ async def test_a_model_wanted_again_while_it_stops_starts_anew(
         await trio.sleep(STEP_S)
         assert [one.launch.alias for one in parts.engines] == ["model-1", "model-0", "model-1"]
         assert parts.running() == ["model-1"]
+        await trio.sleep(STEP_S)
+        parts.hearsay.pass_on()
         assert parts.hearsay.served() == {ALPHA: ("loading", "starting")}
 
 

@@ -105,7 +105,7 @@ async def test_a_node_alone_is_described_completely(parts: Parts) -> None:
                 "name": "me",
                 "self": True,
                 "state": "live",
-                "address": "",
+                "address": "memory:0",
                 "version": "0.1.0",
                 "memory_bytes": 8 * GIB,
                 "engine": "embedded 2026.10",
@@ -210,7 +210,7 @@ async def test_round_trips_are_shown_in_milliseconds(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = parts.hearsay.join(1)
-    monkeypatch.setattr(parts.mesh._core.prober, "rtt_s", {node: 0.01234, ME: None}.__getitem__)
+    monkeypatch.setattr(parts.mesh._core, "rtt_s", {node: 0.01234, ME: None}.__getitem__)
     seen = {one["name"]: one["rtt_ms"] for one in snapshot(status_of(parts))["nodes"]}
     assert seen == {"me": None, "node-1": 12.3}
 
@@ -261,7 +261,7 @@ async def test_agreed_means_that_every_linked_node_has_the_plan(
     node = parts.hearsay.join(1)
     assert not snapshot(status)["mesh"]["agreed"], "it has not said yet"
     parts.mesh.set_plan(b"p" * 16)
-    parts.mesh._core.plans[node] = b"p" * 16
+    monkeypatch.setattr(type(parts.mesh._core), "plans", {node: b"p" * 16})
     assert snapshot(status)["mesh"]["agreed"]
 
 

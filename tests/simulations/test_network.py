@@ -6,19 +6,10 @@ import pytest
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import DIAL_TIMEOUT_S
-from p2pmesh.transport.links import SEND_QUEUE_MAX
-from simulations.network import (
-    HANDLING_S,
-    ONE_WAY_S,
-    OVERHEAD_BYTES,
-    Cut,
-    End,
-    Failure,
-    Network,
-    Schedule,
-    Traffic,
-    branch,
-)
+from p2pmesh.transport.outbox import BYTES_MAX, MESSAGES_MAX
+from simulations.hosts import Cut, End, Failure, Payload, Traffic
+from simulations.network import HANDLING_S, ONE_WAY_S, OVERHEAD_BYTES, Network
+from simulations.schedule import Schedule
 
 SOMEBODY = NodeId(bytes(16))
 
@@ -28,19 +19,20 @@ class Machine:
     number: int
     id: NodeId = SOMEBODY
     instance: int = 1
+    versions: tuple[int, ...] = (1,)
     powered: bool = True
     listening: bool = True
     awake: bool = True
     ends: list[End] = field(default_factory=list)
-    heard: list[tuple[float, bytes]] = field(default_factory=list)
+    heard: list[tuple[float, Payload]] = field(default_factory=list)
     over: int = 0
     schedule: Schedule = field(default_factory=Schedule)
 
     def accepted(self, end: End) -> None:
         self.ends.append(end)
 
-    def received(self, end: End, message: bytes) -> None:
-        self.heard.append((self.schedule.now, message))
+    def received(self, end: End, payload: Payload) -> None:
+        self.heard.append((self.schedule.now, payload))
 
     def ended(self, end: End) -> None:
         self.over += 1
@@ -78,7 +70,7 @@ class Pair:
         return cut
 
     @property
-    def heard(self) -> list[bytes]:
+    def heard(self) -> list[Payload]:
         return [message for _, message in self.b.heard]
 
 
@@ -87,15 +79,6 @@ def test_latency_is_drawn_once_per_pair_from_the_seed() -> None:
     assert one.one_way_s == other.network.one_way_s(1, 0)
     assert ONE_WAY_S[0] <= one.one_way_s <= ONE_WAY_S[1]
     assert Pair(2).one_way_s != one.one_way_s
-    assert branch(1, "x").random() != branch(1, "y").random()
-
-
-def test_equal_times_keep_their_order() -> None:
-    schedule, seen = Schedule(), list[int]()
-    for number in range(5):
-        schedule.after(1, seen.append, number)
-    schedule.run(1)
-    assert seen == [0, 1, 2, 3, 4]
 
 
 def test_connecting_takes_a_round_trip_and_a_message_one_way() -> None:
@@ -189,7 +172,7 @@ def test_a_frozen_process_finds_everything_when_it_goes_on() -> None:
     pair.run(100)
     assert pair.heard == []
     pair.b.awake = True
-    pair.network.wake(pair.b)
+    pair.network.wake(pair.b.number)
     pair.run(0.1)
     assert pair.heard == [b"0", b"1", b"2"]
 
@@ -217,11 +200,24 @@ def test_who_lost_power_answers_nothing_until_its_kernel_is_back() -> None:
     assert pair.a.over == 1
 
 
-def test_a_full_queue_ends_the_connection() -> None:
+@pytest.mark.parametrize(("size", "count"), [(1, MESSAGES_MAX), (BYTES_MAX // 4, 4)])
+def test_a_full_queue_ends_the_connection(size: int, count: int) -> None:
     pair = Pair()
     end = pair.connect()
     pair.b.awake = False
-    for _ in range(SEND_QUEUE_MAX + 1):
-        pair.network.send(end, b"x")
+    for _ in range(count):
+        pair.network.send(end, bytes(size))
+    assert end.open
+    pair.network.send(end, b"x")
     pair.run(1)
-    assert (pair.a.over, end.open, pair.network.traffic[0].overflows) == (1, False, 1)
+    traffic = pair.network.traffic[0]
+    assert (pair.a.over, end.open, traffic.overflows) == (1, False, 1)
+    assert (traffic.queue_max, traffic.queue_bytes_max) == (count + 1, size * count + 1)
+
+
+def test_both_ends_speak_the_newest_version_that_they_share() -> None:
+    pair = Pair()
+    pair.a.versions = (1, 2, 3)
+    assert pair.connect().version == 1
+    pair.b.versions = (1, 2)
+    assert pair.connect().version == 2

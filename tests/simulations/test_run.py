@@ -36,20 +36,57 @@ def test_no_process_and_no_hash_seed_changes_a_run() -> None:
         ).stdout
         for hash_seed in ("1", "2")
     ]
-    assert said[0] == said[1]
+    first, second = (json.loads(one) for one in said)
+    assert first.pop("machine").keys() == second.pop("machine").keys()
+    assert first == second
 
 
 @pytest.mark.parametrize(
-    "name", ["attack", "churn", "clones", "crash", "drop", "join", "loss", "partition", "spread"]
+    "name",
+    [
+        "attack",
+        "churn",
+        "clones",
+        "crash",
+        "drop",
+        "flipflop",
+        "half",
+        "join",
+        "liars",
+        "loss",
+        "loss-heavy",
+        "massacre",
+        "pair",
+        "partition",
+        "roam",
+        "spread",
+        "undialable",
+        "versions",
+    ],
 )
 def test_each_scenario_keeps_its_limits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--nodes", str(FEW)]) == 0, capsys.readouterr().out
+    assert main([name]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["lopsided", "separation", "sleep"])
+def test_each_long_scenario_keeps_its_limits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nodes", ["2", "3"])
+def test_the_smallest_meshes_find_each_other_again(
+    nodes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pair", "--nodes", nodes, "--seeds", "1..3", "--jobs", "1"]) == 0, (
+        capsys.readouterr().out
+    )
 
 
 def test_a_few_seeds_of_everything_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mixed", "--seeds", "1..8", "--nodes", str(FEW)]) == 0, capsys.readouterr().out
+    assert main(["mixed", "--seeds", "1..6", "--nodes", str(FEW)]) == 0, capsys.readouterr().out
     told = capsys.readouterr().out
-    assert "8 runs, 5 nodes" in told
+    assert "6 runs, 5 nodes" in told
     assert len(told.splitlines()) < 40
 
 
@@ -61,7 +98,7 @@ def test_two_nodes_are_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.full
 def test_many_seeds_of_everything_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mixed", "--seeds", "1..20", "--nodes", "8"]) == 0, capsys.readouterr().out
+    assert main(["mixed", "--seeds", "1..200"]) == 0, capsys.readouterr().out
 
 
 def test_a_missed_figure_fails_and_says_how_to_see_it_again(
@@ -77,6 +114,15 @@ def test_a_missed_figure_fails_and_says_how_to_see_it_again(
     assert "mean_kb_per_s is" in told
     assert f"again: python -m simulations.run {own} --seed 7 --nodes 2" in told
     assert "Probe" in told  # what happened last
+
+
+def test_a_run_can_be_made_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('about = "Brief"\nsafety_s = 5\n[limits]\nmean_kb_per_s = 0\n', "utf-8")
+    assert main([str(own), "--nodes", "2", "--seconds", "20", "--json"]) == 1
+    (failure,) = json.loads(capsys.readouterr().out)["failures"]
+    assert failure["simulated_s"] > 20
+    assert f"{own} --seconds 20 --seed 1 --nodes 2" in failure["replay"]
 
 
 def test_goals_fail_a_run_only_when_they_are_to(
@@ -99,7 +145,7 @@ def test_a_baseline_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[st
     before = tmp_path / "before.json"
     before.write_text(json.dumps(report), "utf-8")
     assert main([*arguments, "--baseline", str(before)]) == 0
-    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("queue_max")]
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("queue_max ")]
     assert line.endswith("(-1)")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from p2pmesh.errors import ConfigError
-from simulations.checkers import Gap
+from simulations.gaps import Gap
 from simulations.scenario import FOLDER, limit_at, load, parse_scenario
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -17,12 +17,15 @@ def test_every_scenario_reads_and_is_limited(name: str) -> None:
     scenario = load(name)
     assert scenario.name == name
     assert scenario.limits
-    assert "settled_s" in scenario.limits or name == "crash"
+    assert "settled_s" in scenario.limits
+    assert scenario.tolerates == ()
 
 
 def test_the_scenarios_are_there() -> None:
     wanted = {"spread", "crash", "loss", "join", "partition", "churn", "attack", "mixed"}
-    assert wanted <= set(NAMES)
+    own = {"pair", "massacre", "half", "separation", "lopsided", "sleep", "roam", "clones"}
+    more = {"undialable", "versions", "liars", "flipflop", "drop", "loss-heavy", "huge"}
+    assert wanted | own | more == set(NAMES)
 
 
 def test_a_limit_is_that_of_the_next_larger_mesh() -> None:

@@ -8,6 +8,15 @@ from p2pmesh.config import Address
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.state.bodies import Held, Member
+from p2pmesh.wire.evidence import (
+    ACCUSED,
+    Accusation,
+    Certificate,
+    Fork,
+    accused_to_wire,
+    make_certificate,
+    make_fork,
+)
 from p2pmesh.wire.records import Record, seal
 
 MESH = MeshId(b"m" * 16)
@@ -28,6 +37,22 @@ def record(owner: int = 0, register: str = "caps", **changes: Any) -> Record:
         "body": {"value": 1},
     }
     return seal(KEYS[owner], **{**arguments, **changes})
+
+
+def certificate(
+    subject: int = 0, accusers: tuple[int, ...] = (1,), *, seq: int = 1, **changes: Any
+) -> Certificate:
+    """That `accusers` miss version `seq` of `subject`; `changes` are of their records."""
+    accusation = Accusation(NODES[subject], NOW, seq)
+    body = accused_to_wire([accusation])
+    evidence = [record(one, ACCUSED, **{"body": body, **changes}) for one in accusers]
+    return make_certificate(accusation, evidence)
+
+
+def fork(owner: int = 0, register: str = "caps", **changes: Any) -> Fork:
+    """Two values of `owner` under one number."""
+    one, other = (record(owner, register, **changes, body={"value": value}) for value in (1, 2))
+    return make_fork(one, other)
 
 
 def member(name: str = "kitchen", **changes: Any) -> Member:

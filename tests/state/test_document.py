@@ -1,129 +1,475 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from p2pmesh.identity.keys import MeshId
-from p2pmesh.state.document import (
-    AHEAD_S_MAX,
-    EPOCH_AHEAD_S_MAX,
-    EXPIRY_GRACE_S,
-    REGISTERS_PER_OWNER_MAX,
-    Document,
-    Verdict,
-)
+from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.state import document as module
+from p2pmesh.state import held as bounds
+from p2pmesh.state.document import Document, Item, Verdict
+from p2pmesh.state.fingerprint import CHANGES_KEPT_S, fingerprint_of
+from p2pmesh.state.forks import HOLD_S_MAX
+from p2pmesh.state.held import EXPIRY_GRACE_S, OWNER_BYTES_MAX, REGISTERS_PER_OWNER_MAX, Held
+from p2pmesh.state.waiting import WAITING_S
+from p2pmesh.wire.evidence import Certificate, Fork, make_fork
 from p2pmesh.wire.records import Record
-from tests.state.make import MESH, NODES, NOW, record
+from tests.state.make import MESH, NODES, NOW, certificate, record
+
+EPOCH_S = 50  # between two lives of an owner
+SEQ_S = 10  # between two versions
+TTLS = {"member": 60, "wants": 400}
+
+
+def written(owner: int, register: str, epoch: int, seq: int, value: int = 1) -> Record:
+    """One version of many, issued in the order of their numbers."""
+    return record(
+        owner,
+        register,
+        epoch=NOW + epoch,
+        seq=seq,
+        issued_at=NOW + EPOCH_S * epoch + SEQ_S * seq,
+        ttl_s=TTLS.get(register, 9999),
+        body={"value": value},
+    )
+
 
 # A few owners, registers, epochs and versions, so that most orders meet a conflict.
 RECORDS = [
-    record(owner, register, epoch=NOW + epoch, seq=seq, body={"value": value})
+    written(owner, register, epoch, seq, value)
     for owner in (0, 1)
     for register in ("member", "caps", "wants")
     for epoch in (0, 1)
     for seq, value in ((1, 1), (2, 1), (2, 2))
 ]
-some_records = st.lists(st.sampled_from(RECORDS), max_size=12)
+FORKS = [
+    make_fork(one, other)
+    for one, other in pairwise(RECORDS)
+    if (one.key, one.epoch, one.seq) == (other.key, other.epoch, other.seq)
+]
+CERTIFICATES = [
+    certificate(0, accusers, seq=seq, issued_at=NOW + SEQ_S * seq)
+    for seq in (1, 2)
+    for accusers in ((2,), (2, 3))
+]
+FACTS: list[Item] = [*RECORDS, *FORKS, *CERTIFICATES]
+LATER = NOW + EPOCH_S + 2 * SEQ_S  # when all of them have been issued
+some_facts = st.lists(st.sampled_from(range(len(FACTS))), max_size=20)
+some_records = st.lists(st.sampled_from(range(len(RECORDS))), max_size=12)
 
 
-def merged(records: list[Record]) -> Document:
-    document = Document(MESH)
-    for one in records:
-        document.merge(one, NOW)
+def tell(document: Document, facts: Iterable[Item], now: float = LATER) -> Document:
+    said = list(facts)
+    # A certificate that came before the record that it names is offered again.
+    for fact in [*said, *(one for one in said if isinstance(one, Certificate))]:
+        if isinstance(fact, Certificate):
+            document.add_certificate(fact, now)
+        elif isinstance(fact, Fork):
+            document.add_fork(fact, now)
+        else:
+            document.merge(fact, now)
     return document
 
 
-def state(document: Document) -> list[bytes]:
+def told(facts: Iterable[Item | int], now: float = LATER) -> Document:
+    chosen = [FACTS[fact] if isinstance(fact, int) else fact for fact in facts]
+    return tell(Document(MESH), chosen, now)
+
+
+def items(document: Document) -> list[Item]:
+    found = [document.item(item) for item in document.ids()]
+    assert None not in found
+    return [item for item in found if item is not None]
+
+
+def raws(document: Document) -> list[bytes]:
     return [one.raw for one in document.records()]
 
 
-@given(some_records, st.randoms(use_true_random=False))
-def test_the_order_of_arrival_does_not_matter(records: list[Record], rng: Any) -> None:
-    shuffled = list(records)
+# --- a CRDT ---------------------------------------------------------------------------------------
+
+
+@given(some_facts, st.randoms(use_true_random=False))
+def test_the_order_of_arrival_does_not_matter(facts: list[int], rng: Any) -> None:
+    shuffled = list(facts)
     rng.shuffle(shuffled)
-    assert state(merged(shuffled)) == state(merged(records))
+    one, other = told(facts), told(shuffled)
+    assert one.ids() == other.ids()
+    assert raws(one) == raws(other)
+    assert one.fingerprint == other.fingerprint
+    assert one.removed == other.removed
+    assert one.held(LATER) == other.held(LATER)
 
 
-@given(some_records, some_records)
-def test_merging_again_or_in_two_parts_changes_nothing(
-    left: list[Record], right: list[Record]
+@given(some_facts, some_facts)
+def test_merging_again_or_in_two_parts_changes_nothing(left: list[int], right: list[int]) -> None:
+    together = told(left + right)
+    assert told(left + right + left).ids() == together.ids()
+    # Parts, that is documents, not what was told to them: nothing else travels in a repair.
+    parts = told([*items(told(right)), *items(told(left)), *items(told(right))])
+    waited = told([*items(parts), *(FACTS[fact] for fact in left + right)])
+    assert waited.ids() == together.ids()
+    assert set(parts.ids()) <= set(together.ids())
+
+
+@given(some_records, some_records, some_records)
+def test_records_merge_in_any_grouping(one: list[int], two: list[int], three: list[int]) -> None:
+    # With a lease of the newest epoch in each part nothing has to wait, unseen.
+    leases = [written(owner, "member", 1, 0) for owner in (0, 1)]
+    lists = [[*leases, *(RECORDS[n] for n in numbers)] for numbers in (one, two, three)]
+    a, b, c = (items(told(facts)) for facts in lists)
+    left = told([*items(told([*a, *b])), *c])
+    right = told([*a, *items(told([*b, *c]))])
+    assert left.ids() == right.ids()
+
+
+@given(some_facts, some_facts)
+def test_equal_fingerprints_mean_equal_items(left: list[int], right: list[int]) -> None:
+    one, other = told(left), told(right)
+    assert (one.fingerprint == other.fingerprint) == (one.ids() == other.ids())
+    assert one.fingerprint == fingerprint_of(one.ids())
+
+
+@given(some_facts)
+def test_every_item_is_found_by_its_id(facts: list[int]) -> None:
+    document = told(facts)
+    found = items(document)
+    records = [item for item in found if isinstance(item, Record)]
+    assert sorted(one.raw for one in records) == sorted(raws(document))
+    assert {i.subject for i in found if isinstance(i, Certificate)} == document.removed
+    for owner in NODES:
+        forks = [item for item in found if isinstance(item, Fork) and item.owner == owner]
+        assert {fork.id for fork in forks} == {fork.id for fork in document.forks(owner)}
+    standing = set(document.ids())
+    for record_ in RECORDS:
+        assert (document.item(record_.digest) is not None) == (record_.digest in standing)
+
+
+@given(some_records)
+def test_stale_says_nothing_that_judging_would_not(records: list[int]) -> None:
+    document = told(records)
+    for one in RECORDS:
+        verdict = document.judge(one, LATER)
+        if document.stale(one.owner, one.register, one.epoch, one.seq):
+            assert verdict is Verdict.STALE
+        elif verdict is Verdict.STALE:  # the very one that stands, or that waits
+            mine = document.get(one.owner, one.register)
+            assert mine == one or one.key[1] == "caps"
+        rival = document.get(one.owner, one.register)
+        same = rival is not None and (rival.epoch, rival.seq) == (one.epoch, one.seq)
+        assert (verdict is Verdict.FORK) == (
+            same and rival is not None and rival.digest != one.digest
+        )
+
+
+# --- as of a moment ago ---------------------------------------------------------------------------
+
+CUTOFF = LATER + 5
+NEW = [
+    record(owner, register, epoch=NOW + epoch, seq=seq, issued_at=CUTOFF + seq, ttl_s=60, body=body)
+    for owner in (0, 1)
+    for register in ("member", "caps", "wants")
+    for epoch in (0, 1, 2)
+    for seq in (3, 4)
+    for body in ({"value": 1}, {"value": 2})
+]
+NEWS: list[Item] = [
+    *NEW,
+    *(make_fork(one, other) for one, other in zip(NEW[::2], NEW[1::2], strict=True)),
+    *(certificate(0, (2,), seq=seq, issued_at=CUTOFF + seq) for seq in (1, 2, 3)),
+]
+some_news = st.lists(st.sampled_from(range(len(NEWS))), max_size=15)
+
+
+@given(some_facts, some_news, some_news)
+def test_what_was_issued_since_does_not_tell_documents_apart(
+    facts: list[int], one: list[int], other: list[int]
 ) -> None:
-    together = merged(left + right)
-    assert state(merged(left + right + left)) == state(together)
-    parts = Document(MESH)
-    for part in (merged(right), merged(left)):
-        for one in part.records():
-            parts.merge(one, NOW)
-    assert state(parts) == state(together)
+    now, before = CUTOFF + 5, items(told(facts))
+    left, right = (tell(told(before), (NEWS[n] for n in news), now) for news in (one, other))
+    for document in (left, right):
+        document.expire(now)
+    assert left.fingerprint_at(CUTOFF) == right.fingerprint_at(CUTOFF)
+    assert left.fingerprint_at(CUTOFF) == told(facts).fingerprint
+    assert left.fingerprint_at(CUTOFF + 5) == left.fingerprint
 
 
-@given(some_records, some_records)
-def test_equal_fingerprints_mean_equal_documents(left: list[Record], right: list[Record]) -> None:
-    one, other = merged(left), merged(right)
-    assert (one.fingerprint == other.fingerprint) == (state(one) == state(other))
+@given(some_facts, st.integers(0, 700), st.integers(0, CHANGES_KEPT_S))
+def test_who_has_looked_what_ran_out_does_not_matter(
+    facts: list[int], after_s: int, ago_s: int
+) -> None:
+    now = LATER + after_s
+    tidy, lazy = told(facts), told(facts)
+    lazy.expire(now - ago_s)
+    tidy.expire(now - ago_s)
+    tidy.expire(now)
+    cutoff = now - ago_s
+    assert tidy.fingerprint_at(cutoff) == lazy.fingerprint_at(cutoff) is not None
 
 
-@given(some_records, some_records)
-def test_what_is_lacking_makes_both_equal(left: list[Record], right: list[Record]) -> None:
-    one, other = merged(left), merged(right)
-    for record_ in list(other.lacking(one.versions())):
-        one.merge(record_, NOW)
-    for record_ in list(one.lacking(other.versions())):
-        other.merge(record_, NOW)
-    assert state(one) == state(other)
-    assert not list(one.lacking(other.versions()))
+def test_long_ago_cannot_be_told() -> None:
+    document = told([written(0, "member", 0, 1)])
+    document.expire(NOW + 100)
+    assert document.fingerprint_at(NOW + 100 - CHANGES_KEPT_S - 1) is None
+    assert document.fingerprint_at(NOW + 100 - CHANGES_KEPT_S) == document.fingerprint
+
+
+# --- leases ---------------------------------------------------------------------------------------
 
 
 def test_a_new_epoch_voids_everything_but_wants() -> None:
-    document = merged([record(register="caps"), record(register="wants", ttl_s=9999)])
+    document = told([record(register=r) for r in ("member", "caps", "wants")], NOW)
     document.merge(record(register="member", epoch=NOW + 1), NOW)
-    assert document.get(NODES[0], "caps") is None
-    assert document.get(NODES[0], "wants") is not None
+    assert [one.register for one in document.registers(NODES[0])] == ["member", "wants"]
     assert document.judge(record(register="load"), NOW) is Verdict.STALE
+    assert document.stale(NODES[0], "load", NOW, 99)
+    assert not document.stale(NODES[0], "wants", NOW, 99)
+    assert not document.stale(NODES[7], "load", 0, 0)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"mesh": MeshId(b"n" * 16)},
-        {"issued_at": NOW - 1000, "ttl_s": 10},
-        {"issued_at": NOW + AHEAD_S_MAX + 1},
-        {"epoch": NOW + EPOCH_AHEAD_S_MAX + 1},
-    ],
-    ids=["other mesh", "run out", "future", "forged epoch"],
-)
-def test_what_is_void_is_not_taken(changes: dict[str, Any]) -> None:
-    assert Document(MESH).judge(record(**changes), NOW) is Verdict.VOID
-    assert not Document(MESH).merge(record(**changes), NOW)
+def test_what_comes_before_its_lease_waits_for_it() -> None:
+    early = record(register="caps", epoch=NOW + 1, issued_at=NOW - 1000, ttl_s=9999)
+    first = record(register="member")
+    document = told([first], NOW)
+    assert document.judge(early, NOW) is Verdict.NEWS
+    assert not document.merge(early, NOW)
+    assert document.judge(early, NOW) is Verdict.STALE  # it is known, if not seen
+    assert raws(document) == [first.raw]  # an epoch begins with its lease, not before
+    assert document.merge(record(register="member", seq=2), NOW)
+    assert document.judge(early, NOW) is Verdict.STALE
+    assert document.merge(record(register="member", epoch=NOW + 1), NOW)
+    assert document.get(NODES[0], "caps") == early
 
 
-def test_nothing_that_ran_out_comes_back() -> None:
-    lease = record(register="member", ttl_s=60)
-    caps = record(register="caps", ttl_s=9999)
+def test_old_registers_do_not_come_back_without_their_lease() -> None:
+    lease, caps = record(register="member", ttl_s=60), record(register="caps", ttl_s=9999)
     wants = record(register="wants", ttl_s=9999)
-    document = merged([lease, caps, wants])
+    document = told([lease, caps, wants], NOW)
     over = NOW + 60 + EXPIRY_GRACE_S
     assert document.expire(over - 1) == frozenset()
     assert document.expire(over) == {NODES[0]}
-    assert [one.register for one in document.records()] == ["wants"]
-    assert not document.merge(lease, over)
-    document.merge(caps, over)
-    assert document.expire(over) == {NODES[0]}
+    assert raws(document) == [wants.raw]
+    for now in range(over, over + 9000, 500):
+        assert not document.merge(lease, now)
+        assert not document.merge(caps, now)
+        document.expire(now)
+        assert raws(document) == [wants.raw]
+        assert document.fingerprint == fingerprint_of([wants.digest])
+    document.expire(over + 9000 + WAITING_S)
+    assert document._waiting.size_bytes == 0
     assert document.expire(NOW + 9999 + EXPIRY_GRACE_S) == {NODES[0]}
     assert document.owners == ()
     assert document.fingerprint == Document(MESH).fingerprint
 
 
+@given(some_facts, some_facts, st.integers(0, 700), st.integers(0, 700))
+def test_nothing_that_ran_out_comes_back(
+    facts: list[int], again: list[int], first_s: int, then_s: int
+) -> None:
+    document = told(facts)
+    document.expire(LATER + first_s)
+    now = LATER + first_s + then_s
+    newest = {one.key: one.version for one in document.records()}
+    document.expire(now)
+    tell(document, (FACTS[fact] for fact in [*facts, *again]), now)
+    for one in document.records():
+        assert one.version >= newest.get(one.key, one.version)
+    # Time commutes with what is told: only what still has a lease is there, whoever looked when.
+    late = told([*facts, *again], now)
+    assert late.ids() == document.ids()
+    assert document.expire(now) == frozenset()
+
+
+def test_looking_for_what_ran_out_is_cheap_before_anything_can_have() -> None:
+    document = told([written(0, "member", 0, 1)])
+    standing = document._held
+    document._held = None  # type: ignore[assignment]  # it would be missed
+    assert document.expire(NOW + SEQ_S + 60 + EXPIRY_GRACE_S - 1) == frozenset()
+    document._held = standing
+    assert document.expire(NOW + SEQ_S + 60 + EXPIRY_GRACE_S) == {NODES[0]}
+
+
+# --- certificates and forks -----------------------------------------------------------------------
+
+
+def test_a_certificate_names_the_version_that_stands() -> None:
+    document = told([record(register="member", seq=2)], NOW)
+    assert not document.add_certificate(certificate(0, seq=1), NOW)
+    assert document.add_certificate(first := certificate(0, (1,), seq=2), NOW)
+    assert not document.add_certificate(certificate(0, (2,), seq=2), NOW)  # the same, by others
+    assert document.certificates == (first,)
+    assert document.certificate(NODES[0]) == first
+    assert document.removed == {NODES[0]}
+    assert document.merge(record(register="caps"), NOW)  # says nothing against it
+    assert document.removed == {NODES[0]}
+    assert document.merge(record(register="member", seq=3), NOW)
+    assert document.removed == frozenset()
+    assert document.certificate(NODES[0]) is None
+    assert not document.add_certificate(first, NOW)
+    assert document.item(first.id) is None
+
+
+def test_a_certificate_goes_with_the_lease() -> None:
+    document = told([record(register="member"), certificate(0)], NOW)
+    over = NOW + 240 + EXPIRY_GRACE_S
+    assert document.expire(over) == {NODES[0]}
+    assert document.removed == frozenset()
+    assert document.fingerprint == Document(MESH).fingerprint
+    assert document.fingerprint_at(over - 1) == fingerprint_of(
+        [record(register="member").digest, certificate(0).id]
+    )
+
+
+def test_certificates_and_forks_of_elsewhere_mean_nothing() -> None:
+    mesh: dict[str, Any] = {"mesh": MeshId(b"n" * 16)}
+    document = told([record(register="member")], NOW)
+    one, other = (record(body={"value": value}, **mesh) for value in (1, 2))
+    assert not document.add_certificate(certificate(0, **mesh), NOW)
+    assert not document.add_fork(make_fork(one, other), NOW)
+    assert not document.add_certificate(certificate(0, issued_at=NOW + 999), NOW)
+    assert document.ids() == [record(register="member").digest]
+
+
+def test_of_two_values_under_one_number_the_larger_stands_and_the_fork_is_told() -> None:
+    pair = [record(register="member", body={"value": value}) for value in (1, 2)]
+    smaller, larger = sorted(pair, key=lambda one: one.digest)
+    document = told([smaller], NOW)
+    assert document.judge(larger, NOW) is Verdict.FORK
+    assert document.merge(larger, NOW)
+    assert document.judge(smaller, NOW) is Verdict.FORK
+    assert not document.merge(smaller, NOW)
+    assert document.registers(NODES[0]) == (larger,)
+
+
+def test_a_fork_outlives_the_epoch_and_ends_with_its_time() -> None:
+    pair = [record(register="member", body={"value": value}) for value in (1, 2)]
+    document = told([*pair, fork := make_fork(*pair)], NOW)
+    assert not document.add_fork(fork, NOW)
+    assert document.merge(record(register="member", epoch=NOW + 1, ttl_s=9999), NOW)
+    assert document.forks(NODES[0]) == (fork,)
+    assert document.held(NOW + 29) == {NODES[0]}
+    assert document.held(NOW + 30) == frozenset()
+    assert document.expire(NOW + HOLD_S_MAX - 1) == frozenset()
+    assert document.expire(NOW + HOLD_S_MAX) == {NODES[0]}
+    assert document.forks(NODES[0]) == ()
+    assert not document.add_fork(fork, NOW + HOLD_S_MAX)
+    assert document.fingerprint == fingerprint_of([one.digest for one in document.records()])
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
 def test_one_owner_cannot_fill_everybodys_memory() -> None:
-    document = Document(MESH)
-    names = [f"{letter}/{page}" for letter in "ab" for page in range(40)]
-    for seq, name in enumerate(names):
-        document.merge(record(register=name, seq=seq), NOW)
+    lease = record(register="member")
+    document = told([lease], NOW)
+    names = [f"{letter}/{page}" for letter in "az" for page in range(40)]
+    for name in names:
+        document.merge(record(register=name), NOW)
     assert len(document.registers(NODES[0])) == REGISTERS_PER_OWNER_MAX
-    big = [record(1, f"c/{page}", body={"x": "y" * 16_000}) for page in range(20)]
+    assert document.get(NODES[0], "member") == lease
+    assert document.judge(record(register="zz"), NOW) is Verdict.REFUSED
+    assert not document.merge(record(register="zz"), NOW)
+    assert document.merge(record(register="a/99"), NOW)  # in front, so the last one makes way
+    assert len(document.registers(NODES[0])) == REGISTERS_PER_OWNER_MAX
+    big = [record(register=f"b/{10 + page}", body={"x": "y" * 16_000}) for page in range(20)]
     taken = [document.merge(one, NOW) for one in big]
+    assert taken == sorted(taken, reverse=True)
     assert 0 < sum(taken) < len(big)
-    assert document.judge(big[-1], NOW) is Verdict.REFUSED
+    assert sum(len(one.raw) for one in document.records()) <= OWNER_BYTES_MAX
+    assert document.fingerprint == fingerprint_of(document.ids())
+
+
+def test_there_are_only_so_many_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OWNERS_MAX", 2)
+    document = told([record(owner, "member") for owner in range(4)], NOW)
+    assert document.owners == tuple(sorted(NODES[:2]))
+    assert len(document) == 2
+    assert NODES[0] in document
+    assert NODES[2] not in document
+    assert document.judge(record(2, "member"), NOW) is Verdict.REFUSED
+    assert document.merge(record(1, "caps"), NOW)
+
+
+def test_equal_values_are_shared() -> None:
+    copies: dict[Held, Held] = {}
+    homes: dict[bytes, NodeId] = {}
+    plain = told(range(len(FACTS)))
+    one, other = (
+        tell(
+            Document(MESH, share=lambda held: copies.setdefault(held, held), homes=homes),
+            facts,
+        )
+        for facts in (FACTS, FACTS[::-1])
+    )
+    assert one.ids() == other.ids() == plain.ids()
+    assert all(one._held[owner] is other._held[owner] for owner in one.owners)
+    assert [one.item(item) for item in one.ids()] == items(plain)
+    # Homes are of all documents: what is in one of them is not therefore in another.
+    assert not any(Document(MESH, homes=homes).item(item) for item in plain.ids())
+
+
+# --- replicas -------------------------------------------------------------------------------------
+
+
+class Replicas(RuleBasedStateMachine):
+    """Three documents that hear things in their own order, under bounds that bite."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(bounds, "REGISTERS_PER_OWNER_MAX", 2)
+        self.documents = [Document(MESH) for _ in range(3)]
+        self.newest: list[dict[tuple[NodeId, str], tuple[int, int, bytes]]] = [{}, {}, {}]
+        self.now = LATER
+
+    @rule(which=st.integers(0, 2), facts=some_facts)
+    def hear(self, which: int, facts: list[int]) -> None:
+        tell(self.documents[which], [FACTS[fact] for fact in facts], self.now)
+
+    @rule(which=st.integers(0, 2))
+    def look(self, which: int) -> None:
+        self.documents[which].expire(self.now)
+
+    @rule(seconds=st.integers(1, 60))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule(one=st.integers(0, 2), other=st.integers(0, 2))
+    def repair(self, one: int, other: int) -> None:
+        tell(self.documents[one], items(self.documents[other]), self.now)
+
+    @precondition(lambda self: hasattr(self, "documents"))
+    @invariant()
+    def holds(self) -> None:
+        for document, newest in zip(self.documents, self.newest, strict=True):
+            ids = document.ids()
+            assert ids == sorted(ids)
+            assert document.fingerprint == fingerprint_of(ids)
+            items(document)
+            for one in document.records():
+                assert one.version >= newest.get(one.key, one.version)
+                newest[one.key] = one.version
+            assert all(len(document.registers(owner)) <= 2 for owner in document.owners)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "documents"):
+            return
+        for document in self.documents:
+            document.expire(self.now)
+        rounds = 0
+        while len({document.fingerprint for document in self.documents}) > 1:
+            rounds += 1
+            assert rounds <= 5, "they do not come to agree"
+            for document in self.documents:
+                for other in self.documents:
+                    tell(document, items(other), self.now)
+        self.patch.undo()
+
+
+TestReplicas = Replicas.TestCase
+TestReplicas.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

@@ -24,6 +24,7 @@ PEER = Peer(
     mesh_name="home",
     purpose="gossip",
     clock_ahead_s=0,
+    version=1,
 )
 REMOTE = Address("192.168.1.5", 9338)
 REQUEST = (

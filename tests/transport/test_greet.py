@@ -18,6 +18,7 @@ from tests.transport.networks import someone
 
 ANNA, BERT = someone(1), someone(2)
 CERTIFICATE = b"certificate"
+NOW = 1_800_000_000.0
 
 Stream = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 Side = Callable[[trio.abc.Stream], Awaitable[Peer]]
@@ -36,12 +37,17 @@ async def read_frame(stream: trio.abc.ReceiveStream) -> bytes:
 
 async def anna(stream: trio.abc.Stream) -> Peer:
     return await introduce(
-        stream, ANNA, certificate=CERTIFICATE, purpose="stream", expected=NodeId(BERT.key.id)
+        stream,
+        ANNA,
+        certificate=CERTIFICATE,
+        purpose="stream",
+        expected=NodeId(BERT.key.id),
+        now=NOW,
     )
 
 
 async def bert(stream: trio.abc.Stream) -> Peer:
-    return await answer(stream, BERT, certificate=CERTIFICATE)
+    return await answer(stream, BERT, certificate=CERTIFICATE, now=NOW + 90)
 
 
 class Conversation:
@@ -106,6 +112,7 @@ async def test_a_hello_may_arrive_in_any_pieces(size: int, autojump_clock: MockC
     assert isinstance(caller, Peer)
     assert (answered.node, caller.node) == (BERT.key.id, ANNA.key.id)
     assert (answered.purpose, caller.purpose) == ("stream", "stream")
+    assert (answered.clock_ahead_s, caller.clock_ahead_s) == (90, -90)
 
 
 async def test_what_follows_the_hello_is_left_for_the_next_protocol(
@@ -203,7 +210,7 @@ async def test_a_man_in_the_middle_is_hung_up_on(autojump_clock: MockClock) -> N
 
     async def relayed() -> None:
         with pytest.raises(LinkError, match="hung up"):
-            await answer(far, BERT, certificate=b"that of the man in the middle")
+            await answer(far, BERT, certificate=b"that of the man in the middle", now=NOW)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relayed)
@@ -224,7 +231,12 @@ async def test_a_refusal_reaches_the_caller_in_words(autojump_clock: MockClock) 
         nursery.start_soon(refuse)
         with pytest.raises(RefusedError, match="this node belongs to another mesh"):
             await introduce(
-                near, stranger, certificate=CERTIFICATE, purpose="gossip", expected=None
+                near,
+                stranger,
+                certificate=CERTIFICATE,
+                purpose="gossip",
+                expected=None,
+                now=NOW,
             )
 
 

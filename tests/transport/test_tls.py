@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,12 +14,13 @@ import trio
 import trio.testing
 
 from p2pmesh.config import Address
-from p2pmesh.errors import PeerError
+from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.hello import Peer
-from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport import tls
+from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.transport import barred, tls
 from p2pmesh.transport.base import Channel
 from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.wire.messages import CHUNK_BYTES_MAX
 from tests.transport.networks import someone
 
 ANNA, BERT = someone(1), someone(2)
@@ -55,9 +58,11 @@ async def assert_alive(transport: TlsTransport) -> None:
 @asynccontextmanager
 async def listeners() -> AsyncIterator[list[trio.SocketListener]]:
     own = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    yield own
-    for listener in own:
-        await listener.aclose()
+    try:
+        yield own
+    finally:
+        for listener in own:
+            listener.socket.close()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,53 @@ async def test_a_crowd_that_says_nothing_is_bounded(monkeypatch: pytest.MonkeyPa
         await assert_alive(bert)
 
 
+async def test_an_address_with_too_much_trouble_is_kept_waiting_and_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
+    monkeypatch.setattr(tls, "HOLD_S", 0.2)
+    monkeypatch.setattr(tls, "HOLDING_MAX", 1)
+    async with bert_listening() as bert, listeners() as own, trio.open_nursery() as nursery:
+
+        async def hang_up_after_s() -> float:
+            started = trio.current_time()
+            stream = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+            async with stream:
+                assert await stream.receive_some() == b""
+            return trio.current_time() - started
+
+        anna = TlsTransport(lambda: ANNA, own)
+        assert (await anna.introduce(bert.address)).node == BERT.key.id
+        for _ in range(3):
+            bert._troublesome.note("127.0.0.1", trio.current_time())
+        nursery.start_soon(hang_up_after_s)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert await hang_up_after_s() < 0.1, "no more are kept than are bounded"
+        await trio.sleep(0.2)
+        bert._troublesome.note("127.0.0.1", trio.current_time())
+        assert await hang_up_after_s() >= 0.2
+        bert._troublesome = barred.Troublesome()  # a while later
+        await assert_alive(bert)
+
+
+@pytest.mark.parametrize("what", ["junk", "another mesh"])
+async def test_trouble_is_what_the_caller_is_to_blame_for(what: str) -> None:
+    async with bert_listening() as bert, listeners() as own:
+        stranger = TlsTransport(lambda: someone(3, mesh=MeshId(b"n" * 16)), own)
+        await assert_alive(bert)
+        assert not bert._troublesome._paid_until
+        if what == "junk":
+            stream = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+            async with stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+                await trio.testing.wait_all_tasks_blocked(0.05)
+        else:
+            with pytest.raises(MeshError):
+                await stranger.introduce(bert.address)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert set(bert._troublesome._paid_until) == {"127.0.0.1"}
+
+
 async def test_a_server_that_does_not_speak_tls_is_a_peers_fault() -> None:
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some()
@@ -132,6 +184,26 @@ async def test_a_failing_handler_ends_its_own_connection_only() -> None:
             assert await stream.receive_some() != b""
         await trio.aclose_forcefully(stream)
         await assert_alive(bert)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system has no such bound")
+async def test_the_kernel_keeps_little_that_a_probe_would_wait_behind() -> None:
+    async with bert_listening() as bert, listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own)
+        stream = await anna.open_stream(bert.address, expected=NodeId(BERT.key.id))
+        unsent_bytes = stream.transport_stream.socket.getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+        )
+        await trio.aclose_forcefully(stream)
+    # Without the bound it grows to megabytes on Linux: seconds for a probe behind bulk.
+    assert unsent_bytes <= CHUNK_BYTES_MAX
+
+
+async def test_each_side_says_what_time_it_takes_it_to_be() -> None:
+    async with bert_listening() as bert, listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own, lambda: time.time() - 7200)
+        peer = await anna.introduce(bert.address)
+    assert peer.clock_ahead_s == pytest.approx(7200, abs=2)
 
 
 async def test_the_certificate_is_new_at_each_start() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,41 +9,81 @@ from hypothesis import strategies as st
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.codec import encode
+from p2pmesh.wire.evidence import CERTIFICATE_BYTES_MAX, FORK_BYTES_MAX
 from p2pmesh.wire.messages import (
+    CHUNK_BYTES_MAX,
+    IDS_MAX,
+    MESSAGE_BYTES_MAX,
+    PIECES_MAX,
+    RANGES_MAX,
+    RECENT_MAX,
     RECORDS_BYTES_MAX,
+    WANT_MAX,
     Answer,
+    Ask,
+    Facts,
+    Items,
     Message,
+    Own,
     Probe,
-    Records,
-    Summary,
+    Range,
+    Ranges,
+    Told,
     Unknown,
-    Version,
+    Want,
     decode_message,
     encode_message,
-    in_messages,
+    in_chunks,
+)
+from p2pmesh.wire.records import RECORD_BYTES_MAX
+
+ID = bytes(range(16))
+numbers = st.integers(0, 2**64 - 1)
+ids = st.binary(min_size=16, max_size=16)
+nodes = ids.map(NodeId)
+bounds = (
+    st.lists(st.binary(max_size=16), min_size=2, max_size=2, unique=True)
+    .map(sorted)
+    .flatmap(lambda pair: st.sampled_from([(pair[0], pair[1]), (pair[1], b"")]))
 )
 
-numbers = st.integers(0, 2**63 - 1)
-digests = st.binary(min_size=16, max_size=16)
-versions = st.builds(
-    Version,
-    owner=digests.map(NodeId),
-    register=st.sampled_from(["member", "caps", "models/0"]),
-    epoch=numbers,
-    seq=numbers,
-    digest=digests,
-)
+
+def many(of: st.SearchStrategy[Any], at_most: int = 5) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(of, max_size=at_most).map(tuple)
 
 
-def probes(kind: type[Probe | Answer]) -> st.SearchStrategy[Message]:
-    return st.builds(kind, token=numbers, fingerprint=digests, plan=digests, sent_at_ms=numbers)
+def signs(kind: type[Probe | Answer]) -> st.SearchStrategy[Message]:
+    return st.builds(
+        kind,
+        token=numbers,
+        at_ms=numbers,
+        cutoff=numbers,
+        fingerprint=ids,
+        plan=ids,
+        keep=st.booleans(),
+        recent=many(ids, RECENT_MAX),
+    )
 
 
-messages = st.one_of(
-    st.builds(Records, records=st.lists(st.binary(max_size=64), max_size=5).map(tuple)),
-    st.builds(Summary, versions=st.lists(versions, max_size=5).map(tuple), answer=st.booleans()),
-    probes(Probe),
-    probes(Answer),
+def a_range(bound: tuple[bytes, bytes], count: int, fingerprint: bytes) -> Range:
+    return Range(lower=bound[0], upper=bound[1], count=count, fingerprint=fingerprint)
+
+
+def some_items(bound: tuple[bytes, bytes], held: tuple[bytes, ...], *, answer: bool) -> Items:
+    return Items(lower=bound[0], upper=bound[1], ids=held, answer=answer)
+
+
+facts = many(st.binary(max_size=64))
+messages: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Facts, records=facts, certificates=facts, forks=facts, asked=st.booleans()),
+    signs(Probe),
+    signs(Answer),
+    st.builds(Ask, subject=nodes, token=numbers),
+    st.builds(Told, subject=nodes, token=numbers, alive=st.booleans()),
+    st.builds(Ranges, ranges=many(st.builds(a_range, bounds, numbers, ids))),
+    st.builds(some_items, bounds, many(ids), answer=st.booleans()),
+    st.builds(Want, ids=many(ids)),
+    st.just(Own()),
 )
 
 
@@ -50,10 +92,33 @@ def test_a_message_survives_the_wire(message: Message) -> None:
     assert decode_message(encode_message(message)) == message
 
 
+def test_a_probe_is_no_answer() -> None:
+    said: dict[str, Any] = {
+        "token": 1,
+        "at_ms": 2,
+        "cutoff": 3,
+        "fingerprint": ID,
+        "plan": ID,
+        "keep": True,
+    }
+    probe: Message = Probe(**said)
+    assert probe != Answer(**said)
+    assert not isinstance(Answer(**said), Probe)
+    with pytest.raises(AttributeError):
+        setattr(Probe(**said), "token", 2)  # noqa: B010 - the type checker sees through the other
+
+
 def test_a_kind_from_the_future_is_skipped() -> None:
     assert decode_message(encode({"t": "dance", "x": 1})) == Unknown(kind="dance")
     with pytest.raises(TypeError):
         encode_message(Unknown(kind="dance"))
+
+
+@given(messages.filter(lambda message: not isinstance(message, Unknown)))
+def test_a_field_from_the_future_is_ignored(message: Message) -> None:
+    data = encode_message(message)
+    count = data[0] & 0xF
+    assert decode_message(bytes([0x81 + count]) + data[1:] + encode("zz") + b"\x01") == message
 
 
 @given(st.binary(max_size=200))
@@ -62,26 +127,116 @@ def test_junk_is_a_peers_fault_and_nothing_else(junk: bytes) -> None:
         decode_message(junk)
 
 
+@given(messages, st.integers(0, 10_000), st.none() | st.integers(0, 255))
+def test_damage_is_a_peers_fault_or_another_message(
+    message: Message, place: int, byte: int | None
+) -> None:
+    data = encode_message(message)
+    place %= len(data)
+    damaged = data[:place] + (b"" if byte is None else bytes([byte]) + data[place + 1 :])
+    try:
+        read = decode_message(damaged)
+    except PeerError:
+        return
+    assert isinstance(read, Unknown) or decode_message(encode_message(read)) == read
+
+
+SIGN = {"t": "probe", "n": 1, "at": 1, "c": 1, "f": ID, "p": ID, "k": True, "r": []}
+FACTS = {"t": "facts", "r": [], "c": [], "f": [], "a": False}
+ITEMS = {"t": "items", "l": b"", "u": b"", "i": [], "a": True}
+
+
+@pytest.mark.parametrize("message", [SIGN, {**SIGN, "t": "answer"}, FACTS, ITEMS])
+def test_no_field_may_be_missing_or_of_another_type(message: dict[str, Any]) -> None:
+    decode_message(encode(message))
+    for name in message:
+        rest = {key: value for key, value in message.items() if key != name}
+        others: list[Any] = [None, -1, {}, [[]], "x" * 33]
+        for wrong in (rest, *({**rest, name: other} for other in others)):
+            with pytest.raises(PeerError):
+                decode_message(encode(wrong))
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        {"t": "records"},
-        {"t": "records", "r": ["text"]},
-        {"t": "records", "r": [bytes(20_000)]},
-        {"t": "summary", "v": [[b"x", "caps", 1, 1, bytes(16)]], "a": True},
-        {"t": "summary", "v": [], "a": 1},
-        {"t": "probe", "n": 1, "f": bytes(17), "p": b"", "at": 1},
+        {**FACTS, "r": [bytes(RECORD_BYTES_MAX + 1)]},
+        {**FACTS, "c": [bytes(CERTIFICATE_BYTES_MAX + 1)]},
+        {**FACTS, "f": [bytes(FORK_BYTES_MAX + 1)]},
+        {**FACTS, "r": [b""] * (PIECES_MAX + 1)},
+        {**SIGN, "f": bytes(17)},
+        {**SIGN, "p": bytes(15)},
+        {**SIGN, "r": [ID] * (RECENT_MAX + 1)},
+        {**SIGN, "k": 1},
+        {**SIGN, "n": True},
+        {"t": "ask", "s": b"x", "n": 1},
+        {"t": "told", "s": ID, "n": 1, "a": None},
+        {"t": "ranges", "r": [[b"", b"", 1, ID]] * (RANGES_MAX + 1)},
+        {"t": "ranges", "r": [[b"", b"", True, ID]]},
+        {"t": "ranges", "r": [[b"", b"", 1, b""]]},
+        {"t": "ranges", "r": [[b"", b"", 1]]},
+        {"t": "ranges", "r": [[b"b", b"a", 1, ID]]},
+        {"t": "ranges", "r": [[b"a", b"a", 1, ID]]},
+        {"t": "ranges", "r": [[bytes(17), b"", 1, ID]]},
+        {**ITEMS, "l": bytes(17)},
+        {**ITEMS, "l": b"b", "u": b"a"},
+        {**ITEMS, "i": [ID] * (IDS_MAX + 1)},
+        {**ITEMS, "i": [b"short"]},
+        {"t": "want", "i": [ID] * (WANT_MAX + 1)},
+        {"t": "want"},
         {"t": 7},
+        {"t": "x" * 33},
+        {},
     ],
 )
-def test_a_message_of_the_wrong_shape_is_refused(fields: dict[str, object]) -> None:
+def test_a_message_out_of_bounds_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(PeerError):
         decode_message(encode(fields))
 
 
-@given(st.lists(st.integers(1, 16_000), max_size=60))
-def test_records_are_packed_in_order_and_within_the_bound(sizes: list[int]) -> None:
-    records = [bytes(size) for size in sizes]
-    packed = list(in_messages(records))
+def test_the_fullest_messages_fit_the_link() -> None:
+    top = 2**64 - 1
+    full: list[Message] = [
+        *in_chunks([bytes(RECORDS_BYTES_MAX // PIECES_MAX)] * PIECES_MAX),
+        *in_chunks([], [bytes(CERTIFICATE_BYTES_MAX)], [bytes(FORK_BYTES_MAX)]),
+        Ranges(ranges=(Range(lower=ID, upper=ID[1:], count=top, fingerprint=ID),) * RANGES_MAX),
+        Items(lower=ID, upper=ID[1:], ids=(ID,) * IDS_MAX, answer=True),
+        Want(ids=(ID,) * WANT_MAX),
+    ]
+    assert len(full) == 5
+    for message in full:
+        assert decode_message(encode_message(message)) == message
+        assert len(encode_message(message)) <= MESSAGE_BYTES_MAX // 1.9
+
+
+pieces = st.lists(st.integers(1, 16_000), max_size=40).map(lambda sizes: [bytes(n) for n in sizes])
+
+
+@given(pieces, pieces, pieces, st.sampled_from([CHUNK_BYTES_MAX, RECORDS_BYTES_MAX]))
+def test_facts_are_packed_in_order_and_within_the_bound(
+    records: list[bytes], certificates: list[bytes], forks: list[bytes], bound: int
+) -> None:
+    asked = bound == CHUNK_BYTES_MAX
+    packed = list(in_chunks(records, certificates, forks, asked=asked))
     assert [raw for message in packed for raw in message.records] == records
-    assert all(0 < sum(map(len, m.records)) <= RECORDS_BYTES_MAX for m in packed)
+    assert [raw for message in packed for raw in message.certificates] == certificates
+    assert [raw for message in packed for raw in message.forks] == forks
+    sizes = [sum(map(len, m.records + m.certificates + m.forks)) for m in packed]
+    assert all(size <= bound for size in sizes)
+    assert all(sizes) or (asked and sizes == [0])
+    assert all(message.asked is asked for message in packed)
+
+
+def test_who_asked_gets_an_answer_even_when_there_is_nothing() -> None:
+    assert list(in_chunks([], asked=True)) == [Facts(asked=True)]
+    assert list(in_chunks([])) == []
+
+
+def test_what_is_larger_than_a_chunk_goes_alone() -> None:
+    large = bytes(CHUNK_BYTES_MAX + 1)
+    assert list(in_chunks([b"a"], [large], [b"b"], asked=True)) == [
+        Facts(records=(b"a",), asked=True),
+        Facts(certificates=(large,), asked=True),
+        Facts(forks=(b"b",), asked=True),
+    ]
+    assert [len(m.records) for m in in_chunks([b"x"] * (PIECES_MAX + 1))] == [PIECES_MAX, 1]

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import MeshId, SigningKey
 from p2pmesh.wire.codec import encode
-from p2pmesh.wire.records import RECORD_BYTES_MAX, TAG, Record, parse, seal, verify_record
+from p2pmesh.wire.records import (
+    RECORD_BYTES_MAX,
+    TAG,
+    Record,
+    RecordCheck,
+    digest_of,
+    parse,
+    peek,
+    seal,
+    verify_record,
+)
 
 KEY = SigningKey(b"k" * 32)
 MESH = MeshId(b"m" * 16)
@@ -56,6 +66,37 @@ def test_no_bit_can_be_changed(position: int, change: int) -> None:
     except PeerError:
         return
     assert not verify_record(record)
+
+
+numbers = st.integers(0, 2**64 - 1)
+
+
+@given(st.sampled_from(["member", "a" * 16 + "/99", "x/0"]), numbers, numbers)
+def test_a_peek_sees_what_parsing_reads(register: str, epoch: int, seq: int) -> None:
+    record = sealed(register=register, epoch=epoch, seq=seq)
+    assert peek(record.raw) == (record.owner, register, epoch, seq)
+    assert digest_of(record.raw) == record.digest
+
+
+@given(st.integers(0, 260), st.integers(0, 150), st.integers(0, 255))
+def test_a_peek_at_anything_else_is_harmless(length: int, place: int, byte: int) -> None:
+    raw = bytearray(sealed().raw[:length])
+    raw[96 + place : 97 + place] = bytes([byte])
+    head = peek(bytes(raw))
+    assert head is None or (len(head.owner) == 16 and min(head.epoch, head.seq) >= 0)
+
+
+@given(st.binary(max_size=400))
+def test_a_peek_at_junk_says_nothing(junk: bytes) -> None:
+    assert peek(junk) is None
+
+
+def test_reading_can_be_remembered() -> None:
+    check, raw = RecordCheck(), sealed().raw
+    record = check.parse(raw)
+    assert check.verify(record)
+    assert check.digest(raw) == record.digest
+    assert check.peek(raw) == (record.owner, record.register, record.epoch, record.seq)
 
 
 @given(st.binary(max_size=400))

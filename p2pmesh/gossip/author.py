@@ -1,0 +1,164 @@
+"""This node's own records: writing, refreshing, and standing up for them. Pure.
+
+Nothing is written before the node has learned what earlier lives of its key wrote (a disk may be
+lost or old): until then the newest value of each register waits. Others take no more than a burst
+of versions from one owner, so this node does not write faster than they believe; the newest value
+wins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pmesh.gossip.buckets import Bucket
+from p2pmesh.gossip.events import Out, PersistEpoch, Send, TwinFound
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.state.bodies import MEMBER, WANTS
+from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document
+from p2pmesh.wire.evidence import ACCUSED
+from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.records import TTL_S_MAX, Record, seal
+
+LEASE_REFRESH_S = 60
+REFRESHES_PER_S = 5  # of all members together: the price of leases is the same at any size
+LEASE_TTL_FACTOR = 4
+LOOK_EVERY_S = 0.5  # for what is to be refreshed; what has a new value does not wait
+WANTS_TTL_S = 7 * 86400
+WANTS_REFRESH_S = 86400
+TWIN_SLACK_S = 5  # clocks of two machines with one key may differ by that much
+OWNER_RATE_PER_S, OWNER_BURST = 1.0, 20  # versions of one owner that others take
+FIRST = (MEMBER, ACCUSED)  # written before all others, which live on the lease in the first
+KEPT_FOR_FIRST = 5  # versions of the burst: a refutation half a second late is none
+
+
+class Author:
+    """What this node says.
+
+    Args:
+        key: Signs it.
+        mesh: Which mesh it is about.
+        instance: Random per start.
+        epoch: Already on disk, larger than any used before.
+        document: Where it stands beside what others say.
+    """
+
+    def __init__(
+        self, key: SigningKey, mesh: MeshId, instance: int, epoch: int, document: Document
+    ) -> None:
+        self.writing = False
+        self._me = NodeId(key.id)
+        self._key, self._mesh, self._instance = key, mesh, instance
+        self._epoch, self._seq = epoch, 0
+        self._document = document
+        self._bodies: dict[str, dict[str, Any]] = {}
+        self._waiting: set[str] = set()
+        self._bucket = Bucket(OWNER_RATE_PER_S, OWNER_BURST)
+        self._outranked: set[int] = set()  # instances
+        self._started_at = 0
+        self._looked_at = -LOOK_EVERY_S
+
+    def start(self, mesh_now: float) -> None:
+        """The node's life begins."""
+        self._started_at = int(mesh_now)
+
+    def publish(self, register: str, body: dict[str, Any] | None) -> None:
+        """Set a register; None withdraws it. `due` says what is to be sent."""
+        if body is None:
+            if self._bodies.pop(register, None) is not None:
+                self._waiting.add(register)
+        elif self._bodies.get(register) != body:
+            self._bodies[register] = body
+            self._waiting.add(register)
+
+    def refute(self) -> None:
+        """Somebody takes this node for dead: say anew that it is here."""
+        if MEMBER in self._bodies:
+            self._waiting.add(MEMBER)
+
+    def introduce(self, node: NodeId) -> list[Out]:
+        """Who this node is, for a new neighbour; at once, since twins take each other's links."""
+        member = self._document.get(self._me, MEMBER)
+        return [] if member is None else [Send(node=node, message=Facts(records=(member.raw,)))]
+
+    def due(self, mesh_now: float, members: int) -> list[Record]:
+        """What to write now; the caller floods it.
+
+        Args:
+            mesh_now: Mesh time in seconds.
+            members: How many nodes share the price of leases.
+        """
+        if not self.writing or (not self._waiting and mesh_now < self._looked_at + LOOK_EVERY_S):
+            return []
+        self._looked_at = mesh_now
+        refresh_s = max(LEASE_REFRESH_S, members / REFRESHES_PER_S)
+        for register in self._bodies:
+            if self._needs_refresh(register, mesh_now, refresh_s):
+                self._waiting.add(register)
+        written: list[Record] = []
+        others = sorted(self._waiting.difference(FIRST))
+        for register in [name for name in FIRST if name in self._waiting] + others:
+            if not self._may_stand(register, mesh_now):
+                continue
+            kept = 0 if register in FIRST else KEPT_FOR_FIRST
+            if self._bucket.tokens(mesh_now) < kept + 1 or not self._bucket.take(mesh_now):
+                break
+            self._waiting.discard(register)
+            written.append(self._write(register, mesh_now, int(LEASE_TTL_FACTOR * refresh_s)))
+        return written
+
+    def outranked(self, record: Record, mesh_now: float) -> list[Out]:
+        """Somebody holds a record with this node's key that this life did not write.
+
+        Left over from an earlier life, it is outdone by a higher epoch. From one that runs now,
+        the smaller instance stays and the other gives way.
+        """
+        # Epochs are on disk before use: nobody but a twin that started at once has the same.
+        # Nor does anybody else rise above an epoch that outranked it in this life.
+        answers = record.instance in self._outranked
+        slack_s = -TWIN_SLACK_S if answers else TWIN_SLACK_S
+        alive = record.epoch == self._epoch or record.issued_at > self._started_at + slack_s
+        if alive and self._instance > record.instance:
+            return [TwinFound()]
+        if record.epoch >= mesh_now + EPOCH_AHEAD_S_MAX - 1:
+            return []  # nobody would believe a higher one yet; it comes up again
+        if record.register == WANTS:
+            self._waiting.add(WANTS)  # they outlive epochs: this life says them anew, or not
+        if record.epoch < self._epoch:
+            return []
+        self._outranked.add(record.instance)
+        self._epoch = max(self._epoch, record.epoch) + 1
+        self._seq = 0
+        self._waiting |= self._bodies.keys()
+        return [PersistEpoch(epoch=self._epoch)]
+
+    def _may_stand(self, register: str, mesh_now: float) -> bool:
+        """Whether a record could stand: all but these two need a lease of the same epoch."""
+        if register in (MEMBER, WANTS):
+            return True
+        lease = self._document.get(self._me, MEMBER)
+        return lease is not None and lease.epoch == self._epoch and lease.expires_at > mesh_now
+
+    def _needs_refresh(self, register: str, mesh_now: float, refresh_s: float) -> bool:
+        record = self._document.get(self._me, register)
+        every_s = {MEMBER: refresh_s, WANTS: WANTS_REFRESH_S}.get(register, TTL_S_MAX // 2)
+        return record is None or mesh_now - record.issued_at >= every_s
+
+    def _write(self, register: str, mesh_now: float, lease_ttl_s: int) -> Record:
+        self._seq += 1
+        if (lease := self._document.get(self._me, MEMBER)) is not None:
+            # A lease never ends before the one that it replaces: else an old record could return.
+            lease_ttl_s = max(lease_ttl_s, lease.expires_at - int(mesh_now))
+        record = seal(
+            self._key,
+            mesh=self._mesh,
+            register=register,
+            epoch=self._epoch,
+            seq=self._seq,
+            instance=self._instance,
+            issued_at=int(mesh_now),
+            ttl_s={MEMBER: lease_ttl_s, WANTS: WANTS_TTL_S}.get(register, TTL_S_MAX),
+            body=self._bodies.get(register, {}),
+        )
+        merged = self._document.merge(record, mesh_now)
+        assert merged, "a node's own newest record always stands"
+        return record

@@ -1,0 +1,238 @@
+"""Who accuses whom in the document, and when that is enough to remove somebody. Pure.
+
+An accusation is a row in the accuser's `accused` register and names the version of the subject's
+`member` record, so that any later version refutes it. When enough members accuse the same version
+for `EFFECT_DELAY_S`, in which a living subject would have refuted them, every node makes the same
+removal certificate out of the records at hand. Only counts decide, over what is in the document
+and over what this node itself accuses. (Rapid, ATC 2018, cuts by observers' reports in the same
+way; here each report is signed and can be refuted.)
+
+One member alone, whatever it says, removes nobody where four are left: its word is one voice, and
+only whom two accuse, or this node itself, is no longer counted among those who could have spoken.
+Nor can it make everybody speak all the time: whoever it keeps accusing answers it ever more rarely,
+until somebody joins in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from p2pmesh.gossip.buckets import Buckets
+from p2pmesh.gossip.overlay import RINGS
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.document import Document
+from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certificate
+from p2pmesh.wire.records import Record
+
+EFFECT_DELAY_S = 0.5  # a refutation needs at most two spread times, 0.2 s each for 1000 nodes
+REFUTED_BURST, REFUTED_PER_S = 3, 3 / 600  # answers to one lone accuser
+
+
+def needed(voters: int) -> int:
+    """How many of so many possible accusers must accuse: all of up to three, else all but one."""
+    return max(1, voters if voters <= 3 else voters - 1)
+
+
+class Charge(NamedTuple):
+    """One row of one accuser: which version of the subject's `member` record it is about."""
+
+    record: Record
+    epoch: int
+    seq: int
+
+
+class Charges:
+    """The accusations of a document.
+
+    Attributes:
+        voting_since: Mesh time from which on this node could have noticed that somebody is gone;
+            infinity while it is not up to date.
+
+    Args:
+        document: Where they are.
+        roster: Its members.
+        shared: How records are read.
+    """
+
+    def __init__(self, document: Document, roster: Roster, shared: Shared) -> None:
+        self._document, self._roster, self._shared = document, roster, shared
+        self.voting_since = 0.0
+        self._by_accuser: dict[NodeId, Record] = {}
+        self._by_subject: dict[NodeId, dict[NodeId, Charge]] = {}
+        self._accused: frozenset[NodeId] | None = None
+        self._discounted: frozenset[NodeId] = frozenset()
+        self._answers: Buckets[NodeId] = Buckets(REFUTED_PER_S, REFUTED_BURST)
+        self._complete_since: dict[NodeId, float] = {}
+
+    # --- what stands ------------------------------------------------------------------------------
+
+    def refresh(self, owners: Iterable[NodeId]) -> None:
+        """Records of these owners changed; call after the roster was refreshed."""
+        for owner in owners:
+            if owner in self._by_subject:
+                self._accused = None  # as it stands now it may be accused, or no longer
+            self._drop_refuted(owner)
+            record = self._document.get(owner, ACCUSED)
+            before = self._by_accuser.get(owner)
+            if record is before:
+                continue
+            if before is not None:
+                self._forget(owner, before)
+            if record is not None:
+                self._by_accuser[owner] = record
+                self._note(owner, record)
+            self._accused = None
+
+    def accusers(self, subject: NodeId) -> dict[NodeId, Record]:
+        """Who accuses `subject` as it stands now, each with the record that says so."""
+        known = self._roster.known.get(subject)
+        if known is None:
+            return {}
+        return {
+            accuser: charge.record
+            for accuser, charge in self._by_subject.get(subject, {}).items()
+            if (charge.epoch, charge.seq) == known.version
+        }
+
+    @property
+    def accused(self) -> frozenset[NodeId]:
+        """Everybody whom somebody accuses, as they stand now."""
+        self._count()
+        return self._accused or frozenset()
+
+    @property
+    def discounted(self) -> frozenset[NodeId]:
+        """Whom two accuse, or this node: they do not count as observers, nor as voters."""
+        self._count()
+        return self._discounted
+
+    def must_refute(self, now: float) -> bool:
+        """Whether this node is accused and has to speak up, this very time.
+
+        Args:
+            now: In seconds.
+        """
+        me = self._roster.me
+        accusers = self.accusers(me)
+        if len(accusers) > 1 or self._enough(me, accusers, self.discounted - {me}):
+            return True
+        # Whoever goes on without others joining in could make everybody speak up all the time.
+        return any(self._answers.take(one, now) for one in accusers)
+
+    def _count(self) -> None:
+        if self._accused is None:
+            accusers = {subject: self.accusers(subject) for subject in self._by_subject}
+            me = self._roster.me
+            self._accused = frozenset(s for s, by in accusers.items() if by)
+            self._discounted = frozenset(s for s, by in accusers.items() if len(by) > 1 or me in by)
+
+    # --- removing ---------------------------------------------------------------------------------
+
+    def ripe(self, now: float) -> list[Certificate]:
+        """Certificates of whom enough members accused for long enough."""
+        discounted = self.discounted
+        ripe: list[Certificate] = []
+        complete: dict[NodeId, float] = {}
+        for subject in sorted(self.accused - self._document.removed - {self._roster.me}):
+            votes = {
+                accuser: record
+                for accuser, record in self.accusers(subject).items()
+                if accuser in self._roster.live and accuser not in discounted
+            }
+            if not self._enough(subject, votes, discounted):
+                continue
+            since = self._complete_since.get(subject, now)
+            complete[subject] = since
+            if now - since >= EFFECT_DELAY_S:
+                ripe.append(self._certificate(subject, votes))
+        self._complete_since = complete
+        return ripe
+
+    def next_ripe_s(self, now: float) -> float | None:
+        """How long until a certificate may be ripe; None: nothing is under way."""
+        if not self._complete_since:
+            return None
+        return max(0.0, min(self._complete_since.values()) + EFFECT_DELAY_S - now)
+
+    def convincing(self, certificate: Certificate) -> bool:
+        """Whether a certificate that others made is to be believed, its signatures apart.
+
+        Its evidence may be older than what the accusers say now, and some of them may be gone. It
+        may also come from a part of the mesh where fewer were left: whoever accuses the subject
+        here joins in.
+        """
+        records = [one for one in certificate.evidence if one.owner in self._document]
+        votes = self.accusers(certificate.subject) | {one.owner: one for one in records}
+        named = Counter(subject for record in records for subject in self._named(record))
+        discounted = self.discounted | {subject for subject, times in named.items() if times > 1}
+        return self._enough(certificate.subject, votes, discounted - votes.keys())
+
+    def _enough(
+        self, subject: NodeId, votes: dict[NodeId, Record], discounted: Collection[NodeId]
+    ) -> bool:
+        if not votes or subject not in self._roster.known:
+            return False
+        # What is accused was written before: an accuser that says otherwise gains nothing by it.
+        written_at = self._roster.known[subject].issued_at
+        at = max(written_at, *(record.issued_at for record in votes.values()))
+        return len(votes) >= needed(self._voters(subject, at, discounted))
+
+    def _voters(self, subject: NodeId, at: int, discounted: Collection[NodeId]) -> int:
+        """How many observers `subject` had then: as many as there are, up to one per ring."""
+        count, dialable = 0, self._roster.dialable(subject)
+        for node in self._roster.live - {subject}:
+            known = self._roster.known.get(node)
+            if known is None or node in discounted:
+                continue
+            if node == self._roster.me and at < self.voting_since:
+                continue
+            # Who started later cannot have noticed anything yet; two of whom neither can be
+            # dialled are never linked.
+            if known.epoch <= at and (dialable or known.addresses):
+                count += 1
+                if count == RINGS:
+                    break
+        return count
+
+    def _certificate(self, subject: NodeId, votes: dict[NodeId, Record]) -> Certificate:
+        accusation = Accusation(subject, *self._roster.known[subject].version)
+        return make_certificate(accusation, votes.values())
+
+    # --- keeping count ----------------------------------------------------------------------------
+
+    def _note(self, accuser: NodeId, record: Record) -> None:
+        # Sorted, so that of two rows about one subject the later version counts.
+        for row in sorted(self._shared.accused(record)):
+            known = self._roster.known.get(row.subject)
+            refuted = known is not None and (row.epoch, row.seq) < known.version
+            if row.subject != accuser and not refuted:
+                charges = self._by_subject.setdefault(row.subject, {})
+                charges[accuser] = Charge(record, row.epoch, row.seq)
+
+    def _drop_refuted(self, subject: NodeId) -> None:
+        """Forget what is about earlier versions of a member that has spoken up."""
+        known, charges = self._roster.known.get(subject), self._by_subject.get(subject)
+        if known is None or charges is None:
+            return
+        for accuser, charge in list(charges.items()):
+            if (charge.epoch, charge.seq) < known.version:
+                del charges[accuser]
+        if not charges:
+            del self._by_subject[subject]
+
+    def _named(self, record: Record) -> set[NodeId]:
+        """Whom one accuser accuses, each once."""
+        return {row.subject for row in self._shared.accused(record)}
+
+    def _forget(self, accuser: NodeId, record: Record) -> None:
+        del self._by_accuser[accuser]
+        for row in self._shared.accused(record):
+            charges = self._by_subject.get(row.subject)
+            if charges is not None and accuser in charges:
+                del charges[accuser]
+                if not charges:
+                    del self._by_subject[row.subject]

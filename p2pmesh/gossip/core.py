@@ -1,0 +1,400 @@
+"""What one node does about each event: the parts of the gossip core, put in order. Pure.
+
+The parts each answer one question and do nothing by themselves:
+
+    intake       what is news         spread       to whom it goes on
+    roster       who is here          settling     am I up to date
+    near         whom do I link with  healths      who answers
+    charges      who is removed       watch        whom do I ask about and accuse
+    prober       what was measured    pulse        what do probes say
+    dialling     whom do I dial       sync         what does a neighbour lack
+    author       what do I say        recovery     what did I say in earlier lives
+    clock        what time is it for all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from math import inf
+
+from p2pmesh.config import Address
+from p2pmesh.gossip.author import Author
+from p2pmesh.gossip.charges import Charges
+from p2pmesh.gossip.clock import MeshClock
+from p2pmesh.gossip.dialling import Dialling
+from p2pmesh.gossip.errands import ERRAND_S
+from p2pmesh.gossip.events import (
+    DialFailed,
+    Disconnect,
+    Event,
+    LinkDown,
+    LinkUp,
+    Out,
+    Publish,
+    Received,
+    Send,
+    SetTimer,
+    StateChanged,
+    TimerFired,
+)
+from p2pmesh.gossip.health import Healths
+from p2pmesh.gossip.intake import Intake, Taken
+from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.probe import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, Prober
+from p2pmesh.gossip.pulse import Pulse
+from p2pmesh.gossip.recovery import LEARNED, Recovery
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.settling import Settling
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.gossip.spread import Spread
+from p2pmesh.gossip.sync import Sync
+from p2pmesh.gossip.watch import Watch
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.state.document import Document
+from p2pmesh.wire.evidence import ACCUSED, accused_to_wire
+from p2pmesh.wire.messages import (
+    Answer,
+    Ask,
+    Facts,
+    Items,
+    Own,
+    Probe,
+    Ranges,
+    Told,
+    Unknown,
+    Want,
+    in_chunks,
+)
+
+PAUSE_S = 3.0  # a tick so late means that this machine slept: nobody else is to blame
+LAG_S = 0.25  # a time-out so late says more about this node than about the others
+REVIEW_S = 0.1  # changes that come so close together are looked at once
+
+TICK, TIMEOUT, REVIEW, ERRAND = "tick", "timeout", "review", "errand"
+
+
+class Core:
+    """What one node does in the gossip; `Gossip` is what others see of it and has its arguments."""
+
+    def __init__(
+        self,
+        *,
+        key: SigningKey,
+        mesh: MeshId,
+        instance: int,
+        epoch: int,
+        seeds: tuple[Address, ...],
+        book: Mapping[NodeId, tuple[Address, ...]],
+        shared: Shared,
+    ) -> None:
+        self.me = NodeId(key.id)
+        self.document = Document(mesh, share=shared.held, homes=shared.homes)
+        self._alone = not seeds and not book
+        self.links: set[NodeId] = set()
+        self.clock = MeshClock()
+        self.roster = Roster(self.me, self.document, book, shared)
+        self._charges = Charges(self.document, self.roster, shared)
+        self._intake = Intake(self.roster, self.document, self._charges, shared)
+        self.prober = Prober()
+        self.settling = Settling(done=self._alone)
+        self._sync = Sync(self.document, shared.check)
+        self._spread = Spread()
+        self._dialling = Dialling(self.roster, seeds)
+        self.author = Author(key, mesh, instance, epoch, self.document)
+        self._near = Neighbourhood(self.roster, shared)
+        self.watch = Watch(self.roster, self.prober, self._near, self.links)
+        self.pulse = Pulse(self.roster, self.clock, self._near, self.settling, self._spread)
+        self.healths = Healths(self.roster, self.prober, self._near, self._charges, self.links)
+        self.recovery = Recovery(done=self._alone)
+        self._ticked_at = self._timeout_due = 0.0
+        self._reviewing = False
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Out]:
+        """Begin: dial, probe, and learn what earlier lives of this node wrote."""
+        self._ticked_at = now
+        self.settling.begin(now)
+        self._charges.voting_since = 0.0 if self.settling.done else inf
+        self.author.start(self.clock.now(now))
+        out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
+        return [*out, *self.recovery.begin(), *self._dial(now), *self._write(now)]
+
+    def handle(self, event: Event, now: float) -> list[Out]:
+        """What follows from `event`.
+
+        Args:
+            event: What happened.
+            now: This machine's time in seconds; never goes back within one life.
+        """
+        woken = self._wake(now) if now - self._ticked_at > PROBE_INTERVAL_S + PAUSE_S else []
+        return [*woken, *self._dispatch(event, now), *self.healths.changes()]
+
+    def _dispatch(self, event: Event, now: float) -> list[Out]:
+        match event:
+            case Received():
+                return self._received(event, now)
+            case TimerFired(token=token):
+                return self._timer(token, now)
+            case LinkUp(node=node):
+                return self._link_up(node, now)
+            case LinkDown(node=node):
+                return self._link_down(node, now)
+            case DialFailed(node=node, nobody_there=nobody_there):
+                return self._dial_failed(node, now, nobody_there=nobody_there)
+            case Publish(register=register, body=body):
+                self.author.publish(register, body)
+                return self._write(now)
+
+    # --- links ------------------------------------------------------------------------------------
+
+    def _link_up(self, node: NodeId, now: float) -> list[Out]:
+        self.links.add(node)
+        self.healths.touch((node,))
+        self.prober.link_up(node, now)
+        self._dialling.linked(node, now)
+        found = [*self.watch.heard(node), *self.recovery.ask(node), *self.author.introduce(node)]
+        return [*found, *self._probe(node, now), *self._review_soon()]
+
+    def _link_down(self, node: NodeId, now: float) -> list[Out]:
+        self.links.discard(node)
+        self.healths.touch((node,))
+        self.pulse.plans.pop(node, None)
+        self.clock.forget(node)
+        self.prober.link_down(node, now)
+        if node not in self._near.wanted:
+            # Let go, or only met on the way in: live, like all strangers, until somebody misses it.
+            self.prober.keep_only(self._near.wanted)
+        self.recovery.lost(node)
+        self._sync.link_down(node)
+        self._dialling.lost(node, now)
+        return [*self._dial(now), *self._review_soon()]
+
+    def _dial_failed(self, node: NodeId | None, now: float, *, nobody_there: bool) -> list[Out]:
+        self._dialling.failed(node, now)
+        if node is None or node in self.links:
+            return []
+        self.healths.touch((node,))
+        found: list[Out] = [*self.watch.errands.found(node, alive=False)]
+        if nobody_there and node in self._near.wanted:
+            self.prober.nobody_there(node)
+            found += self._misses(now)
+        return found
+
+    def _dial(self, now: float) -> list[Out]:
+        return list(self._dialling.due(self._near.wanted, self.links, now))
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _timer(self, token: str, now: float) -> list[Out]:
+        if token == TICK:
+            return self._tick(now)
+        if token == TIMEOUT and now >= self._timeout_due:
+            return self._timeout(now)
+        if token == REVIEW:
+            self._reviewing = False
+            return self._review(now)
+        if token == LEARNED:
+            self.recovery.done = True
+            return self._write(now)
+        if token == ERRAND:
+            return [*self.watch.errands.overdue(now)]
+        return []
+
+    def _tick(self, now: float) -> list[Out]:
+        late_s = now - self._ticked_at - PROBE_INTERVAL_S
+        self._ticked_at = now
+        out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
+        out += self._learned(self.document.expire(self.clock.now(now)), now)
+        self._settle(now)
+        out += self._sync.tick(now)
+        if self.settling.done or not self._sync.busy:
+            out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
+        for node in sorted(self.links):
+            if node in self._near.wanted or not self.settling.done:
+                self._dialling.keep(node, now)
+            if self.watch.is_mine_to_probe(node, now):
+                out += self._probe(node, now)
+        out += [Disconnect(node=n, reason="not needed") for n in self._dialling.unwanted(now)]
+        self._timeout_due = now + PROBE_TIMEOUT_S
+        out.append(SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT))
+        return [*out, *(self._misses(now) if late_s <= LAG_S else []), *self._review(now)]
+
+    def _settle(self, now: float) -> None:
+        """See whether this node is up to date; from then on others may count on its voice."""
+        self.settling.review(self.links, now)
+        if self.settling.done and self._charges.voting_since == inf:
+            self._charges.voting_since = self.clock.now(now)
+
+    def _wake(self, now: float) -> list[Out]:
+        """This machine slept: blame nobody, and pass nothing on that has run out meanwhile."""
+        self._ticked_at = now
+        self.prober.forgive(now)
+        self.watch.suspicion.forgive()
+        self.settling.again(now)
+        self._charges.voting_since = inf
+        return self._learned(self.document.expire(self.clock.now(now)), now)
+
+    def _timeout(self, now: float) -> list[Out]:
+        if now - self._timeout_due > LAG_S:
+            # Answers may lie unread in this node's own queues: read them first.
+            self._timeout_due = now + PROBE_TIMEOUT_S
+            return [SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT)]
+        return self._misses(now)
+
+    def _misses(self, now: float) -> list[Out]:
+        """Count missing answers; ask around about, and accuse, whom this node observes."""
+        self.healths.touch(self.prober.count(self._near.wanted, now))
+        if not self.settling.done:
+            return []
+        return [*self.watch.ask_around(now), *self._accuse(now)]
+
+    def _accuse(self, now: float) -> list[Out]:
+        if not self.settling.done or not self.watch.accuse(self.document.removed, now):
+            return []
+        rows = self.watch.suspicion.accusations.values()
+        self.author.publish(ACCUSED, accused_to_wire(rows) if rows else None)
+        return self._write(now)
+
+    def _review_soon(self) -> list[Out]:
+        timer = [] if self._reviewing else [SetTimer(after_s=REVIEW_S, token=REVIEW)]
+        self._reviewing = True
+        return [*timer]
+
+    def _review(self, now: float) -> list[Out]:
+        """Act on what has changed: neighbours, observers, removals, own records that wait."""
+        out: list[Out] = []
+        for certificate in self._charges.ripe(now) if self.settling.done else ():
+            if self.document.add_certificate(certificate, self.clock.now(now)):
+                out += self._learned({certificate.subject}, now)
+        if concerned := self._near.update(self._charges.discounted):
+            self.healths.touch(concerned)
+            self.prober.keep_only(self._near.wanted)
+            self._dialling.forget_except(self._near.wanted)
+        out += [*self._write(now), *self._accuse(now), *self._dial(now)]
+        if not self._reviewing and (after_s := self._charges.next_ripe_s(now)) is not None:
+            self._reviewing = True
+            out.append(SetTimer(after_s=max(after_s, REVIEW_S), token=REVIEW))
+        return out
+
+    # --- probes -----------------------------------------------------------------------------------
+
+    def _probe(self, node: NodeId, now: float) -> list[Out]:
+        if (token := self.prober.ask(node, now)) is None:
+            return []
+        return [Send(node=node, message=self.pulse.probe(node, token, now))]
+
+    def _compare(self, node: NodeId, said: Probe | Answer, now: float) -> list[Out]:
+        """What follows from what a neighbour says that it knows."""
+        if said.keep:
+            self._dialling.keep(node, now)
+        complete = self.pulse.read(node, said, now)
+        self._settle(now)
+        asker = isinstance(said, Answer)
+        return [
+            *self._sync.lacking(node, said.recent, now),
+            *self._sync.compare(
+                node, said.cutoff, said.fingerprint, now, first=complete, asker=asker
+            ),
+        ]
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _received(self, event: Received, now: float) -> list[Out]:
+        node = event.node
+        if node not in self.links:
+            return []  # it was said before the link broke
+        if not self.prober.answering(node):
+            self.healths.touch((node,))
+        self.prober.heard(node, now)
+        return [*self.watch.heard(node), *self._message(event, now)]
+
+    def _message(self, event: Received, now: float) -> list[Out]:
+        node = event.node
+        match event.message:
+            case Facts() as facts:
+                return self._facts(node, facts, now)
+            case Probe() as probe:
+                answer = self.pulse.answer(node, probe, now)
+                return [Send(node=node, message=answer), *self._compare(node, probe, now)]
+            case Answer() as answer:
+                rtt_s = self.prober.answered(node, answer.token, now)
+                if rtt_s is not None:
+                    self.clock.observe(node, answer.at_ms / 1000 + rtt_s / 2 - now)
+                return self._compare(node, answer, now)
+            case Ask() as ask:
+                return self._run_errand(node, ask, now)
+            case Told(subject=subject, token=token, alive=alive):
+                self.watch.suspicion.told(node, subject, token, alive=alive, now=now)
+                return self._accuse(now)
+            case Ranges() as ranges:
+                return [*self._sync.ranges(node, ranges, now)]
+            case Items() as items:
+                return [*self._sync.items(node, items, now)]
+            case Want() as want:
+                return [*self._sync.want(node, want, now)]
+            case Own():
+                raws = (record.raw for record in self.document.registers(node))
+                return [Send(node=node, message=next(in_chunks(raws, asked=True)))]
+            case Unknown():
+                return []
+
+    def _run_errand(self, node: NodeId, ask: Ask, now: float) -> list[Out]:
+        if not self.watch.errands.accept(node, ask, now):
+            return []
+        subject = ask.subject
+        until = SetTimer(after_s=ERRAND_S, token=ERRAND)
+        if subject in self.links:
+            return [*self._probe(subject, now), until]
+        dial = self._dialling.try_once(subject)
+        return [dial, until] if dial else [*self.watch.errands.found(subject, alive=False)]
+
+    def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
+        self._intake.learning = not self.settling.done
+        taken = self._intake.take(node, facts, now, self.clock.now(now))
+        out = [*taken.out, *self._follow(taken, now)]
+        for record in taken.own:
+            out += self.author.outranked(record, self.clock.now(now))
+        if taken.ids and (self.settling.done or not facts.asked):
+            # What is asked for while settling is news only to this node.
+            onward = self._spread.onward(self._near.eager, self.links, node)
+            out += self._spread.flood(taken.news, onward)
+        if facts.asked and self.recovery.is_reply(node):
+            out += self.recovery.replied()
+        elif facts.asked:
+            out += self._sync.pulled(node, facts, now)
+        return [*out, *self._write(now)]
+
+    def _follow(self, taken: Taken, now: float) -> list[Out]:
+        """What follows here from facts that were taken in."""
+        if taken.doubted:
+            self.author.refute()
+        if taken.ids:
+            self._spread.learned(taken.ids, now)
+        return self._learned(taken.owners, now)
+
+    def _learned(self, owners: Collection[NodeId], now: float) -> list[Out]:
+        """Facts of these owners changed."""
+        if not owners:
+            return []
+        owners, before = frozenset(owners), self._charges.accused
+        self.roster.refresh(owners)
+        self._charges.refresh(owners)
+        accused = self._charges.accused
+        self.healths.touch(owners | before | accused)
+        if self.me in accused and self._charges.must_refute(now):
+            self.author.refute()
+        if self.roster.moved or accused:
+            return [StateChanged(owners=owners), *self._review_soon()]
+        return [StateChanged(owners=owners)]
+
+    # --- own records ------------------------------------------------------------------------------
+
+    def _write(self, now: float) -> list[Out]:
+        self.author.writing = self.recovery.done
+        records = self.author.due(self.clock.now(now), len(self.roster.live))
+        if not records:
+            return []
+        self._spread.learned((record.digest for record in records), now)
+        facts = Facts(records=tuple(record.raw for record in records))
+        return [*self._learned({self.me}, now), *self._spread.flood(facts, self.links)]

@@ -1,0 +1,61 @@
+"""Finding out for others whether a node can be reached. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pmesh.gossip.events import Send
+from p2pmesh.gossip.probe import DUE_SLACK_S
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.messages import Ask, Told
+
+ERRANDS_MAX = 256  # under way; in a mass crash each neighbour asks about five
+ERRANDS_OF_ONE_MAX = 32  # of one asker: each may cost a dial, and others ask as well
+ERRAND_S = 0.6  # a probe's time-out and a little more; askers wait longer
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    asker: NodeId
+    ask: Ask
+    until: float
+
+
+class Errands:
+    """What this node was asked to find out and has not yet."""
+
+    def __init__(self) -> None:
+        self._errands: list[_Errand] = []
+
+    def accept(self, asker: NodeId, ask: Ask, now: float) -> bool:
+        """Take one on, unless there are too many."""
+        of_one = sum(one.asker == asker for one in self._errands)
+        if len(self._errands) >= ERRANDS_MAX or of_one >= ERRANDS_OF_ONE_MAX:
+            return False
+        self._errands.append(_Errand(asker, ask, now + ERRAND_S))
+        return True
+
+    def found(self, subject: NodeId, *, alive: bool) -> list[Send]:
+        """It is known now whether `subject` can be reached."""
+        if not self._errands:
+            return []
+        done = [one for one in self._errands if one.ask.subject == subject]
+        return self._report(done, alive=alive)
+
+    def overdue(self, now: float) -> list[Send]:
+        """What was not found out in time counts as not reached."""
+        return self._report(
+            [one for one in self._errands if now >= one.until - DUE_SLACK_S], alive=False
+        )
+
+    def _report(self, done: list[_Errand], *, alive: bool) -> list[Send]:
+        if not done:
+            return []
+        self._errands = [one for one in self._errands if one not in done]
+        return [
+            Send(
+                node=one.asker,
+                message=Told(subject=one.ask.subject, token=one.ask.token, alive=alive),
+            )
+            for one in done
+        ]

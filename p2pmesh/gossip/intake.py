@@ -1,0 +1,241 @@
+"""What neighbours say, checked and merged: the cheapest question first. Pure.
+
+What is known is recognised by its head alone (microseconds). The rest is taken from each neighbour
+at a bounded rate, since a signature costs a hundred. Only then is it read, judged, its signature
+checked, and merged. One forged byte ends the link.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pmesh.errors import PeerError
+from p2pmesh.gossip.author import OWNER_BURST, OWNER_RATE_PER_S
+from p2pmesh.gossip.buckets import Buckets
+from p2pmesh.gossip.charges import Charges, needed
+from p2pmesh.gossip.events import Disconnect, Out, Rejected
+from p2pmesh.gossip.overlay import RINGS
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.document import Document, Verdict
+from p2pmesh.wire.evidence import (
+    EVIDENCE_MAX,
+    Certificate,
+    Fork,
+    make_fork,
+    parse_certificate,
+    parse_fork,
+    verify_certificate,
+    verify_fork,
+)
+from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.records import Record
+
+PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
+PEER_BURST = 16384  # a snapshot of a large mesh comes from one neighbour
+DOUBTFUL_BYTES_MAX = 1 << 20  # certificates that do not convince yet; repair brings others again
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of one message of facts.
+
+    Attributes:
+        news: What is to be passed on at once.
+        ids: Of all that is new.
+        owners: Whose facts changed.
+        own: Records with this node's key that this life did not write.
+        doubted: Somebody holds a certificate that removes this node.
+        out: What is to be done about the sender.
+    """
+
+    records: list[bytes] = field(default_factory=list)
+    forks: list[bytes] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    owners: set[NodeId] = field(default_factory=set)
+    own: list[Record] = field(default_factory=list)
+    doubted: bool = False
+    out: list[Out] = field(default_factory=list)
+
+    @property
+    def news(self) -> Facts:
+        """What is to be passed on; certificates are not: everybody makes them."""
+        return Facts(records=tuple(self.records), forks=tuple(self.forks))
+
+
+class Intake:
+    """How one node takes facts in.
+
+    Attributes:
+        learning: This node does not know everybody yet: it cannot tell how many could have spoken,
+            and takes certificates only that would do in any mesh.
+
+    Args:
+        roster: The members; `me` is one.
+        document: Where facts go.
+        charges: Whether a certificate is believed.
+        shared: How facts are read.
+    """
+
+    def __init__(
+        self, roster: Roster, document: Document, charges: Charges, shared: Shared
+    ) -> None:
+        self.learning = False
+        self._me = roster.me
+        self._roster, self._document = roster, document
+        self._charges, self._check = charges, shared.check
+        self._peers: Buckets[NodeId] = Buckets(PEER_RATE_PER_S, PEER_BURST)
+        self._owners: Buckets[NodeId] = Buckets(OWNER_RATE_PER_S, OWNER_BURST)
+        self._doubtful: dict[NodeId, Certificate] = {}
+
+    def take(self, node: NodeId, facts: Facts, now: float, mesh_now: float) -> Taken:
+        """Merge what is news in a message from `node`.
+
+        Args:
+            node: Who said it.
+            facts: What it said.
+            now: For rates, in seconds.
+            mesh_now: Mesh time in seconds.
+        """
+        taken = Taken()
+        try:
+            self._take_all(node, facts, now, mesh_now, taken)
+        except PeerError as exc:  # what came before it in the message stands
+            taken.out.append(Disconnect(node=node, reason=str(exc), hostile=True))
+        return taken
+
+    def reconsider(self, mesh_now: float) -> Taken:
+        """Look again at certificates that did not convince when they came.
+
+        Args:
+            mesh_now: Mesh time in seconds.
+        """
+        taken = Taken()
+        for subject, certificate in list(self._doubtful.items()):
+            if self._is_settled(certificate) or self._add_certificate(certificate, mesh_now, taken):
+                del self._doubtful[subject]
+        return taken
+
+    def _take_all(
+        self, node: NodeId, facts: Facts, now: float, mesh_now: float, taken: Taken
+    ) -> None:
+        for raw in facts.records:
+            if self._known(raw):
+                continue
+            if not self._may(node, 1, now, taken):
+                return
+            self._record(node, raw, now, mesh_now, taken, asked=facts.asked)
+        for raw in facts.forks:
+            if not self._may(node, 2, now, taken):
+                return
+            self._fork(raw, now, mesh_now, taken, asked=facts.asked)
+        for raw in facts.certificates:
+            if not self._may(node, EVIDENCE_MAX, now, taken):
+                return
+            self._certificate(raw, mesh_now, taken)
+
+    def _may(self, node: NodeId, signatures: int, now: float, taken: Taken) -> bool:
+        """Whether so many more signatures may be checked for a neighbour."""
+        if self._peers.take(node, now, signatures):
+            return True
+        taken.out.append(Rejected(node=node, reason="it sends more than it may"))
+        return False
+
+    def _known(self, raw: bytes) -> bool:
+        """Whether these bytes, or a newer version, are in the document; a guess from the head."""
+        head = self._check.peek(raw)
+        if head is None:
+            return False
+        owner, register, epoch, seq = head
+        if self._document.stale(owner, register, epoch, seq):
+            return True
+        standing = self._document.get(owner, register)
+        return standing is not None and standing.raw == raw
+
+    def _record(
+        self,
+        node: NodeId,
+        raw: bytes,
+        now: float,
+        mesh_now: float,
+        taken: Taken,
+        *,
+        asked: bool,
+    ) -> None:
+        record = self._check.parse(raw)
+        verdict = self._document.judge(record, mesh_now)
+        if verdict is Verdict.REFUSED:
+            taken.out.append(Rejected(node=node, reason="its owner has more than anybody may"))
+        if verdict not in (Verdict.NEWS, Verdict.FORK):
+            return
+        if not self._check.verify(record):
+            raise PeerError("a record that its owner did not sign")
+        # All goes on at the owner's rate at most, and what was not asked for is taken at it; what
+        # falls behind comes with repair.
+        timely = self._owners.take(record.owner, now)
+        if verdict is Verdict.FORK and (timely or asked):
+            standing = self._document.get(*record.key)
+            assert standing is not None, "a fork has two sides"
+            self._add_fork(make_fork(standing, record), mesh_now, taken, timely=timely)
+        if record.owner == self._me:
+            taken.own.append(record)
+        elif (timely or asked) and self._document.merge(record, mesh_now):
+            taken.records += [raw] if timely else []
+            taken.ids.append(record.digest)
+            taken.owners.add(record.owner)
+
+    def _fork(self, raw: bytes, now: float, mesh_now: float, taken: Taken, *, asked: bool) -> None:
+        fork = parse_fork(raw, self._check)
+        if fork in self._document.forks(fork.owner):
+            return
+        if not verify_fork(fork, self._check):
+            raise PeerError("a fork that its owner did not sign")
+        timely = self._owners.take(fork.owner, now)
+        if timely or asked:
+            self._add_fork(fork, mesh_now, taken, timely=timely)
+
+    def _add_fork(self, fork: Fork, mesh_now: float, taken: Taken, *, timely: bool) -> None:
+        if self._document.add_fork(fork, mesh_now):
+            taken.forks += [fork.raw] if timely else []
+            taken.ids.append(fork.id)
+            taken.owners.add(fork.owner)
+
+    def _certificate(self, raw: bytes, mesh_now: float, taken: Taken) -> None:
+        certificate = parse_certificate(raw, self._check)
+        if self._is_settled(certificate):
+            return
+        if not verify_certificate(certificate, self._check):
+            raise PeerError("a certificate with a record that its owner did not sign")
+        strong = len(certificate.evidence) >= needed(RINGS)
+        if (self.learning and not strong) or not self._add_certificate(
+            certificate, mesh_now, taken
+        ):
+            # Members that it speaks of may come with the next message.
+            self._doubtful.pop(certificate.subject, None)
+            self._doubtful[certificate.subject] = certificate
+            while sum(len(one.raw) for one in self._doubtful.values()) > DOUBTFUL_BYTES_MAX:
+                del self._doubtful[next(iter(self._doubtful))]
+
+    def _is_settled(self, certificate: Certificate) -> bool:
+        """Whether nothing can follow from it: another one stands, or its subject spoke up."""
+        known = self._roster.known.get(certificate.subject)
+        version = certificate.epoch, certificate.seq
+        standing = self._document.certificate(certificate.subject)
+        return (known is not None and known.version > version) or (
+            standing is not None and (standing.epoch, standing.seq) >= version
+        )
+
+    def _add_certificate(self, certificate: Certificate, mesh_now: float, taken: Taken) -> bool:
+        """Believe it, if it convinces; one against this node is only noted."""
+        subject = certificate.subject
+        if not self._charges.convincing(certificate):
+            return False
+        if subject == self._me:
+            taken.doubted = True
+            return True
+        if not self._document.add_certificate(certificate, mesh_now):
+            return False
+        taken.ids.append(certificate.id)
+        taken.owners.add(subject)
+        return True

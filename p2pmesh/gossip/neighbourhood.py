@@ -1,0 +1,52 @@
+"""This node's place on the overlay: links wanted, whom it observes, who observes it. Pure."""
+
+from __future__ import annotations
+
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.keys import NodeId
+
+
+class Neighbourhood:
+    """What follows for one node from the members, until they change and `update` is called.
+
+    Attributes:
+        wanted: Nodes to be linked with.
+        eager: Those that get at once what is new.
+        subjects: Whom this node observes.
+        observers: Who observes this node.
+    """
+
+    def __init__(self, roster: Roster, shared: Shared) -> None:
+        self.wanted: frozenset[NodeId] = frozenset()
+        self.eager: frozenset[NodeId] = frozenset()
+        self.subjects: frozenset[NodeId] = frozenset()
+        self.observers: frozenset[NodeId] = frozenset()
+        self._roster, self._shared = roster, shared
+        self._population = roster.population
+        self._overlay = shared.overlay(self._population)
+        self._skipped: frozenset[NodeId] = frozenset()
+
+    def update(self, skipped: frozenset[NodeId]) -> frozenset[NodeId]:
+        """Work it out again if something changed; returns those who are or were wanted, if so.
+
+        Args:
+            skipped: Members that do not count as observers, see `Charges.discounted`.
+        """
+        population, me = self._roster.population, self._roster.me
+        moved = population is not self._population and population != self._population
+        if not moved and skipped == self._skipped:
+            return frozenset()
+        if moved:
+            self._overlay, self._population = self._shared.overlay(population), population
+            self.eager = self._overlay.eager(me)
+        self._skipped = skipped
+        self.subjects = self._overlay.subjects(me, skipped)
+        self.observers = frozenset(self._overlay.observers(me, skipped))
+        # Whoever stands in for an observer that does not count needs a link like that one had.
+        before, self.wanted = self.wanted, self._overlay.neighbours(me) | self.subjects
+        return before | self.wanted
+
+    def near(self, node: NodeId) -> frozenset[NodeId]:
+        """The neighbours of another node."""
+        return self._overlay.neighbours(node)

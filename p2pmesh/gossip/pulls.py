@@ -1,0 +1,168 @@
+"""Items that this node lacks, and who is asked for them. Pure.
+
+Each item is asked of one neighbour at a time, and each neighbour for one chunk at a time, so that
+a probe never waits behind more. What came and did not stand (stale, void, refused) is not asked
+for again for a while, whoever names it; who does not deliver is not asked for anything for a while.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from p2pmesh.errors import PeerError
+from p2pmesh.gossip.events import Send
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.document import Document
+from p2pmesh.wire.evidence import parse_certificate, parse_fork
+from p2pmesh.wire.messages import Facts, Want
+from p2pmesh.wire.records import RecordCheck
+
+TIMEOUT_S = 5.0  # a chunk on a link that loses a fifth of its packets comes well before
+PAUSE_S = 5.0  # long enough for another neighbour to be asked for what one withheld
+WANT_AT_ONCE = 128  # the smallest records fill a chunk with so many
+QUEUE_MAX = 4096  # ids waiting for one neighbour; the rest is found by the next comparison
+REFUSED_MAX = 4096  # ids remembered as refused; those of longest ago are forgotten first
+REFUSED_S = 60.0  # what was void may stand later: by then a clock or a lease has moved on
+
+
+@dataclass(slots=True)
+class _Pull:
+    queue: deque[bytes] = field(default_factory=deque)
+    flight: tuple[bytes, ...] = ()
+    sent_at: float = 0.0
+
+
+class Pulls:
+    """What one node has asked for.
+
+    Args:
+        document: Says what is lacking.
+        check: How facts are read, to know their ids.
+
+    Attributes:
+        gained: How many items that were asked for stood when they came.
+    """
+
+    def __init__(self, document: Document, check: RecordCheck) -> None:
+        self.gained = 0
+        self._document, self._check = document, check
+        self._pulls: dict[NodeId, _Pull] = {}
+        self._asked: dict[bytes, NodeId] = {}  # whom each id is, or will be, asked of
+        self._refused: dict[bytes, float] = {}  # when, in that order
+        self._paused: dict[NodeId, float] = {}  # until when
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to come."""
+        return bool(self._pulls)
+
+    def backlog(self, node: NodeId) -> int:
+        """How many items `node` is still to be asked for or to send."""
+        pull = self._pulls.get(node)
+        return len(pull.queue) + len(pull.flight) if pull else 0
+
+    def add(self, node: NodeId, ids: Iterable[bytes], now: float) -> bool:
+        """`node` has these; returns whether any of them is lacking here and may be worth having.
+
+        Args:
+            node: A neighbour.
+            ids: What it holds.
+            now: In seconds.
+        """
+        is_paused = now < self._paused.get(node, now)
+        found = False
+        for item in ids:
+            if self._document.item(item) is not None or self._is_refused(item, now):
+                continue
+            found = True
+            if item not in self._asked and not is_paused and self.backlog(node) < QUEUE_MAX:
+                self._asked[item] = node
+                self._pulls.setdefault(node, _Pull()).queue.append(item)
+        return found
+
+    def ask(self, node: NodeId, now: float) -> list[Send]:
+        """The next request to `node`, if there is anything to ask for and nothing under way."""
+        pull = self._pulls.get(node)
+        if pull is None or pull.flight:
+            return []
+        wanted: list[bytes] = []
+        while pull.queue and len(wanted) < WANT_AT_ONCE:
+            item = pull.queue.popleft()
+            if self._document.item(item) is None:
+                wanted.append(item)
+            else:  # it came another way
+                self._asked.pop(item, None)
+        if not wanted:
+            del self._pulls[node]
+            return []
+        pull.flight, pull.sent_at = tuple(wanted), now
+        return [Send(node=node, message=Want(ids=pull.flight))]
+
+    def arrived(self, node: NodeId, facts: Facts, now: float) -> bool:
+        """Facts came on request; what is left of the request is queued again.
+
+        An empty reply means that `node` has nothing of it.
+
+        Returns:
+            Whether it was this request.
+        """
+        pull = self._pulls.get(node)
+        if pull is None or not pull.flight:
+            return False
+        came = self._ids(facts).intersection(pull.flight)
+        is_empty = not (facts.records or facts.certificates or facts.forks)
+        if not came and not is_empty:
+            return False
+        for item in pull.flight:
+            if item in came or is_empty:
+                self._asked.pop(item, None)
+            if item in came:
+                self._judge(item, now)
+        if not is_empty:
+            pull.queue.extendleft(item for item in reversed(pull.flight) if item not in came)
+        pull.flight = ()
+        return True
+
+    def tick(self, now: float) -> list[NodeId]:
+        """Give up on those who did not deliver; returns them."""
+        late = [
+            node
+            for node, pull in self._pulls.items()
+            if pull.flight and now - pull.sent_at >= TIMEOUT_S
+        ]
+        for node in late:
+            self.link_down(node)
+            self._paused[node] = now + PAUSE_S
+        self._paused = {node: until for node, until in self._paused.items() if now < until}
+        return late
+
+    def link_down(self, node: NodeId) -> None:
+        """What `node` was asked for may be asked of others."""
+        self._paused.pop(node, None)
+        pull = self._pulls.pop(node, None)
+        if pull is not None:
+            for item in (*pull.queue, *pull.flight):
+                self._asked.pop(item, None)
+
+    def _judge(self, item: bytes, now: float) -> None:
+        if self._document.item(item) is not None:
+            self.gained += 1
+            return
+        self._refused.pop(item, None)
+        self._refused[item] = now
+        if len(self._refused) > REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+
+    def _is_refused(self, item: bytes, now: float) -> bool:
+        return now - self._refused.get(item, now - REFUSED_S) < REFUSED_S
+
+    def _ids(self, facts: Facts) -> set[bytes]:
+        ids = {self._check.digest(raw) for raw in facts.records}
+        try:
+            ids.update(parse_certificate(raw, self._check).id for raw in facts.certificates)
+            ids.update(parse_fork(raw, self._check).id for raw in facts.forks)
+        except PeerError:
+            return ids  # whoever merged them has ended the link over it
+        return ids

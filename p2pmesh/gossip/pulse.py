@@ -1,0 +1,82 @@
+"""What signs of life say beside "I am here": the time, what is known, what is planned. Pure."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from p2pmesh.gossip.clock import MeshClock
+from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.settling import Settling
+from p2pmesh.gossip.spread import Spread
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.document import AHEAD_S_MAX
+from p2pmesh.wire.messages import PLAN_DIGEST_BYTES, Answer, Probe
+
+P = TypeVar("P", Probe, Answer)
+
+CUTOFF_S = 5  # younger facts may be on their way and are not compared
+
+
+class Pulse:
+    """The signs of life of one node.
+
+    Attributes:
+        plan: Digest of its plan.
+        plans: Of its neighbours' plans.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        clock: MeshClock,
+        near: Neighbourhood,
+        settling: Settling,
+        spread: Spread,
+    ) -> None:
+        self.plan = bytes(PLAN_DIGEST_BYTES)
+        self.plans: dict[NodeId, bytes] = {}
+        self._roster, self._document, self._clock = roster, roster.document, clock
+        self._near, self._settling, self._spread = near, settling, spread
+
+    def probe(self, node: NodeId, token: int, now: float) -> Probe:
+        """A probe of `node`.
+
+        A node that is not up to date compares all that is known; so does one of two that meet
+        after the mesh was cut in two.
+        """
+        meeting = node not in self._roster.live and self._roster.me < node
+        return self._say(Probe, node, token, self._cutoff(now, meeting=meeting), now)
+
+    def answer(self, node: NodeId, probe: Probe, now: float) -> Answer:
+        """The answer to a probe of `node`, as of the same cutoff."""
+        return self._say(Answer, node, probe.token, probe.cutoff, now)
+
+    def read(self, node: NodeId, said: Probe | Answer, now: float) -> bool:
+        """Take in what `node` said; returns whether it spoke of everything that it knows."""
+        self.plans[node] = said.plan
+        complete = said.cutoff > self._clock.now(now)
+        if said.fingerprint == self._document.fingerprint_at(said.cutoff):
+            self._settling.agreed(node, complete=complete, now=now)
+        return complete
+
+    def _cutoff(self, now: float, *, meeting: bool) -> int:
+        everything = meeting or not self._settling.done
+        return int(self._clock.now(now)) + (AHEAD_S_MAX if everything else -CUTOFF_S)
+
+    def _say(self, kind: type[P], node: NodeId, token: int, cutoff: int, now: float) -> P:
+        fingerprint = self._document.fingerprint_at(cutoff)
+        if fingerprint is None:  # asked about what was long ago: this is what is known now
+            cutoff, fingerprint = (
+                int(self._clock.now(now)) + AHEAD_S_MAX,
+                self._document.fingerprint,
+            )
+        return kind(
+            token=token,
+            at_ms=int(now * 1000),
+            cutoff=cutoff,
+            fingerprint=fingerprint,
+            plan=self.plan,
+            keep=node in self._near.wanted,
+            recent=self._spread.recent(now),
+        )

@@ -1,0 +1,130 @@
+"""Who is here, as the `member` records say, and where everybody was last seen. Pure.
+
+Live is who has a lease, has not said goodbye and has not been removed. The address book keeps
+whoever was ever seen, beyond leases, so that the halves of a mesh that was cut in two find each
+other again however long it took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+
+from p2pmesh.config import Address
+from p2pmesh.gossip.shared import Known, Shared
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.bodies import MEMBER
+from p2pmesh.state.document import Document
+
+BOOK_MAX = 4096  # who was seen longest ago is forgotten first; some 200 kB on disk
+
+
+class Roster:
+    """The members of a document, kept up to date by `refresh`.
+
+    Args:
+        me: This node.
+        document: What is known.
+        book: Where nodes were seen in earlier lives of this one.
+        shared: How records are read.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        document: Document,
+        book: Mapping[NodeId, tuple[Address, ...]],
+        shared: Shared,
+    ) -> None:
+        self.me = me
+        self.known: dict[NodeId, Known] = {}
+        self._absent = dict(book)  # where those were seen that no record stands of
+        self.document = document
+        self._shared = shared
+        self._live = {me}
+        self._removed = document.removed
+        self._population: frozenset[tuple[NodeId, bool]] | None = None
+
+    @property
+    def live(self) -> AbstractSet[NodeId]:
+        """Members with a lease that neither left nor were removed; this node is one of them."""
+        self._follow()
+        return self._live
+
+    @property
+    def moved(self) -> bool:
+        """Whether the population may be another one since it was last asked for."""
+        self._follow()
+        return self._population is None
+
+    @property
+    def population(self) -> frozenset[tuple[NodeId, bool]]:
+        """The live members, each with whether it can be dialled: what overlays are made of."""
+        live = self.live
+        if self._population is None:
+            self._population = frozenset((node, self.dialable(node)) for node in live)
+        return self._population
+
+    def refresh(self, owners: Iterable[NodeId]) -> None:
+        """Read the records of these owners again."""
+        for owner in owners:
+            before = self.known.get(owner)
+            record = self.document.get(owner, MEMBER)
+            after = self._shared.member(record) if record and record.body else None
+            if after is not None:
+                self.known[owner] = after
+                self._absent.pop(owner, None)
+            elif before is not None:
+                del self.known[owner]
+                if not before.left:
+                    self._note(owner, before)
+            if _standing(before) != _standing(after):
+                self._judge(owner)
+
+    @property
+    def book(self) -> dict[NodeId, tuple[Address, ...]]:
+        """Where the others listen, or did when they were last heard of."""
+        here = {node: known.addresses for node, known in self.known.items()}
+        return {n: at for n, at in (self._absent | here).items() if at and n != self.me}
+
+    def addresses(self, node: NodeId) -> tuple[Address, ...]:
+        """Where `node` listens now, or did when it was last heard of."""
+        known = self.known.get(node)
+        return known.addresses if known else self._absent.get(node, ())
+
+    def absent(self) -> list[NodeId]:
+        """Who was here once, did not say goodbye and is not live; sorted."""
+        removed = [n for n in self.document.removed if n in self.known and not self.known[n].left]
+        return sorted({*self._absent, *removed} - {self.me})
+
+    def dialable(self, node: NodeId) -> bool:
+        """Whether `node` listens anywhere, as far as is known."""
+        known = self.known.get(node)
+        return known is None or bool(known.addresses)
+
+    def _follow(self) -> None:
+        """Count out who was removed meanwhile, and in who is not any more."""
+        removed = self.document.removed
+        if removed is not self._removed:
+            changed, self._removed = removed ^ self._removed, removed
+            for node in changed:
+                self._judge(node)
+
+    def _judge(self, node: NodeId) -> None:
+        """Work out anew whether `node` is live; sets of a thousand take long to make anew."""
+        known = self.known.get(node)
+        self._population = None
+        if node == self.me or (known and not known.left and node not in self._removed):
+            self._live.add(node)
+        else:
+            self._live.discard(node)
+
+    def _note(self, node: NodeId, known: Known) -> None:
+        self._absent[node] = known.addresses
+        if len(self._absent) > BOOK_MAX:
+            del self._absent[next(iter(self._absent))]
+
+
+def _standing(known: Known | None) -> tuple[bool, bool] | None:
+    """What of it decides who is live and who is linked with whom."""
+    return None if known is None else (known.left, bool(known.addresses))

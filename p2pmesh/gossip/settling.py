@@ -1,0 +1,59 @@
+"""Whether this node is up to date after its start or a sleep. Pure.
+
+Until then it accuses nobody and nothing destructive may follow from what it knows. It is up to
+date once it knows the same as three of its neighbours, or as many as it has. One that nobody
+answers for a while has nobody to learn from. One that still differs long after it could have
+learned everything has something to say itself: it takes part again, so that they come to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+from p2pmesh.identity.keys import NodeId
+
+AGREEING = 3
+ALONE_AFTER_S = 10.0
+LINKED_AFTER_S = 20.0  # a snapshot of a thousand nodes takes a few
+CUTOFF_COUNTS_AFTER_S = 6.0  # before that, what is older than the cutoff is next to nothing
+
+
+class Settling:
+    """One node's way back to being up to date.
+
+    Args:
+        done: There is nobody to learn from: it is up to date from the start.
+    """
+
+    def __init__(self, *, done: bool) -> None:
+        self.done = done
+        self._since = 0.0
+        self._agreeing: set[NodeId] = set()
+
+    def begin(self, now: float) -> None:
+        """The node was away, or starts."""
+        self._since, self._agreeing = now, set()
+
+    def again(self, now: float) -> None:
+        """The node was away, for how long it does not matter."""
+        self.done = False
+        self.begin(now)
+
+    def agreed(self, node: NodeId, *, complete: bool, now: float) -> None:
+        """A neighbour knows the same.
+
+        Args:
+            node: The neighbour.
+            complete: It was compared whole, and not only up to some seconds ago.
+            now: In seconds.
+        """
+        if complete or now - self._since >= CUTOFF_COUNTS_AFTER_S:
+            self._agreeing.add(node)
+
+    def review(self, links: AbstractSet[NodeId], now: float) -> None:
+        """See whether it is up to date now."""
+        if self.done:
+            return
+        if links:
+            self.done = len(self._agreeing & links) >= min(AGREEING, len(links))
+        self.done |= now - self._since >= (LINKED_AFTER_S if links else ALONE_AFTER_S)

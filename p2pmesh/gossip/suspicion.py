@@ -1,0 +1,200 @@
+"""From missed answers to an accusation: what this node does about the nodes that it observes. Pure.
+
+A subject that misses answers is asked for through others first: up to three neighbours say whether
+they can reach it, while the last of its probes is still under way. Only when it missed enough and
+none of them can reach it does this node accuse it. A subject that it never reached itself is given
+twice the time unless two others cannot reach it either, and needs somebody's word of that. Whoever
+was wrong about a subject waits before it accuses that one again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from p2pmesh.gossip.probe import Prober
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.evidence import ACCUSED_MAX, Accusation
+
+HELPERS_MAX = 3
+TOLD_WITHIN_S = 1.0  # helpers that did not say by then do not count
+ASK_AGAIN_S = 2.0  # what helpers said holds that long
+REST_FIRST_S, REST_MAX_S = 2.0, 60.0  # before accusing again whom one was wrong about
+KEPT_AFTER_REMOVAL_S = 60.0  # an accusation stays that long beside the certificate made of it
+STRANGER_FACTOR = 2  # how much longer for a subject that was never reached
+DENIERS_SURE = 2  # unless so many others cannot reach it either
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """What this node found out about one silent subject.
+
+    Attributes:
+        helpers: Whom it asked and who has not answered yet.
+        epoch: The life of the subject that it is about.
+        deniers: Who said that the subject cannot be reached.
+        vouched_at: When somebody last said that it can.
+    """
+
+    token: int
+    asked_at: float
+    epoch: int
+    helpers: set[NodeId] = field(default_factory=set)
+    deniers: set[NodeId] = field(default_factory=set)
+    vouched_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Rest:
+    until: float
+    rest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Have `helper` asked whether it can reach `subject`."""
+
+    helper: NodeId
+    subject: NodeId
+    token: int
+
+
+class Suspicion:
+    """This node's accusations and how it comes to them.
+
+    Args:
+        roster: The members.
+        prober: What was measured.
+    """
+
+    def __init__(self, roster: Roster, prober: Prober) -> None:
+        self.accusations: dict[NodeId, Accusation] = {}
+        self._roster, self._prober = roster, prober
+        self._suspects: dict[NodeId, _Suspect] = {}
+        self._rests: dict[NodeId, _Rest] = {}
+        self._reached: dict[NodeId, int] = {}
+        self._removed_at: dict[NodeId, float] = {}
+        self._token = 0
+
+    def heard(self, node: NodeId) -> None:
+        """Anything came from `node`: it is alive in its present epoch."""
+        self._suspects.pop(node, None)
+        known = self._roster.known.get(node)
+        if known is not None:
+            self._reached[node] = known.epoch
+
+    def told(self, helper: NodeId, subject: NodeId, token: int, *, alive: bool, now: float) -> None:
+        """A helper said whether it can reach `subject`."""
+        suspect = self._suspects.get(subject)
+        if suspect is None or suspect.token != token or helper not in suspect.helpers:
+            return
+        suspect.helpers.discard(helper)
+        if alive:
+            suspect.vouched_at = now
+            suspect.deniers.clear()
+        else:
+            suspect.deniers.add(helper)
+
+    def ask(
+        self,
+        subjects: Iterable[NodeId],
+        helpers: Callable[[NodeId, int], list[NodeId]],
+        now: float,
+    ) -> list[Question]:
+        """Whom to ask about subjects that are missing answers.
+
+        Args:
+            subjects: Whom this node observes.
+            helpers: Neighbours to ask about a subject, best first; the number varies the choice.
+            now: In seconds.
+        """
+        questions: list[Question] = []
+        for subject in sorted(subjects):
+            if self._prober.misses(subject) < self._prober.enough(subject) - 1:
+                continue
+            suspect, known = self._suspects.get(subject), self._roster.known.get(subject)
+            epoch = known.epoch if known is not None else 0
+            if suspect is not None and suspect.epoch != epoch:
+                suspect = None  # what was said is about an earlier life
+            if suspect is not None and now - suspect.asked_at < ASK_AGAIN_S:
+                continue
+            self._token += 1
+            asked = helpers(subject, self._token)[:HELPERS_MAX]
+            fresh = _Suspect(self._token, now, epoch, helpers=set(asked))
+            if suspect is not None:
+                fresh.deniers, fresh.vouched_at = suspect.deniers, suspect.vouched_at
+            self._suspects[subject] = fresh
+            questions += [Question(helper, subject, self._token) for helper in asked]
+        return questions
+
+    def review(self, subjects: Iterable[NodeId], removed: Iterable[NodeId], now: float) -> bool:
+        """Accuse and withdraw; returns whether `accusations` changed.
+
+        Args:
+            subjects: Whom this node observes now.
+            removed: Whom the mesh has removed.
+            now: In seconds.
+        """
+        before = dict(self.accusations)
+        self._withdraw(frozenset(removed), now)
+        for subject in sorted(subjects):
+            known = self._roster.known.get(subject)
+            if known is None or known.left or subject in self.accusations:
+                continue
+            if len(self.accusations) < ACCUSED_MAX and self._is_due(subject, known.epoch, now):
+                self.accusations[subject] = Accusation(subject, *known.version)
+        return self.accusations != before
+
+    def forgive(self) -> None:
+        """This node itself was away: what it had found out means nothing."""
+        self._suspects.clear()
+
+    def _is_due(self, subject: NodeId, epoch: int, now: float) -> bool:
+        suspect, rest = self._suspects.get(subject), self._rests.get(subject)
+        if suspect is None or suspect.epoch != epoch or (rest and now < rest.until):
+            return False
+        reached = self._reached.get(subject) == epoch
+        sure = reached or len(suspect.deniers) >= DENIERS_SURE
+        enough = self._prober.enough(subject) * (1 if sure else STRANGER_FACTOR)
+        waiting = suspect.helpers and now - suspect.asked_at < TOLD_WITHIN_S
+        vouched = suspect.vouched_at is not None and now - suspect.vouched_at < ASK_AGAIN_S
+        return (
+            self._prober.misses(subject) >= enough
+            and not waiting
+            and not vouched
+            and (reached or bool(suspect.deniers) or not self._others(subject))
+        )
+
+    def _others(self, subject: NodeId) -> AbstractSet[NodeId]:
+        """Who else could know whether a node is there."""
+        others = self._roster.live - {subject, self._roster.me}
+        return others - self.accusations.keys()
+
+    def _withdraw(self, removed: frozenset[NodeId], now: float) -> None:
+        for subject, accusation in list(self.accusations.items()):
+            known = self._roster.known.get(subject)
+            if known is None or known.left:
+                del self.accusations[subject]
+            elif known.version != (accusation.epoch, accusation.seq):
+                del self.accusations[subject]
+                if known.epoch == accusation.epoch:
+                    self._take_a_rest(subject, now)
+            elif self._prober.answering(subject):
+                del self.accusations[subject]
+                self._take_a_rest(subject, now)
+            elif subject in removed:
+                since = self._removed_at.setdefault(subject, now)
+                if now - since > KEPT_AFTER_REMOVAL_S:
+                    del self.accusations[subject]
+            if subject not in self.accusations:
+                self._removed_at.pop(subject, None)
+        for subject in [s for s in self._reached if s not in self._roster.known]:
+            del self._reached[subject]
+
+    def _take_a_rest(self, subject: NodeId, now: float) -> None:
+        rest = self._rests.get(subject)
+        rest_s = REST_FIRST_S if rest is None else min(2 * rest.rest_s, REST_MAX_S)
+        self._rests = {s: r for s, r in self._rests.items() if now - r.until < 10 * REST_MAX_S}
+        self._rests[subject] = _Rest(now + rest_s, rest_s)

@@ -1,0 +1,65 @@
+"""This node's watch over others: who is probed, asked about, and found out for others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+from p2pmesh.gossip.errands import Errands
+from p2pmesh.gossip.events import Send
+from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.probe import Prober
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.suspicion import Suspicion
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.messages import Ask
+
+
+class Watch:
+    """One observer.
+
+    Args:
+        roster: The members.
+        prober: What is measured.
+        near: Whom it observes.
+        links: Whom it is linked with.
+    """
+
+    def __init__(
+        self, roster: Roster, prober: Prober, near: Neighbourhood, links: AbstractSet[NodeId]
+    ) -> None:
+        self.suspicion = Suspicion(roster, prober)
+        self.errands = Errands()
+        self._me, self._prober, self._near, self._links = roster.me, prober, near, links
+
+    def heard(self, node: NodeId) -> list[Send]:
+        """There was a sign of life of `node`: whoever asked about it is told."""
+        self.suspicion.heard(node)
+        return self.errands.found(node, alive=True)
+
+    def is_mine_to_probe(self, node: NodeId, now: float) -> bool:
+        """Each link is probed from one end: by the observer, else by the smaller id.
+
+        A node that should be probing this one and is silent is probed as well.
+        """
+        if node in self._near.subjects or self._prober.quiet(node, now):
+            return True
+        return node not in self._near.observers and self._me < node
+
+    def ask_around(self, now: float) -> list[Send]:
+        """Ask about those that miss answers."""
+        questions = self.suspicion.ask(self._near.subjects, self._helpers, now)
+        return [
+            Send(node=one.helper, message=Ask(subject=one.subject, token=one.token))
+            for one in questions
+        ]
+
+    def accuse(self, removed: AbstractSet[NodeId], now: float) -> bool:
+        """Accuse and withdraw what is due; returns whether there was anything."""
+        return self.suspicion.review(self._near.subjects, removed, now)
+
+    def _helpers(self, subject: NodeId, turn: int) -> list[NodeId]:
+        """Links to ask about `subject`: its own neighbours first, then the others in turn."""
+        links = sorted(n for n in self._links if n != subject and self._prober.answering(n))
+        first = turn % len(links) if links else 0
+        near = self._near.near(subject)
+        return sorted(links[first:] + links[:first], key=lambda node: node not in near)

@@ -1,0 +1,55 @@
+"""Registers that came before the `member` record that they live on.
+
+Pure. Repair moves items in the order of their ids, so that registers may arrive before the lease
+without which they are void. They wait here for a moment, unseen, instead of being fetched again.
+Nothing here counts: what finds no room is merely offered again later.
+"""
+
+from __future__ import annotations
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.verdict import Verdict
+from p2pmesh.wire.records import Record
+
+WAITING_S = 60.0  # the snapshot of 10,000 nodes takes about that long
+WAITING_BYTES_MAX = 8 * 1024 * 1024  # half of that snapshot's registers
+
+
+class Waiting:
+    """A waiting room."""
+
+    def __init__(self) -> None:
+        self._records: dict[NodeId, dict[bytes, Record]] = {}
+        self._until: dict[NodeId, float] = {}
+        self._size_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all that waits."""
+        return self._size_bytes
+
+    def judge(self, record: Record) -> Verdict:
+        """Whether it is worth checking a record that would have to wait."""
+        if record.digest in self._records.get(record.owner, ()):
+            return Verdict.STALE
+        has_room = self._size_bytes + len(record.raw) <= WAITING_BYTES_MAX
+        return Verdict.NEWS if has_room else Verdict.VOID
+
+    def add(self, record: Record, now: float) -> None:
+        """Let `record` wait for the `member` record of its owner, if there is room."""
+        if self.judge(record) is Verdict.NEWS:
+            self._records.setdefault(record.owner, {})[record.digest] = record
+            self._until[record.owner] = now + WAITING_S
+            self._size_bytes += len(record.raw)
+
+    def take(self, owner: NodeId) -> tuple[Record, ...]:
+        """All that waited for `owner`."""
+        taken = tuple(self._records.pop(owner, {}).values())
+        self._until.pop(owner, None)
+        self._size_bytes -= sum(len(record.raw) for record in taken)
+        return taken
+
+    def lapse(self, now: float) -> None:
+        """Let go of what waited in vain."""
+        for owner in [owner for owner, until in self._until.items() if until <= now]:
+            self.take(owner)

@@ -1,0 +1,39 @@
+"""What a newer version of the protocol might say, for nodes of this one to get along with.
+
+It has messages of another kind, fields beside those that are known here, a register of its own,
+and more in the `member` body. The first two are skipped wherever they arrive; the records have to
+reach everybody in their exact bytes, through nodes that understand none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from p2pmesh.wire.codec import decode, encode
+from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Message, Probe, encode_message
+
+NEWER = 2
+VERSIONS = (1, NEWER)  # that a newer node speaks
+REGISTER = "future"
+
+_NEWS = encode({"t": "rumour", "about": [1, {"deep": b"x"}], "z": None})
+_FIELDS: Mapping[str, Any] = {"colour": "green", "extra": [1, [2, b"three"]]}
+
+
+def in_newer_words(message: Message) -> Iterator[bytes]:
+    """How a newer shell says this to another one: with more fields, and a kind of its own."""
+    if isinstance(message, Probe):
+        yield _NEWS
+    fields = decode(encode_message(message), bytes_max=MESSAGE_BYTES_MAX)
+    yield encode({**fields, **_FIELDS})
+
+
+def newer_member(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A `member` body as a newer node writes it."""
+    return {**body, **_FIELDS}
+
+
+def newer_body(number: int) -> dict[str, Any]:
+    """What a newer node says in its own register."""
+    return {"node": number, **_FIELDS}

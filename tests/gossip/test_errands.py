@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from p2pmesh.gossip.errands import ERRAND_S, ERRANDS_MAX, ERRANDS_OF_ONE_MAX, Errands
+from p2pmesh.gossip.events import Send
+from p2pmesh.gossip.suspicion import TOLD_WITHIN_S
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.messages import Ask, Told
+
+ANNA, BEN, CARL, DORA = (NodeId(letter * 16) for letter in (b"a", b"b", b"c", b"d"))
+
+
+def node(number: int) -> NodeId:
+    return NodeId(number.to_bytes(16, "big"))
+
+
+def told(asker: NodeId, subject: NodeId, token: int, *, alive: bool) -> Send:
+    return Send(node=asker, message=Told(subject=subject, token=token, alive=alive))
+
+
+def test_all_who_asked_about_a_node_are_told_once() -> None:
+    errands = Errands()
+    assert errands.accept(ANNA, Ask(subject=CARL, token=1), 0.0)
+    assert errands.accept(BEN, Ask(subject=CARL, token=7), 0.1)
+    assert errands.accept(BEN, Ask(subject=DORA, token=8), 0.1)
+    assert errands.found(CARL, alive=True) == [
+        told(ANNA, CARL, 1, alive=True),
+        told(BEN, CARL, 7, alive=True),
+    ]
+    assert errands.found(CARL, alive=True) == []
+    assert errands.found(DORA, alive=False) == [told(BEN, DORA, 8, alive=False)]
+
+
+def test_news_of_others_answers_nobody() -> None:
+    errands = Errands()
+    errands.accept(ANNA, Ask(subject=CARL, token=1), 0.0)
+    assert errands.found(DORA, alive=True) == []
+
+
+def test_what_was_not_found_out_in_time_counts_as_not_reached() -> None:
+    errands = Errands()
+    errands.accept(ANNA, Ask(subject=CARL, token=1), 0.0)
+    errands.accept(ANNA, Ask(subject=DORA, token=2), 0.1)
+    assert errands.overdue(ERRAND_S - 0.01) == []
+    assert errands.overdue(ERRAND_S) == [told(ANNA, CARL, 1, alive=False)]
+    assert errands.overdue(ERRAND_S + 0.1) == [told(ANNA, DORA, 2, alive=False)]
+
+
+def test_askers_wait_for_longer_than_errands_take() -> None:
+    assert TOLD_WITHIN_S > ERRAND_S
+
+
+def test_there_are_never_too_many_and_new_ones_find_room_later() -> None:
+    errands = Errands()
+    asks = [
+        errands.accept(node(number), Ask(subject=CARL, token=number), 0.0)
+        for number in range(ERRANDS_MAX + 1)
+    ]
+    assert asks == [True] * ERRANDS_MAX + [False]
+    assert len(errands.overdue(ERRAND_S)) == ERRANDS_MAX
+    assert errands.accept(ANNA, Ask(subject=CARL, token=1), ERRAND_S)
+
+
+def test_nobody_can_take_all_the_room_and_have_everybody_dialled() -> None:
+    errands = Errands()
+    asks = [
+        errands.accept(ANNA, Ask(subject=node(number), token=number), 0.0)
+        for number in range(ERRANDS_MAX)
+    ]
+    assert sum(asks) == ERRANDS_OF_ONE_MAX
+    assert errands.accept(BEN, Ask(subject=CARL, token=1), 0.0)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+import pytest
+
+from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.overlay import RINGS, Overlay
+from p2pmesh.gossip.roster import Roster
+from p2pmesh.gossip.shared import Known, Shared
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.document import Document
+from tests.gossip.make import HERE, STARTED, certificate_by, member_of, mesh_of
+from tests.state.make import MESH, NODES, NOW
+
+NOBODY: frozenset[NodeId] = frozenset()
+
+
+def crowd(count: int) -> list[NodeId]:
+    random = Random(5)
+    return sorted(NodeId(random.randbytes(16)) for _ in range(count))
+
+
+def roster_of(me: NodeId, members: Iterable[NodeId]) -> Roster:
+    roster = Roster(me, Document(MESH), {}, Shared())
+    roster.known |= {node: Known(STARTED, 1, NOW, (HERE,), left=False) for node in members}
+    roster._live |= roster.known.keys()
+    return roster
+
+
+def test_before_it_is_worked_out_there_is_nobody() -> None:
+    near = Neighbourhood(mesh_of(3).roster, Shared())
+    assert near.wanted == near.eager == near.subjects == near.observers == NOBODY
+
+
+def test_in_a_small_mesh_everybody_is_near() -> None:
+    view = mesh_of(1)
+    near = Neighbourhood(view.roster, view.shared)
+    view.learn(member_of(1), member_of(2))
+    others = frozenset(NODES[1:3])
+    assert near.update(NOBODY) == others
+    assert near.wanted == near.eager == near.subjects == near.observers == others
+    assert near.near(NODES[1]) == {NODES[0], NODES[2]}
+
+
+def test_without_a_change_nothing_is_worked_out() -> None:
+    made: list[Overlay] = []
+
+    def overlay(members: frozenset[tuple[NodeId, bool]]) -> Overlay:
+        made.append(Overlay(members))
+        return made[-1]
+
+    view = mesh_of(1)
+    near = Neighbourhood(view.roster, Shared(overlay=overlay))
+    view.learn(member_of(1))
+    assert near.update(NOBODY)
+    view.learn(member_of(1, 2))
+    assert near.update(NOBODY) == NOBODY
+    assert len(made) == 2
+
+
+def test_those_who_are_gone_are_told_as_well() -> None:
+    view = mesh_of(1)
+    near = Neighbourhood(view.roster, view.shared)
+    view.learn(member_of(1), member_of(2))
+    near.update(NOBODY)
+    view.learn(certificate_by([0, 2], 1))
+    assert near.update(NOBODY) == frozenset(NODES[1:3])
+    assert near.wanted == {NODES[2]}
+
+
+@pytest.mark.parametrize("skipped", [0, 30])
+def test_all_nodes_see_the_same_pairs(skipped: int) -> None:
+    members = crowd(60)
+    skip = frozenset(members[:skipped])
+    near = {node: Neighbourhood(roster_of(node, members[:1]), Shared()) for node in members}
+    for node, one in near.items():
+        one._roster = roster_of(node, members)
+        one.update(skip)
+    for node, one in near.items():
+        assert node not in one.wanted | one.subjects | one.observers
+        assert one.eager <= one.near(node) <= one.wanted | one.observers
+        assert one.subjects == {other for other in members if node in near[other].observers}
+        assert one.subjects <= one.wanted, "whoever is watched over is linked with"
+        assert len(one.observers) == RINGS
+        assert not one.observers & skip
+        assert all(node in near[other].eager for other in one.eager)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pmesh.gossip.overlay import Overlay
+from p2pmesh.gossip.shared import Known, Shared, read_accused, read_member
+from p2pmesh.state.bodies import MEMBER
+from p2pmesh.wire.evidence import ACCUSED, ACCUSED_MAX
+from tests.gossip.make import HERE, STARTED, accusation, accused_by, member_of
+from tests.state.make import NODES, NOW, record
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.binary(max_size=20)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=12,
+)
+
+
+def test_a_member_record_is_read() -> None:
+    known = read_member(member_of(1, 7, left=True))
+    assert known == Known(STARTED, 7, NOW, (HERE,), left=True)
+    assert known.version == (STARTED, 7)
+
+
+def test_accusations_are_read() -> None:
+    assert set(read_accused(accused_by(0, 1, (2, 9)))) == {accusation(1), accusation(2, 9)}
+    assert read_accused(accused_by(0)) == ()
+
+
+@given(st.dictionaries(st.sampled_from(["name", "addresses", "version", "left", "x"]), VALUES))
+def test_signed_nonsense_is_nobody(body: dict[str, Any]) -> None:
+    known = read_member(record(1, MEMBER, body=body))
+    assert known is None or isinstance(known, Known)
+
+
+@given(st.dictionaries(st.sampled_from(["s", "x"]), VALUES))
+def test_signed_nonsense_accuses_nobody(body: dict[str, Any]) -> None:
+    for row in read_accused(record(1, ACCUSED, body=body)):
+        assert len(row.subject) == 16
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[NODES[0], 1]],
+        [[NODES[0], 1, 1, 1]],
+        [[NODES[0][:15], 1, 1]],
+        [[NODES[0], -1, 1]],
+        [[NODES[0], 1, True]],
+        [[NODES[0], 1, 1]] * (ACCUSED_MAX + 1),
+        [NODES[0]],
+    ],
+)
+def test_one_bad_row_spoils_all(rows: list[Any]) -> None:
+    assert read_accused(record(1, ACCUSED, body={"s": [[NODES[1], 1, 1], *rows]})) == ()
+
+
+def test_a_node_calls_the_functions_as_they_are() -> None:
+    shared = Shared()
+    assert shared.member is read_member
+    assert shared.accused is read_accused
+    assert shared.overlay is Overlay
+    assert shared.held is None

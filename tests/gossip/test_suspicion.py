@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, Prober
+from p2pmesh.gossip.suspicion import (
+    ASK_AGAIN_S,
+    DENIERS_SURE,
+    HELPERS_MAX,
+    KEPT_AFTER_REMOVAL_S,
+    REST_FIRST_S,
+    REST_MAX_S,
+    STRANGER_FACTOR,
+    TOLD_WITHIN_S,
+    Question,
+    Suspicion,
+)
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.evidence import ACCUSED_MAX
+from p2pmesh.wire.records import Record
+from tests.gossip.make import STARTED, View, accusation, certificate_by, member_of, mesh_of
+from tests.state.make import NODES, NOW
+
+SUBJECT, HELPERS = NODES[1], list(NODES[2:5])
+
+
+@dataclass
+class Observer:
+    """Node 0, which observes node 1 and may ask the others."""
+
+    now: float = 0.0
+    view: View = field(default_factory=lambda: mesh_of(5))
+    prober: Prober = field(default_factory=Prober)
+    helpers: list[NodeId] = field(default_factory=lambda: list(HELPERS))
+    subjects: set[NodeId] = field(default_factory=lambda: {SUBJECT})
+
+    def __post_init__(self) -> None:
+        self.suspicion = Suspicion(self.view.roster, self.prober)
+
+    @property
+    def accuses(self) -> bool:
+        return SUBJECT in self.suspicion.accusations
+
+    def link(self, node: NodeId = SUBJECT) -> None:
+        self.prober.link_up(node, self.now)
+        self.suspicion.heard(node)
+
+    def hear(self) -> None:
+        self.prober.heard(SUBJECT, self.now)
+        self.suspicion.heard(SUBJECT)
+
+    def miss(self, count: int, node: NodeId = SUBJECT) -> None:
+        for _ in range(count):
+            self.prober.ask(node, self.now)
+            self.now += PROBE_TIMEOUT_S
+            self.prober.count({node}, self.now)
+
+    def ask(self) -> list[Question]:
+        return self.suspicion.ask(self.subjects, lambda _subject, _turn: self.helpers, self.now)
+
+    def tell(self, questions: list[Question], *, alive: bool) -> None:
+        for one in questions:
+            self.suspicion.told(one.helper, one.subject, one.token, alive=alive, now=self.now)
+
+    def review(self) -> bool:
+        return self.suspicion.review(self.subjects, self.view.document.removed, self.now)
+
+    def learn(self, *facts: Record) -> None:
+        self.view.learn(*facts)
+
+
+def silent() -> Observer:
+    """The subject was reached once and has missed enough answers; nobody was asked yet."""
+    observer = Observer()
+    observer.link()
+    observer.miss(MISSES_MIN)
+    return observer
+
+
+def accusing() -> Observer:
+    observer = silent()
+    observer.tell(observer.ask(), alive=False)
+    assert observer.review()
+    assert observer.accuses
+    return observer
+
+
+# Asking
+
+
+def test_helpers_are_asked_before_the_last_miss() -> None:
+    observer = Observer()
+    observer.link()
+    observer.miss(MISSES_MIN - 2)
+    assert observer.ask() == []
+    observer.miss(1)
+    asked = observer.ask()
+    assert [one.helper for one in asked] == HELPERS[:HELPERS_MAX]
+    assert {one.subject for one in asked} == {SUBJECT}
+
+
+def test_at_most_so_many_helpers_are_asked_and_only_once_in_a_while() -> None:
+    observer = silent()
+    observer.helpers = list(NODES[2:8])
+    assert len(observer.ask()) == HELPERS_MAX
+    assert observer.ask() == []
+    observer.now += ASK_AGAIN_S
+    again = observer.ask()
+    assert len(again) == HELPERS_MAX
+    assert len({one.token for one in again}) == 1
+
+
+def test_each_round_of_questions_has_its_own_token() -> None:
+    observer = silent()
+    first = observer.ask()
+    observer.now += ASK_AGAIN_S
+    assert {one.token for one in observer.ask()}.isdisjoint(one.token for one in first)
+
+
+# Accusing
+
+
+def test_who_misses_enough_and_is_reached_by_nobody_is_accused() -> None:
+    assert accusing().suspicion.accusations == {SUBJECT: accusation(1)}
+
+
+def test_too_few_misses_accuse_nobody_whatever_helpers_say() -> None:
+    observer = Observer()
+    observer.link()
+    observer.miss(MISSES_MIN - 1)
+    observer.tell(observer.ask(), alive=False)
+    assert not observer.review()
+
+
+def test_nobody_is_accused_while_helpers_may_still_answer() -> None:
+    observer = silent()
+    observer.ask()
+    assert not observer.review()
+    observer.now += TOLD_WITHIN_S
+    assert observer.review()
+
+
+def test_one_helper_that_reaches_it_is_enough_to_wait() -> None:
+    observer = silent()
+    asked = observer.ask()
+    observer.tell(asked[:1], alive=True)
+    observer.tell(asked[1:], alive=False)
+    assert not observer.review()
+    observer.now += ASK_AGAIN_S
+    assert observer.review()
+
+
+@pytest.mark.parametrize("wrong", ["helper", "token", "twice"])
+def test_word_that_was_not_asked_for_does_not_count(wrong: str) -> None:
+    observer = silent()
+    first, *rest = observer.ask()
+    observer.tell(rest, alive=False)
+    match wrong:
+        case "helper":
+            observer.suspicion.told(NODES[7], SUBJECT, first.token, alive=True, now=observer.now)
+            observer.tell([first], alive=False)
+        case "token":
+            other = Question(first.helper, SUBJECT, first.token + 1)
+            observer.tell([other], alive=True)
+            observer.tell([first], alive=False)
+        case _:
+            observer.tell([first], alive=False)
+            observer.tell([first], alive=True)
+    assert observer.review()
+
+
+def test_a_sign_of_life_ends_the_suspicion() -> None:
+    observer = silent()
+    asked = observer.ask()
+    observer.hear()
+    observer.tell(asked, alive=False)
+    assert not observer.review()
+    observer.miss(MISSES_MIN)
+    assert not observer.review(), "the old denials are gone"
+
+
+@pytest.mark.parametrize(("deniers", "factor"), [(1, STRANGER_FACTOR), (DENIERS_SURE, 1)])
+def test_who_was_never_reached_is_given_more_time_unless_two_deny_it(
+    deniers: int, factor: int
+) -> None:
+    observer = Observer(helpers=HELPERS[:deniers])
+    observer.prober.count({SUBJECT}, observer.now)
+    for second in range(1, factor * MISSES_MIN + 1):
+        assert not observer.accuses
+        observer.now = float(second)
+        observer.prober.count({SUBJECT}, observer.now)
+        observer.tell(observer.ask(), alive=False)
+        observer.review()
+    assert observer.accuses
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_without_any_word_a_stranger_is_accused_only_if_nobody_could_know(*, others: bool) -> None:
+    observer = Observer(view=mesh_of(5 if others else 2), helpers=[])
+    observer.prober.count({SUBJECT}, observer.now)
+    for second in range(1, 5 * MISSES_MIN):
+        observer.now = float(second)
+        observer.prober.count({SUBJECT}, observer.now)
+        observer.ask()
+        observer.review()
+    assert observer.accuses is not others
+
+
+def test_having_reached_an_earlier_life_is_not_having_reached_this_one() -> None:
+    observer = silent()
+    observer.learn(member_of(1, epoch=STARTED + 1))
+    observer.ask()
+    observer.now += ASK_AGAIN_S
+    assert not observer.review()
+    observer.tell(observer.ask(), alive=False)
+    observer.miss(STRANGER_FACTOR * MISSES_MIN - MISSES_MIN)
+    assert observer.review()
+
+
+@pytest.mark.parametrize("gone", ["stranger", "left"])
+def test_only_members_are_accused(gone: str) -> None:
+    observer = silent() if gone == "left" else Observer(view=mesh_of(1))
+    if gone == "left":
+        observer.learn(member_of(1, 2, left=True))
+    observer.link()
+    observer.miss(MISSES_MIN)
+    observer.tell(observer.ask(), alive=False)
+    assert not observer.review()
+
+
+def test_only_who_is_observed_is_accused() -> None:
+    observer = silent()
+    observer.tell(observer.ask(), alive=False)
+    observer.subjects = set()
+    assert not observer.review()
+
+
+def test_accusations_fit_their_register() -> None:
+    observer = silent()
+    others = [NodeId(number.to_bytes(16, "big")) for number in range(ACCUSED_MAX)]
+    for node in others:
+        observer.view.roster.known[node] = observer.view.roster.known[SUBJECT]
+        observer.suspicion.accusations[node] = accusation(1)._replace(subject=node)
+    observer.tell(observer.ask(), alive=False)
+    assert not observer.review()
+    del observer.suspicion.accusations[others[0]]
+    assert observer.review()
+
+
+# Withdrawing
+
+
+def test_an_answer_withdraws_an_accusation() -> None:
+    observer = accusing()
+    observer.hear()
+    assert observer.review()
+    assert not observer.accuses
+
+
+def test_a_refutation_withdraws_an_accusation() -> None:
+    observer = accusing()
+    observer.learn(member_of(1, 2))
+    assert observer.review()
+    assert not observer.accuses
+
+
+@pytest.mark.parametrize("how", ["left", "gone"])
+def test_who_is_gone_for_good_is_not_accused_any_longer(how: str) -> None:
+    observer = accusing()
+    if how == "left":
+        observer.learn(member_of(1, 2, left=True))
+    else:
+        observer.view.expire(NOW + 1000)
+    assert observer.review()
+    assert not observer.accuses
+
+
+def test_an_accusation_stays_a_while_beside_the_certificate() -> None:
+    observer = accusing()
+    observer.view.learn(certificate_by([2, 3, 4], 1))
+    assert not observer.review()
+    observer.subjects = set()
+    observer.now += KEPT_AFTER_REMOVAL_S
+    assert not observer.review()
+    observer.now += 1
+    assert observer.review()
+    assert not observer.accuses
+
+
+def pauses_between_accusations(observer: Observer, *, rounds: int) -> list[float]:
+    pauses = []
+    for seq in range(2, rounds + 2):
+        observer.learn(member_of(1, seq))
+        observer.review()
+        refuted_at = observer.now
+        while not observer.accuses:
+            observer.tell(observer.ask(), alive=False)
+            observer.now += 0.5
+            observer.review()
+        pauses.append(observer.now - refuted_at)
+    return pauses
+
+
+def test_who_was_wrong_rests_longer_each_time() -> None:
+    pauses = pauses_between_accusations(accusing(), rounds=7)
+    expected = [min(REST_FIRST_S * 2**n, REST_MAX_S) for n in range(7)]
+    assert pauses == pytest.approx(expected, abs=TOLD_WITHIN_S)
+
+
+def test_a_restart_of_the_subject_is_no_error_of_the_observer() -> None:
+    observer = accusing()
+    observer.learn(member_of(1, epoch=STARTED + 1))
+    observer.review()
+    assert not observer.accuses
+    observer.suspicion.heard(SUBJECT)
+    observer.tell(observer.ask(), alive=False)
+    assert observer.review()
+
+
+def test_who_was_away_itself_begins_anew() -> None:
+    observer = silent()
+    observer.tell(observer.ask(), alive=False)
+    observer.suspicion.forgive()
+    assert not observer.review()
+
+
+# Whatever happens
+
+
+class Suspicions(RuleBasedStateMachine):
+    """One subject, reached or not, and helpers that say this or that, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observer = Observer()
+        self.asked: list[Question] = []
+        self.seq = 1
+        self.vouched_at = -1e9
+        self.denied = self.reached = False
+        self.withdrawn_at: float | None = None
+
+    @rule()
+    def link_up(self) -> None:
+        self.observer.link()
+        self.denied, self.reached = False, True
+
+    @rule()
+    def link_down(self) -> None:
+        self.observer.prober.link_down(SUBJECT, self.observer.now)
+
+    @rule()
+    def hear(self) -> None:
+        if self.observer.prober.heard_at(SUBJECT) is not None:
+            self.observer.hear()
+            self.denied, self.reached = False, True
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 3.0]))
+    def wait(self, seconds: float) -> None:
+        if self.observer.prober.heard_at(SUBJECT) is not None:
+            self.observer.prober.ask(SUBJECT, self.observer.now)
+        self.observer.now += seconds
+        self.observer.prober.count({SUBJECT}, self.observer.now)
+
+    @rule()
+    def ask(self) -> None:
+        self.asked += self.observer.ask()
+
+    @rule(alive=st.booleans(), which=st.integers(0, 99))
+    def tell(self, which: int, *, alive: bool) -> None:
+        if self.asked:
+            self.observer.tell([self.asked[which % len(self.asked)]], alive=alive)
+            self.denied |= not alive
+
+    @rule(helper=st.sampled_from(HELPERS))
+    def vouch_in_time(self, helper: NodeId) -> None:
+        asked = self.observer.ask()
+        self.asked += asked
+        for one in asked:
+            if one.helper == helper:
+                self.observer.tell([one], alive=True)
+                self.vouched_at = self.observer.now
+
+    @rule()
+    def refute(self) -> None:
+        self.seq += 1
+        self.observer.learn(member_of(1, self.seq))
+
+    @rule()
+    def review(self) -> None:
+        before = self.observer.accuses
+        changed = self.observer.review()
+        assert changed == (before != self.observer.accuses) or before
+        now = self.observer.now
+        if self.observer.accuses and not before:
+            assert now - self.vouched_at >= ASK_AGAIN_S, "somebody has just reached it"
+            assert self.reached or self.denied, "nobody has ever said that it is not there"
+            assert self.observer.prober.misses(SUBJECT) >= MISSES_MIN
+            if self.withdrawn_at is not None:
+                assert now - self.withdrawn_at >= REST_FIRST_S, "it was wrong a moment ago"
+        elif before and not self.observer.accuses:
+            self.withdrawn_at = now
+
+    @invariant()
+    def the_version_accused_was_the_one_that_stood(self) -> None:
+        for row in self.observer.suspicion.accusations.values():
+            assert row.subject == SUBJECT
+            assert row.epoch == STARTED
+            assert row.seq <= self.seq
+
+
+TestSuspicions = Suspicions.TestCase

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from p2pmesh.gossip.events import Send
+from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, SILENCE_S, Prober
+from p2pmesh.gossip.suspicion import HELPERS_MAX
+from p2pmesh.gossip.watch import Watch
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.wire.messages import Ask, Told
+from tests.gossip.make import accusation, mesh_of
+from tests.state.make import NODES
+
+SMALLER, SUBJECT, ME, *_, LARGER = sorted(NODES)
+
+
+class Observer:
+    """A member of eight that is linked with all others and observes one of them."""
+
+    def __init__(self) -> None:
+        self.view, self.prober = mesh_of(8, ME), Prober()
+        self.near = Neighbourhood(self.view.roster, self.view.shared)
+        self.near.subjects = frozenset({SUBJECT})
+        self.links = set(NODES) - {ME}
+        for node in self.links:
+            self.prober.link_up(node, 0.0)
+        self.watch = Watch(self.view.roster, self.prober, self.near, self.links)
+        for node in self.links:
+            self.watch.heard(node)
+        self.now = 0.0
+
+    def miss(self, node: NodeId, count: int) -> None:
+        for _ in range(count):
+            self.prober.ask(node, self.now)
+            self.now += PROBE_TIMEOUT_S
+            self.prober.count(self.links, self.now)
+
+
+def test_each_link_is_probed_from_one_end() -> None:
+    observer = Observer()
+    near, watch = observer.near, observer.watch
+    near.subjects = near.observers = frozenset()
+    assert watch.is_mine_to_probe(LARGER, 0.0)
+    assert not watch.is_mine_to_probe(SMALLER, 0.0)
+    near.subjects, near.observers = frozenset({SMALLER}), frozenset({LARGER})
+    assert watch.is_mine_to_probe(SMALLER, 0.0)
+    assert not watch.is_mine_to_probe(LARGER, 0.0)
+    near.subjects, near.observers = frozenset({SMALLER}), frozenset({SMALLER})
+    assert watch.is_mine_to_probe(SMALLER, 0.0), "each watches over the other"
+
+
+def test_who_should_be_probing_and_is_silent_is_probed() -> None:
+    observer = Observer()
+    observer.near.observers = frozenset({LARGER})
+    assert not observer.watch.is_mine_to_probe(LARGER, SILENCE_S)
+    assert observer.watch.is_mine_to_probe(LARGER, SILENCE_S + 0.1)
+
+
+def test_nobody_is_asked_about_who_answers() -> None:
+    assert Observer().watch.ask_around(1.0) == []
+
+
+def test_links_that_answer_are_asked_about_one_that_does_not() -> None:
+    observer = Observer()
+    silent = next(node for node in NODES if node not in (ME, SUBJECT))
+    observer.miss(silent, 1)
+    observer.miss(SUBJECT, MISSES_MIN - 1)
+    asked = observer.watch.ask_around(observer.now)
+    assert len({one.node for one in asked}) == HELPERS_MAX
+    assert {one.node for one in asked} <= observer.links - {SUBJECT, silent}
+    assert {type(one.message) for one in asked} == {Ask}
+    assert {one.message.subject for one in asked if isinstance(one.message, Ask)} == {SUBJECT}
+
+
+def test_other_helpers_are_asked_the_next_time() -> None:
+    observer = Observer()
+    observer.miss(SUBJECT, MISSES_MIN)
+    rounds = set()
+    for _ in range(5):
+        observer.now += 10
+        rounds |= {one.node for one in observer.watch.ask_around(observer.now)}
+    assert len(rounds) > HELPERS_MAX
+
+
+def test_its_own_neighbours_are_asked_first() -> None:
+    observer = Observer()
+    first = frozenset(sorted(observer.links - {SUBJECT})[3:6])
+    observer.near.near = lambda node: first  # type: ignore[method-assign]
+    observer.miss(SUBJECT, MISSES_MIN)
+    assert {one.node for one in observer.watch.ask_around(observer.now)} == first
+
+
+def test_what_the_helpers_say_decides() -> None:
+    observer = Observer()
+    observer.miss(SUBJECT, MISSES_MIN)
+    for one in observer.watch.ask_around(observer.now):
+        assert isinstance(one.message, Ask)
+        observer.watch.suspicion.told(
+            one.node, SUBJECT, one.message.token, alive=False, now=observer.now
+        )
+    assert observer.watch.accuse(frozenset(), observer.now)
+    index = NODES.index(SUBJECT)
+    assert observer.watch.suspicion.accusations == {SUBJECT: accusation(index)}
+    assert not observer.watch.accuse(frozenset(), observer.now)
+
+
+def test_a_sign_of_life_answers_those_who_asked() -> None:
+    observer = Observer()
+    observer.watch.errands.accept(LARGER, Ask(subject=SUBJECT, token=4), 0.0)
+    told = Told(subject=SUBJECT, token=4, alive=True)
+    assert observer.watch.heard(SUBJECT) == [Send(node=LARGER, message=told)]
+    assert observer.watch.heard(SUBJECT) == []

@@ -1,0 +1,215 @@
+"""A member that means ill: junk and forged records on a gossip link, as fast as it can."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import structlog
+import trio
+
+from p2pmesh.config import Address, parse_address
+from p2pmesh.errors import MeshError
+from p2pmesh.identity.hello import Self
+from p2pmesh.identity.keys import MeshId, SigningKey
+from p2pmesh.state.bodies import CAPS, MEMBER, Caps, Member
+from p2pmesh.transport.base import Channel
+from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.wire.messages import Facts, encode_message
+from p2pmesh.wire.records import seal
+from tests.mesh.hostile import ANSWER, answers, ask
+from tests.mesh.nodes import Node, running
+
+FORGED_PER_S = 10_000
+FLOOD_S = 10.0
+CPU_SHARE_MAX = 0.10  # of a core, above what the node takes in peace
+SHORT_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+Attack = Callable[[Channel], Awaitable[None]]
+
+
+@dataclass
+class Attacker:
+    """A node with a key of its own that was let into the mesh."""
+
+    me: Self
+    target: Address
+    new_each_time: bool = False
+    links: int = 0
+    refused: int = 0
+
+    async def run(self, attack: Attack, seconds: float) -> None:
+        """Attack over one link after the other: whenever one is closed, the next is dialled."""
+        transport = TlsTransport(lambda: self.me, [])
+        with trio.move_on_after(seconds):
+            while True:
+                if self.new_each_time:
+                    self.me = replace(self.me, key=SigningKey(secrets.token_bytes(32)))
+                try:
+                    async with transport.dial(self.target, expected=None) as channel:
+                        self.links += 1
+                        if not self.new_each_time:
+                            mine = Facts(records=(self.record(MEMBER),))
+                            await channel.send(encode_message(mine))
+                        await attack(channel)
+                except* MeshError:
+                    self.refused += 1
+
+    def record(self, register: str) -> bytes:
+        """An honest record of its own."""
+        body = Member(name="attacker", addresses=(), version="0.1.0").to_wire()
+        return signed(self.me.key, self.me.mesh, register, body)
+
+
+def signed(key: SigningKey, mesh: MeshId | None, register: str, body: dict[str, object]) -> bytes:
+    assert mesh is not None
+    now = int(time.time())
+    return seal(
+        key,
+        mesh=mesh,
+        register=register,
+        epoch=now,
+        seq=1,
+        instance=1,
+        issued_at=now,
+        ttl_s=240,
+        body=body,
+    ).raw
+
+
+def forged(mesh: MeshId | None, count: int) -> list[bytes]:
+    """Records in good form, each of another owner, none of whom signed them."""
+    made: list[bytes] = []
+    for number in range(count):
+        body = Caps(budget_bytes=number, engine="embedded", rpc="").to_wire()
+        raw = bytearray(signed(SigningKey(secrets.token_bytes(32)), mesh, CAPS, body))
+        raw[number % 64] ^= 1
+        made.append(bytes(raw))
+    return made
+
+
+async def attacker_of(node: Node) -> Attacker:
+    target = parse_address(node.me["peer"])
+    me = Self(key=SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
+    peer = await TlsTransport(lambda: me, []).introduce(target)
+    return Attacker(Self(key=me.key, instance=1, mesh=peer.mesh, mesh_name="home"), target)
+
+
+def cpu_s(node: Node) -> float:
+    """Processor time of the node itself, without its engines."""
+    times = psutil.Process(node.process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def said_events(node: Node) -> str:
+    return (Path(node.me["home"]) / "logs" / "node.log").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
+    with running(tmp_path_factory.mktemp("pair"), 2) as nodes:
+        assert answers(*nodes)
+        yield nodes
+
+
+JUNK = {
+    "noise": secrets.token_bytes(30_000),
+    "nothing": b"",
+    "nested without end": b"\x91" * 400_000,
+    "a map without a kind": b"\x80",
+    "numbers for bytes": b"\x82\xa1t\xa5facts\xa1r\x93\x01\x02\x03",
+}
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+async def test_junk_on_a_gossip_link_ends_that_link_and_the_mesh_goes_on(
+    pair: list[Node], junk: bytes
+) -> None:
+    attacker = await attacker_of(pair[0])
+
+    async def send_junk(channel: Channel) -> None:
+        while True:
+            await channel.send(junk)
+
+    await attacker.run(send_junk, SHORT_S)
+    assert attacker.refused >= 1
+    log_text = said_events(pair[0])
+    assert "peer_cut_off" in log_text
+    assert "Traceback" not in log_text
+    assert await trio.to_thread.run_sync(others_live, pair)
+
+
+def others_live(pair: list[Node]) -> bool:
+    """Both see each other, whatever the attacker, whom the mesh knows as well, looks like."""
+    names = {"node-1", "node-2"}
+    return all(
+        {one["name"]: one["state"] for one in node.status()["nodes"] if one["name"] in names}
+        == dict.fromkeys(names, "live")
+        for node in pair
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("per_message", [1, 100])
+@pytest.mark.parametrize("new_each_time", [False, True], ids=["one key", "ever new keys"])
+async def test_a_flood_of_forged_records_costs_its_neighbour_little(
+    pair: list[Node], per_message: int, *, new_each_time: bool
+) -> None:
+    attacker = await attacker_of(pair[0])
+    attacker.new_each_time = new_each_time
+    records = forged(attacker.me.mesh, 1000)
+    batches = [
+        encode_message(Facts(records=tuple(records[n : n + per_message])))
+        for n in range(0, len(records), per_message)
+    ]
+    sent = 0
+
+    async def flood(channel: Channel) -> None:
+        nonlocal sent
+        started, here = trio.current_time(), 0
+        while True:
+            await channel.send(batches[here % len(batches)])
+            here, sent = here + 1, sent + per_message
+            await trio.sleep_until(started + here * per_message / FORGED_PER_S)
+
+    before = cpu_s(pair[0])
+    await trio.sleep(FLOOD_S)
+    idle_s = cpu_s(pair[0]) - before
+    responses: list[float] = []
+    before = cpu_s(pair[0])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attacker.run, flood, FLOOD_S)
+        await trio.sleep(FLOOD_S / 2)
+        responses.append(await trio.to_thread.run_sync(time_models, pair[0]))
+    share = (cpu_s(pair[0]) - before - idle_s) / FLOOD_S
+    log.info(
+        "flood_measured",
+        cpu_share=round(share, 3),
+        idle_share=round(idle_s / FLOOD_S, 3),
+        links=attacker.links,
+        refused=attacker.refused,
+        sent=sent,
+        response_s=responses,
+    )
+    assert share < CPU_SHARE_MAX
+    assert attacker.refused >= 1
+    assert max(responses) < 1
+    assert await trio.to_thread.run_sync(others_live, pair)
+    assert [ask(node).text for node in pair] == [ANSWER] * 2
+
+
+def time_models(node: Node) -> float:
+    """How long the node takes to say what it serves, in seconds."""
+    started = time.monotonic()
+    with urllib.request.urlopen(f"{node.api}/models", timeout=10) as reply:
+        assert json.load(reply)["data"]
+    return time.monotonic() - started

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from p2pmesh.wire.messages import Facts, Own, Probe, Unknown, decode_message
+from simulations.dialect import REGISTER, VERSIONS, in_newer_words, newer_body, newer_member
+from simulations.gaps import unsettled
+from simulations.hosts import End, Payload
+from simulations.world import World
+
+
+def test_what_a_newer_version_adds_is_skipped() -> None:
+    (said,) = in_newer_words(Own())
+    assert decode_message(said) == Own()
+    assert b"colour" in said
+    zeros = bytes(16)
+    probe = Probe(token=1, at_ms=2, cutoff=3, fingerprint=zeros, plan=zeros, keep=True)
+    rumour, same = map(decode_message, in_newer_words(probe))
+    assert (rumour, same) == (Unknown(kind="rumour"), probe)
+
+
+def test_what_newer_nodes_sign_goes_through_older_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1, 4)
+    newer = world.nodes[1], world.nodes[2]
+    for node in newer:
+        node.versions = VERSIONS
+    spoken: list[Payload] = []
+    send = world.network.send
+
+    def listen(end: End, payload: Payload) -> None:
+        spoken.append(payload)
+        send(end, payload)
+
+    monkeypatch.setattr(world.network, "send", listen)
+    world.start_all()
+    world.run(10)
+    assert list(unsettled(world)) == []
+    assert any(isinstance(one, bytes) for one in spoken)
+    assert any(isinstance(one, Facts) for one in spoken)
+    for node in world.nodes:
+        assert node.core is not None
+        for other in newer:
+            future = node.core.document.get(other.id, REGISTER)
+            member = node.core.document.get(other.id, "member")
+            assert future is not None
+            assert member is not None
+            assert future.body == newer_body(other.number)
+            assert member.body == newer_member(member.body)

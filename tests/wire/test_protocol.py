@@ -1,0 +1,267 @@
+"""Keeps `PROTOCOL.md` true; `python -m tests.wire.test_protocol` writes its made parts anew."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from p2pmesh.identity.hello import ClientHello, Self, ServerHello
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.wire.codec import decode
+from p2pmesh.wire.evidence import (
+    ACCUSED,
+    Accusation,
+    accused_to_wire,
+    make_certificate,
+    make_fork,
+    parse_certificate,
+    parse_fork,
+    verify_certificate,
+    verify_fork,
+)
+from p2pmesh.wire.messages import (
+    MESSAGE_BYTES_MAX,
+    Answer,
+    Ask,
+    Facts,
+    Items,
+    Message,
+    Own,
+    Probe,
+    Range,
+    Ranges,
+    Told,
+    Unknown,
+    Want,
+    decode_message,
+    encode_message,
+)
+from p2pmesh.wire.records import Record, RecordCheck, seal
+from tests.repository import ROOT
+
+DOCUMENT = ROOT / "p2pmesh" / "wire" / "PROTOCOL.md"
+
+# Where bounds are named, in the order in which they are shown.
+BOUNDED = (
+    "identity/keys",
+    "identity/hello",
+    "wire/codec",
+    "wire/records",
+    "wire/evidence",
+    "wire/messages",
+    "state/held",
+    "state/verdict",
+    "state/forks",
+    "state/document",
+    "gossip/ranges",
+)
+BOUND = re.compile(r"[A-Z][A-Z_]*(_MAX|_BYTES|_GRACE_S)|SPLIT|LEAF")
+HEX_COLUMNS = 96
+
+
+# Bounds
+
+
+def bounds() -> Iterator[tuple[str, int, str, str]]:
+    """Name, value, module, and the reason that stands beside it in the code."""
+    for place in BOUNDED:
+        path = ROOT / "p2pmesh" / f"{place}.py"
+        source = path.read_text("utf-8")
+        for statement in ast.parse(source).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)]) if BOUND.fullmatch(name):
+                    line = source.splitlines()[statement.lineno - 1]
+                    module = f"p2pmesh.{place.replace('/', '.')}"
+                    value = getattr(__import__(module, fromlist=[name]), name)
+                    assert isinstance(value, int), f"{name} is no bound"
+                    yield name, value, place, line.partition("  # ")[2]
+
+
+def bounds_table() -> str:
+    rows = [f"| `{name}` | {value} | {place} | {why} |" for name, value, place, why in bounds()]
+    return "\n".join(["| name | value | in | why |", "|---|---|---|---|", *rows])
+
+
+# Vectors
+
+
+MESH = MeshId(SigningKey(b"M" * 32).id)
+ANNA, BERT, CARL = (SigningKey(seed * 32) for seed in (b"A", b"B", b"C"))
+ID, OTHER_ID = bytes(range(16)), bytes(range(16, 32))
+CHECK = RecordCheck()
+EPOCH = 1_800_000_000
+
+
+def record(key: SigningKey, register: str, body: Mapping[str, object]) -> Record:
+    return seal(
+        key,
+        mesh=MESH,
+        register=register,
+        epoch=EPOCH,
+        seq=2,
+        instance=7,
+        issued_at=EPOCH + 60,
+        ttl_s=240,
+        body=dict(body),
+    )
+
+
+RECORD = record(ANNA, "caps", {"name": "kitchen", "memory": 1 << 33})
+TWIN = record(ANNA, "caps", {"name": "cellar", "memory": 1 << 33})
+FORK = make_fork(RECORD, TWIN)
+DOWN = Accusation(NodeId(ANNA.id), EPOCH, 2)
+CERTIFICATE = make_certificate(
+    DOWN, [record(key, ACCUSED, accused_to_wire([DOWN])) for key in (BERT, CARL)]
+)
+SIGN = {
+    "token": 7,
+    "at_ms": 1000 * EPOCH + 5,
+    "cutoff": EPOCH - 5,
+    "fingerprint": ID,
+    "plan": OTHER_ID,
+    "keep": True,
+    "recent": (ID,),
+}
+
+MESSAGES: Mapping[str, Message] = {
+    "facts": Facts(records=(RECORD.raw,), asked=True),
+    "probe": Probe(**SIGN),  # type: ignore[arg-type]  # a mapping of several types
+    "answer": Answer(**SIGN),  # type: ignore[arg-type]
+    "ask": Ask(subject=NodeId(ANNA.id), token=300),
+    "told": Told(subject=NodeId(ANNA.id), token=300, alive=False),
+    "ranges": Ranges(
+        ranges=(
+            Range(lower=b"", upper=b"\x80", count=20, fingerprint=ID),
+            Range(lower=b"\x80", upper=b"", count=0, fingerprint=bytes(16)),
+        )
+    ),
+    "items": Items(lower=b"", upper=b"\x80", ids=(ID, OTHER_ID), answer=True),
+    "want": Want(ids=(ID, OTHER_ID)),
+    "own": Own(),
+}
+
+
+def hello() -> dict[str, bytes]:
+    """The four messages between Anna, who calls, and Bert."""
+    certificate = b"certificate"
+    caller = ClientHello(
+        Self(key=ANNA, instance=1, mesh=MESH, mesh_name="home"),
+        purpose="gossip",
+        expected=NodeId(BERT.id),
+        certificate=certificate,
+        nonce=b"a" * 32,
+        now=EPOCH,
+    )
+    host = ServerHello(
+        Self(key=BERT, instance=2, mesh=MESH, mesh_name="home"),
+        certificate=certificate,
+        nonce=b"b" * 32,
+        now=EPOCH + 1,
+    )
+    start = caller.start()
+    challenge = host.challenge(start)
+    proof = caller.proof(challenge)
+    verdict, _ = host.verdict(proof)
+    caller.finish(verdict)
+    return {"start": start, "challenge": challenge, "proof": proof, "verdict": verdict}
+
+
+def vectors() -> Iterator[tuple[str, bytes]]:
+    """Everything that is shown as bytes, with its title."""
+    for letter, key in zip("ABC", (ANNA, BERT, CARL), strict=True):
+        yield f"Public key of the seed of 32 `{letter}`", key.public
+        yield f"Id of `{letter}`", key.id
+    yield "Id of the mesh, whose key is of the seed of 32 `M`", MESH
+    for step, said in hello().items():
+        yield f"Hello of `A` to `B`, whose certificate is the text `certificate`: {step}", said
+    yield 'Record of `A`: `caps` is `{"memory": 2^33, "name": "kitchen"}`', RECORD.raw
+    yield "Its digest", RECORD.digest
+    yield "Certificate: `B` and `C` accuse `A`", CERTIFICATE.raw
+    yield "Its id", CERTIFICATE.id
+    yield "Fork: that record of `A` and one that says `cellar`", FORK.raw
+    yield "Its id", FORK.id
+    for kind, message in MESSAGES.items():
+        yield f"Message `{kind}`", encode_message(message)
+
+
+def vectors_text() -> str:
+    blocks = []
+    for title, data in vectors():
+        lines = "\n".join(textwrap.wrap(data.hex(), HEX_COLUMNS))
+        blocks.append(f"**{title}**\n```\n{lines}\n```")
+    return "\n\n".join(blocks)
+
+
+# The document
+
+
+MADE = {"bounds": bounds_table, "vectors": vectors_text}
+
+
+def rewritten(document: str) -> str:
+    """The document with its made parts as the code has them now."""
+    for name, make in MADE.items():
+        begin, end = f"<!-- {name}: made from the code -->\n", f"<!-- end of {name} -->"
+        before, _, rest = document.partition(begin)
+        _, _, after = rest.partition(end)
+        document = f"{before}{begin}{make()}\n{end}{after}"
+    return document
+
+
+def document() -> str:
+    return DOCUMENT.read_text("utf-8")
+
+
+def fields_of(kind: str) -> dict[str, str]:
+    """The fields that the document names for a kind of message, each with its type."""
+    section = document().partition(f"\n### `{kind}`\n")[2].partition("\n#")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| ([a-z ]+) \|", section, re.MULTILINE))
+
+
+def test_bounds_and_vectors_are_those_of_the_code() -> None:
+    assert document() == rewritten(document()), "run: python -m tests.wire.test_protocol"
+
+
+def test_every_bound_that_the_text_names_is_in_the_table() -> None:
+    named = {name for name in re.findall(r"`([A-Z_]+)`", document()) if len(name) > 1}
+    assert named <= {name for name, *_ in bounds()}
+
+
+def test_every_kind_of_message_is_written_down() -> None:
+    kinds = {type(message) for message in MESSAGES.values()} | {Unknown}
+    assert kinds == set(Message.__args__)
+    assert re.findall(r"^### `(\w+)`$", document(), re.MULTILINE) == list(MESSAGES)
+
+
+TYPES = {int: "integer", bool: "boolean", bytes: "bytes", list: "list"}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_fields_of_messages_are_those_of_the_code(kind: str) -> None:
+    said = decode(encode_message(MESSAGES[kind]), bytes_max=MESSAGE_BYTES_MAX)
+    assert said.pop("t") == kind
+    assert {name: text.split()[0] for name, text in fields_of(kind).items()} == {
+        name: TYPES[type(value)] for name, value in said.items()
+    }
+
+
+def test_the_vectors_read_back() -> None:
+    shown = dict(vectors())
+    for kind, message in MESSAGES.items():
+        assert decode_message(shown[f"Message `{kind}`"]) == message
+    assert CHECK.verify(CHECK.parse(RECORD.raw))
+    assert verify_certificate(parse_certificate(CERTIFICATE.raw, CHECK), CHECK)
+    assert verify_fork(parse_fork(FORK.raw, CHECK), CHECK)
+    assert RECORD.raw[134:150] == ANNA.id
+
+
+def test_a_changed_document_is_noticed() -> None:
+    assert rewritten(document().replace(RECORD.digest.hex(), "00")) == document()
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(rewritten(document()), "utf-8")
