@@ -23,10 +23,12 @@ from p2pmesh.wire.evidence import (
     parse_fork,
 )
 from p2pmesh.wire.messages import Facts, Items, Message, Ranges, Want, encode_message
-from p2pmesh.wire.records import Record, RecordCheck, parse, seal
+from p2pmesh.wire.records import DIGEST_BYTES, Record, RecordCheck, parse, seal
 from tests.state.make import MESH, NOW
 
 LINK_BYTES = 100  # what the figures of the simulator count for each message beside its payload
+PEER, OTHER = NodeId(b"p" * 16), NodeId(b"o" * 16)  # with whom one side alone talks
+ELSE = b"else" * 4  # a fingerprint of something else
 
 
 @lru_cache(None)
@@ -94,6 +96,15 @@ def with_facts(*facts: Fact) -> Document:
 
 def members(owners: Iterable[int]) -> list[Record]:
     return [record(owner) for owner in owners]
+
+
+def triples(owners: int) -> list[Fact]:
+    return [record(o, r) for o in range(owners) for r in (MEMBER, "caps", "models/0")]
+
+
+def junk(number: int) -> bytes:
+    """An id of nothing."""
+    return number.to_bytes(DIGEST_BYTES, "big")
 
 
 class Side:
