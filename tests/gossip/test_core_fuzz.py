@@ -23,25 +23,13 @@ from p2pmesh.gossip.events import (
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
-from p2pmesh.wire.messages import (
-    Answer,
-    Ask,
-    Facts,
-    Items,
-    Message,
-    Own,
-    Probe,
-    Range,
-    Ranges,
-    Told,
-    Unknown,
-    Want,
-)
+from p2pmesh.wire.messages import Unknown
 from tests.gossip.make import accused_by, certificate_by, fork_of, member_of
 from tests.gossip.net import address
 from tests.state.make import KEYS, MESH, NODES, NOW, record
+from tests.wire import anything
+from tests.wire.anything import PAIRS, messages
 
-IDS = st.binary(min_size=16, max_size=16)
 NUMBERS = st.sampled_from([0, 1, 2, 77, NOW, 2**63, 2**64 - 1])
 RAWS = st.lists(
     st.sampled_from(
@@ -59,42 +47,9 @@ RAWS = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-SIGNS: dict[str, Any] = {
-    "token": NUMBERS,
-    "at_ms": NUMBERS,
-    "cutoff": NUMBERS,
-    "fingerprint": IDS,
-    "plan": IDS,
-    "keep": st.booleans(),
-    "recent": st.lists(IDS, max_size=32).map(tuple),
-}
-BOUNDS = st.binary(max_size=16)
-MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Facts, records=RAWS, certificates=RAWS, forks=RAWS, asked=st.booleans()),
-    st.builds(Probe, **SIGNS),
-    st.builds(Answer, **SIGNS),
-    st.builds(Ask, subject=st.sampled_from(NODES) | IDS.map(NodeId), token=NUMBERS),
-    st.builds(
-        Told, subject=st.sampled_from(NODES) | IDS.map(NodeId), token=NUMBERS, alive=st.booleans()
-    ),
-    st.builds(
-        Ranges,
-        ranges=st.lists(
-            st.builds(Range, lower=BOUNDS, upper=BOUNDS, count=NUMBERS, fingerprint=IDS),
-            max_size=20,
-        ).map(tuple),
-    ),
-    st.builds(
-        Items,
-        lower=BOUNDS,
-        upper=BOUNDS,
-        ids=st.lists(IDS, max_size=50).map(tuple),
-        answer=st.booleans(),
-    ),
-    st.builds(Want, ids=st.lists(IDS, max_size=256).map(tuple)),
-    st.just(Own()),
-    st.builds(Unknown, kind=st.text(max_size=5)),
-)
+MESSAGES = messages(
+    numbers=NUMBERS, nodes=st.sampled_from(NODES) | anything.NODES, pieces=RAWS, bounds=PAIRS
+) | st.builds(Unknown, kind=st.text(max_size=5))
 PEERS = st.sampled_from(NODES[:4])
 EVENTS = st.one_of(
     st.builds(Received, node=PEERS, message=MESSAGES),
