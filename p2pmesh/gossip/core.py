@@ -15,7 +15,6 @@ The parts each answer one question and do nothing by themselves:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from math import inf
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.author import Author
@@ -115,7 +114,6 @@ class Core:
         """Begin: dial, probe, and learn what earlier lives of this node wrote."""
         self._ticked_at = now
         self.settling.begin(now)
-        self._charges.voting_since = 0.0 if self.settling.done else inf
         self.author.start(self.clock.now(now))
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
         return [*out, *self.recovery.begin(), *self._dial(now), *self._write(now)]
@@ -206,7 +204,7 @@ class Core:
         self._ticked_at = now
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
         out += self._learned(self.document.expire(self.clock.now(now)), now)
-        self._settle(now)
+        self.settling.review(self.links, self._sync.spent, now)
         out += self._sync.tick(now)
         if self.settling.done or not self._sync.busy:
             out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
@@ -216,15 +214,10 @@ class Core:
             if self.watch.is_mine_to_probe(node, now):
                 out += self._probe(node, now)
         out += [Disconnect(node=n, reason="not needed") for n in self._dialling.unwanted(now)]
+        out += [Disconnect(node=n, reason="silent") for n in self.prober.mute(now)]
         self._timeout_due = now + PROBE_TIMEOUT_S
         out.append(SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT))
         return [*out, *(self._misses(now) if late_s <= LAG_S else []), *self._review(now)]
-
-    def _settle(self, now: float) -> None:
-        """See whether this node is up to date; from then on others may count on its voice."""
-        self.settling.review(self.links, now)
-        if self.settling.done and self._charges.voting_since == inf:
-            self._charges.voting_since = self.clock.now(now)
 
     def _wake(self, now: float) -> list[Out]:
         """This machine slept: blame nobody, and pass nothing on that has run out meanwhile."""
@@ -232,7 +225,7 @@ class Core:
         self.prober.forgive(now)
         self.watch.suspicion.forgive()
         self.settling.again(now)
-        self._charges.voting_since = inf
+        self._sync.spent.clear()
         return self._learned(self.document.expire(self.clock.now(now)), now)
 
     def _timeout(self, now: float) -> list[Out]:
@@ -267,7 +260,7 @@ class Core:
         for certificate in self._charges.ripe(now) if self.settling.done else ():
             if self.document.add_certificate(certificate, self.clock.now(now)):
                 out += self._learned({certificate.subject}, now)
-        if concerned := self._near.update(self._charges.discounted):
+        if concerned := self._near.update(self._charges.discounted, self._charges.unsigned):
             self.healths.touch(concerned)
             self.prober.keep_only(self._near.wanted)
             self._dialling.forget_except(self._near.wanted)
@@ -289,7 +282,7 @@ class Core:
         if said.keep:
             self._dialling.keep(node, now)
         complete = self.pulse.read(node, said, now)
-        self._settle(now)
+        self.settling.review(self.links, self._sync.spent, now)
         asker = isinstance(said, Answer)
         return [
             *self._sync.lacking(node, said.recent, now),
@@ -382,7 +375,7 @@ class Core:
         self._charges.refresh(owners)
         accused = self._charges.accused
         self.healths.touch(owners | before | accused)
-        if self.me in accused and self._charges.must_refute(now):
+        if self.me in accused and self._charges.must_refute(self.clock.now(now)):
             self.author.refute()
         if self.roster.moved or accused:
             return [StateChanged(owners=owners), *self._review_soon()]

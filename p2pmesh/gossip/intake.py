@@ -46,7 +46,7 @@ class Taken:
         ids: Of all that is new.
         owners: Whose facts changed.
         own: Records with this node's key that this life did not write.
-        doubted: Somebody holds a certificate that removes this node.
+        doubted: Somebody holds a certificate that removes this node, which has to speak up.
         out: What is to be done about the sender.
     """
 
@@ -229,11 +229,11 @@ class Intake:
     def _add_certificate(self, certificate: Certificate, mesh_now: float, taken: Taken) -> bool:
         """Believe it, if it convinces; one against this node is only noted."""
         subject = certificate.subject
-        if not self._charges.convincing(certificate):
-            return False
-        if subject == self._me:
+        if subject == self._me and self._charges.must_answer(certificate, mesh_now):
             taken.doubted = True
             return True
+        if not self._charges.convincing(certificate):
+            return False
         if not self._document.add_certificate(certificate, mesh_now):
             return False
         taken.ids.append(certificate.id)

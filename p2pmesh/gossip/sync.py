@@ -102,12 +102,16 @@ class _Patience:
 class Sync:
     """One node's part in repair.
 
+    Attributes:
+        spent: With whom the last session ran to its end and brought nothing.
+
     Args:
         document: What it holds. Facts that come are merged by the caller.
         check: How facts are read, to know their ids.
     """
 
     def __init__(self, document: Document, check: RecordCheck | None = None) -> None:
+        self.spent: set[NodeId] = set()
         self._document = document
         self._pulls = Pulls(document, check or RecordCheck())
         self._work = Buckets[NodeId](WORK_PER_S, WORK_BURST)
@@ -280,6 +284,7 @@ class Sync:
     def link_down(self, node: NodeId) -> None:
         """The link is gone, and all that was under way on it."""
         self._pulls.link_down(node)
+        self.spent.discard(node)
         self._differed.pop(node, None)
         self._patience.pop(node, None)
         if self._session_with(node) is not None:
@@ -314,7 +319,7 @@ class Sync:
             return []
         if not session.todo:
             if not self._pulls.backlog(node):
-                self._end(session, now)
+                self._end(session, now, whole=True)
             return []
         session.turns += 1
         session.stalled += 1
@@ -332,13 +337,16 @@ class Sync:
         ranges = [Ranges(ranges=tuple(reply.ranges))] if reply.ranges else []
         return _sends(node, [*reply.items, *ranges])
 
-    def _end(self, session: _Session, now: float) -> None:
+    def _end(self, session: _Session, now: float, *, whole: bool = False) -> None:
         """It is over; what differs from now on has to be seen anew."""
         self._session = None
         self._differed.clear()
+        self.spent.discard(session.node)
         if self._pulls.gained > session.gained_before:
             self._patience.pop(session.node, None)
             return
+        if whole:
+            self.spent.add(session.node)
         patience = self._patience.setdefault(session.node, _Patience())
         pause_s = FRUITLESS_FIRST_S * 2 ** min(patience.failures, FRUITLESS_DOUBLINGS_MAX)
         patience.until = now + min(FRUITLESS_MAX_S, pause_s)

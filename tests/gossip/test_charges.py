@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.gossip.charges import EFFECT_DELAY_S, needed
+from p2pmesh.gossip.charges import EFFECT_DELAY_S, REFUTED_BURST, needed
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certificate
 from p2pmesh.wire.records import Record
@@ -266,14 +266,38 @@ def test_an_accusation_that_is_dated_back_does_not_silence_who_was_there() -> No
     assert ripe_for(view) == {}
 
 
-def test_who_just_woke_is_not_asked_about_what_was_before() -> None:
-    view = mesh_of(3, NODES[0])
-    certificate = certificate_by([1], 2)
+def test_who_was_removed_on_few_words_is_looked_for_by_the_others() -> None:
+    view = mesh_of(5, NODES[0])
+    view.learn(accused_by(1, 3), certificate_by([1, 2], 3))
+    assert view.charges.unsigned == {NODES[3]}
+    view.learn(accused_by(0, 3))
+    assert view.charges.unsigned == frozenset(), "this node has said what it found"
+
+
+@pytest.mark.parametrize("accusers", [(0, 1), (1, 2, 4, 5)], ids=["mine", "enough for anybody"])
+def test_who_was_removed_on_enough_words_is_not_looked_for(accusers: tuple[int, ...]) -> None:
+    view = mesh_of(6, NODES[0])
+    view.learn(certificate_by(accusers, 3))
+    assert view.document.removed == {NODES[3]}
+    assert view.charges.unsigned == frozenset()
+
+
+def test_only_so_many_are_looked_for_at_a_time() -> None:
+    view = mesh_of(7, NODES[0])
+    view.learn(*(certificate_by([1, 2], number) for number in (3, 4, 5, 6)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("p2pmesh.gossip.charges.UNSIGNED_MAX", 2)
+        assert view.charges.unsigned == set(sorted(NODES[3:7])[:2])
+
+
+def test_a_removed_one_speaks_up_against_a_certificate_that_does_not_convince_it() -> None:
+    view = mesh_of(7, NODES[0])
+    certificate = certificate_by([1], 0)
     assert not view.charges.convincing(certificate)
-    view.charges.voting_since = NOW + 1
-    assert view.charges.convincing(certificate), "node 0 slept when node 1 missed node 2"
-    view.charges.voting_since = NOW
-    assert not view.charges.convincing(certificate)
+    answers = [view.charges.must_answer(certificate, NOW) for _ in range(REFUTED_BURST + 1)]
+    assert answers == [True] * REFUTED_BURST + [False], "a liar does not make it speak for ever"
+    stranger = certificate_by([7], 0)
+    assert not view.charges.must_answer(stranger, NOW)
 
 
 # Certificates that others made

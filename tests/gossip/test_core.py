@@ -21,6 +21,7 @@ from p2pmesh.gossip.events import (
     TwinFound,
 )
 from p2pmesh.gossip.membership import Gossip
+from p2pmesh.gossip.probe import MUTE_S
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
 from p2pmesh.state.document import EXPIRY_GRACE_S
@@ -369,3 +370,26 @@ def test_the_same_story_always_ends_the_same() -> None:
         return [net.told[number] for number in (0, 1, 3)]
 
     assert story() == story()
+
+
+def test_a_link_that_stays_silent_is_given_up_for_a_new_one() -> None:
+    net = settled(2)
+    net.asleep.add(1)  # its kernel keeps the link
+    net.run(MUTE_S + 3)
+    assert Disconnect(node=NODES[1], reason="silent") in net.told[0]
+    net.asleep.clear()
+    net.run(SETTLED_S)
+    assert net.agree()
+    assert net.cores[0].linked == {NODES[1]}
+
+
+def test_who_believes_few_others_looks_for_itself_and_says_what_it_finds() -> None:
+    net = settled(4)
+    net.part({0}, {1, 2}, {3})
+    net.run(20)
+    net.kill(2)
+    net.run(20)
+    net.part()
+    net.run(SETTLED_S + 20)
+    assert net.agree()
+    assert all(net.removed(number) == {2} for number in (0, 1, 3))

@@ -70,6 +70,17 @@ def test_those_who_are_gone_are_told_as_well() -> None:
     assert near.wanted == {NODES[2]}
 
 
+def test_who_is_removed_and_looked_for_all_the_same_is_observed() -> None:
+    view = mesh_of(1)
+    near = Neighbourhood(view.roster, view.shared)
+    view.learn(member_of(1), member_of(2), certificate_by([2], 1))
+    near.update(NOBODY)
+    assert NODES[1] not in near.subjects
+    assert near.update(NOBODY, frozenset({NODES[1]})) == frozenset(NODES[1:3])
+    assert near.subjects == near.wanted == frozenset(NODES[1:3])
+    assert near.observers == {NODES[2]}
+
+
 @pytest.mark.parametrize("skipped", [0, 30])
 def test_all_nodes_see_the_same_pairs(skipped: int) -> None:
     members = crowd(60)

@@ -93,7 +93,7 @@ def test_knowing_the_same_counts_for_settling_and_the_plan_is_kept() -> None:
     probe = peer.pulse.probe(NODES[0], 1, NOW)
     assert sign.pulse.read(ANNA, probe, NOW)
     assert sign.pulse.plans == {ANNA: peer.pulse.plan}
-    sign.settling.review(frozenset({ANNA}), NOW)
+    sign.settling.review(frozenset({ANNA}), frozenset(), NOW)
     assert sign.settling.done
 
 
@@ -101,7 +101,7 @@ def test_knowing_something_else_does_not() -> None:
     sign, peer = Sign(settled=False), Sign(settled=False)
     peer.view.learn(member_of(3))
     sign.pulse.read(ANNA, peer.pulse.probe(NODES[0], 1, NOW), NOW)
-    sign.settling.review(frozenset({ANNA}), NOW)
+    sign.settling.review(frozenset({ANNA}), frozenset(), NOW)
     assert not sign.settling.done
 
 

@@ -210,13 +210,26 @@ def test_who_is_gone_for_good_is_not_accused_any_longer(how: str) -> None:
     assert not observer.accuses
 
 
-def test_an_accusation_stays_a_while_beside_the_certificate() -> None:
+def test_an_accusation_stays_beside_the_certificate_while_there_is_room() -> None:
+    observer = accusing()
+    observer.view.learn(certificate_by([2, 3, 4], 1))
+    assert not observer.review()
+    observer.subjects = set()
+    observer.now += 2 * KEPT_AFTER_REMOVAL_S
+    assert not observer.review()
+    assert observer.accuses
+
+
+def test_without_room_the_accusations_of_removed_ones_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("p2pmesh.gossip.suspicion.ACCUSED_MAX", 1)
     observer = accusing()
     observer.view.learn(certificate_by([2, 3, 4], 1))
     assert not observer.review()
     observer.subjects = set()
     observer.now += KEPT_AFTER_REMOVAL_S
-    assert not observer.review()
+    assert not observer.review(), "others may still be making theirs"
     observer.now += 1
     assert observer.review()
     assert not observer.accuses

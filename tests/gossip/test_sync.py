@@ -267,6 +267,28 @@ def test_a_session_that_is_useful_to_the_other_side_costs_no_patience() -> None:
     assert compare(pair.one.sync, NOW, node=pair.other.node, now=NOW, first=True)
 
 
+def test_who_had_nothing_to_tell_is_known_until_it_has_or_is_gone() -> None:
+    pair = Pair(with_facts(*members(range(9))), with_facts(*members(range(3))))
+    node, sync = pair.other.node, pair.one.sync
+    pair.repair()
+    assert sync.spent == {node}
+    add(pair.other.document, members(range(9, 12)))
+    pair.repair()
+    assert sync.spent == set()
+    pair.repair()
+    assert sync.spent == {node}
+    sync.link_down(node)
+    assert sync.spent == set()
+
+
+def test_a_session_that_was_given_up_says_nothing_of_what_there_is_to_learn() -> None:
+    sync = Sync(with_facts(*members(range(9))))
+    assert sync.begin(PEER, NOW)
+    sync.tick(NOW + TIMEOUT_S)
+    assert not sync.busy
+    assert sync.spent == set()
+
+
 def test_after_a_session_differences_are_counted_anew() -> None:
     pair = Pair(with_facts(*members(range(3))), with_facts(*members(range(9))))
     sync = pair.one.sync
