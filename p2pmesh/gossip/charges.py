@@ -115,11 +115,7 @@ class Charges:
         Another part of the mesh may count this node among those who have to speak, so it looks for
         itself, and says what it finds.
         """
-        removed = self._document.removed
-        if self._accused is None or self._removed is not removed:
-            self._removed = removed
-            weak = sorted(one for one in removed if self._needs_my_word(one))
-            self._unsigned = frozenset(weak[:UNSIGNED_MAX])
+        self._count()
         return self._unsigned
 
     def must_refute(self, mesh_now: float) -> bool:
@@ -158,11 +154,15 @@ class Charges:
         return len(names) < needed(RINGS) and self._roster.me not in names
 
     def _count(self) -> None:
-        if self._accused is None:
+        removed = self._document.removed
+        if self._accused is None or self._removed is not removed:
             accusers = {subject: self.accusers(subject) for subject in self._by_subject}
             me = self._roster.me
             self._accused = frozenset(s for s, by in accusers.items() if by)
             self._discounted = frozenset(s for s, by in accusers.items() if len(by) > 1 or me in by)
+            self._removed = removed
+            weak = sorted(one for one in removed if self._needs_my_word(one))
+            self._unsigned = frozenset(weak[:UNSIGNED_MAX])
 
     # --- removing ---------------------------------------------------------------------------------
 

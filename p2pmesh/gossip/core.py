@@ -62,7 +62,6 @@ from p2pmesh.wire.messages import (
     Told,
     Unknown,
     Want,
-    in_chunks,
 )
 
 PAUSE_S = 3.0  # a tick so late means that this machine slept: nobody else is to blame
@@ -87,7 +86,7 @@ class Core:
         shared: Shared,
     ) -> None:
         self.me = NodeId(key.id)
-        self.document = Document(mesh, share=shared.held, homes=shared.homes)
+        self.document = Document(mesh, keeper=self.me, share=shared.held, homes=shared.homes)
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
         self.clock = MeshClock()
@@ -327,15 +326,14 @@ class Core:
             case Want() as want:
                 return [*self._sync.want(node, want, now)]
             case Own():
-                raws = (record.raw for record in self.document.registers(node))
-                return [Send(node=node, message=next(in_chunks(raws, asked=True)))]
+                return [*self._sync.own(node, now)]
             case Unknown():
                 return []
 
     def _run_errand(self, node: NodeId, ask: Ask, now: float) -> list[Out]:
-        if not self.watch.errands.accept(node, ask, now):
-            return []
         subject = ask.subject
+        if subject == self.me or not self.watch.errands.accept(node, ask, now):
+            return []
         until = SetTimer(after_s=ERRAND_S, token=ERRAND)
         if subject in self.links:
             return [*self._probe(subject, now), until]
@@ -344,7 +342,8 @@ class Core:
 
     def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
         self._intake.learning = not self.settling.done
-        taken = self._intake.take(node, facts, now, self.clock.now(now))
+        asked = self._sync.asked(node) if facts.asked else frozenset[bytes]()
+        taken = self._intake.take(node, facts, now, self.clock.now(now), asked)
         out = [*taken.out, *self._follow(taken, now)]
         for record in taken.own:
             out += self.author.outranked(record, self.clock.now(now))
@@ -355,7 +354,7 @@ class Core:
         if facts.asked and self.recovery.is_reply(node):
             out += self.recovery.replied()
         elif facts.asked:
-            out += self._sync.pulled(node, facts, now)
+            out += self._sync.pulled(node, facts, now, whole=taken.whole)
         return [*out, *self._write(now)]
 
     def _follow(self, taken: Taken, now: float) -> list[Out]:

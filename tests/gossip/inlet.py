@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from p2pmesh.errors import PeerError
 from p2pmesh.gossip.intake import Intake, Taken
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.state.bodies import CAPS
+from p2pmesh.wire.evidence import parse_fork
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import Record, RecordCheck, verify_record
+from p2pmesh.wire.records import Record, RecordCheck, digest_of, verify_record
 from tests.gossip.make import STARTED, View, mesh_of
 from tests.state.make import NODES, NOW, record
 
@@ -42,7 +45,11 @@ class Inlet:
         facts = Facts(
             records=raws, forks=tuple(forks), certificates=tuple(certificates), asked=asked
         )
-        taken = self.intake.take(PEER, facts, at, at)
+        wanted = {digest_of(raw) for raw in raws} if asked else set[bytes]()
+        for raw in forks if asked else ():
+            with suppress(PeerError):
+                wanted.add(parse_fork(raw, RecordCheck()).id)
+        taken = self.intake.take(PEER, facts, at, at, wanted)
         self.view.refresh(taken.owners)
         return taken
 

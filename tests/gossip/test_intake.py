@@ -126,6 +126,21 @@ def test_an_owner_is_taken_at_its_rate_and_the_newest_when_asked_for() -> None:
     assert inlet.take(caps(2)).ids, "other owners have their own rate"
 
 
+def test_who_only_says_that_it_was_asked_is_taken_at_the_rate_as_well() -> None:
+    inlet = Inlet()
+    versions = tuple(caps(seq=seq).raw for seq in range(1, 3 * OWNER_BURST))
+    taken = inlet.intake.take(PEER, Facts(records=versions, asked=True), NOW, NOW)
+    assert len(taken.ids) == OWNER_BURST
+
+
+def test_a_neighbour_is_complained_of_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pmesh.gossip.intake.PEER_BURST", 1)
+    inlet = Inlet()
+    taken = [inlet.take(caps(1), caps(2), caps(3), at=NOW + at) for at in (0, 0.001, 61)]
+    assert [len(one.out) for one in taken] == [1, 0, 1]
+    assert not any(one.whole for one in taken)
+
+
 def test_what_is_asked_for_is_passed_on_at_the_rate_of_its_owner() -> None:
     inlet = Inlet()
     versions = [caps(seq=seq) for seq in range(1, 3 * OWNER_BURST)]
