@@ -105,11 +105,10 @@ class Memory:
                 self._held.popitem(last=False)
         return known
 
-    def _overlay(self, members: object) -> Overlay:
-        assert isinstance(members, frozenset)
+    def _overlay(self, members: frozenset[tuple[NodeId, bool]], like: Overlay | None) -> Overlay:
         overlay = self._overlays.get(members)
         if overlay is None:
-            overlay = self._overlays[members] = Overlay(members)
+            overlay = self._overlays[members] = Overlay(members, like)
             if len(self._overlays) > OVERLAYS:
                 self._overlays.popitem(last=False)
         else:

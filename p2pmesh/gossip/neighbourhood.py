@@ -24,7 +24,7 @@ class Neighbourhood:
         self.observers: frozenset[NodeId] = frozenset()
         self._roster, self._shared = roster, shared
         self._population = roster.population
-        self._overlay = shared.overlay(self._population)
+        self._overlay = shared.overlay(self._population, None)
         self._skipped: frozenset[NodeId] = frozenset()
         self._unsigned: frozenset[NodeId] = frozenset()
 
@@ -42,7 +42,8 @@ class Neighbourhood:
         if not moved and (skipped, unsigned) == (self._skipped, self._unsigned):
             return frozenset()
         if moved:
-            self._overlay, self._population = self._shared.overlay(population), population
+            self._overlay = self._shared.overlay(population, self._overlay)
+            self._population = population
             self.eager = self._overlay.eager(me)
         self._skipped, self._unsigned = skipped, unsigned
         self.subjects = self._overlay.subjects(me, skipped) | unsigned

@@ -26,6 +26,7 @@ def roster_of(me: NodeId, members: Iterable[NodeId]) -> Roster:
     roster = Roster(me, Document(MESH), {}, Shared())
     roster.known |= {node: Known(STARTED, 1, NOW, (HERE,), left=False) for node in members}
     roster._live |= roster.known.keys()
+    roster._moved |= roster.known.keys()
     return roster
 
 
@@ -47,8 +48,8 @@ def test_in_a_small_mesh_everybody_is_near() -> None:
 def test_without_a_change_nothing_is_worked_out() -> None:
     made: list[Overlay] = []
 
-    def overlay(members: frozenset[tuple[NodeId, bool]]) -> Overlay:
-        made.append(Overlay(members))
+    def overlay(members: frozenset[tuple[NodeId, bool]], like: Overlay | None) -> Overlay:
+        made.append(Overlay(members, like))
         return made[-1]
 
     view = mesh_of(1)
