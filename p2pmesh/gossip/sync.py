@@ -56,6 +56,7 @@ TURN_RANGES_MAX = 64  # taken up in one turn of a session
 TURN_SPLITS_MAX = 16  # of them split, so that all parts can be split again in one answer
 TODO_MAX = 4096  # ranges known to differ; what is dropped is found by the next session
 BACKLOG_MAX = 1024  # items to be pulled beyond which a session waits
+BARREN_S = 30.0  # without a fact that stands: whoever goes on keeps this node from asking others
 STALLED_TURNS_MAX = 16  # turns in a row that found nothing: three times the depth of a document
 TURNS_MAX = 4096
 FRUITLESS_FIRST_S = 2.0
@@ -72,6 +73,7 @@ class _Session:
     Attributes:
         todo: Ranges known to differ and not yet taken up.
         lacking: How many ids were named that are lacking here.
+        gained_at: When a fact last came that stands; at first, when it began.
         awaiting: How many replies are to come.
         opening: What was said first, until it is answered; for openings that cross.
     """
@@ -80,6 +82,7 @@ class _Session:
     heard_at: float
     gained_before: int
     refused_before: int
+    gained_at: float
     lacking: int = 0
     todo: list[Range] = field(default_factory=lambda: [_EVERYTHING])
     awaiting: int = 0
@@ -171,7 +174,9 @@ class Sync:
             return []
         self._differed.pop(node, None)
         gained, refused = self._pulls.gained, self._pulls.refused
-        self._session = _Session(node, now, gained_before=gained, refused_before=refused)
+        self._session = _Session(
+            node, now, gained_before=gained, refused_before=refused, gained_at=now
+        )
         return self._go_on(now)
 
     # --- what differs -----------------------------------------------------------------------------
@@ -287,11 +292,13 @@ class Sync:
             now: In seconds.
             whole: They were all looked at; a neighbour may send more than is taken at once.
         """
+        gained = self._pulls.gained
         if not self._pulls.arrived(node, facts, now, whole=whole):
             return []
         out = self._pulls.ask(node, now)
         if (session := self._session_with(node)) is not None:
             session.heard_at = now
+            session.gained_at = now if self._pulls.gained > gained else session.gained_at
             out += self._go_on(now)
         return out
 
@@ -301,7 +308,11 @@ class Sync:
         """Give up on what takes too long; call it about once a second."""
         late = self._pulls.tick(now)
         session = self._session
-        if session and (session.node in late or now - session.heard_at >= TIMEOUT_S):
+        if session and (
+            session.node in late
+            or now - session.heard_at >= TIMEOUT_S
+            or now - session.gained_at >= BARREN_S
+        ):
             self._end(session, now)
         return []
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 from p2pmesh.gossip.ranges import SPLIT
-from p2pmesh.gossip.sync import STALLED_TURNS_MAX, TODO_MAX, WORK_BURST, WORK_PER_WANTED, Sync
+from p2pmesh.gossip.sync import (
+    BARREN_S,
+    STALLED_TURNS_MAX,
+    TODO_MAX,
+    WORK_BURST,
+    WORK_PER_WANTED,
+    Sync,
+)
 from p2pmesh.state.document import Document
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
@@ -84,6 +91,22 @@ def test_a_peer_that_names_what_it_does_not_have_is_dropped() -> None:
         sends = sync.pulled(PEER, Facts(asked=True), NOW)
     assert asked == 2000 // 128 + 1
     assert sync.begin(OTHER, NOW)
+
+
+def test_a_peer_that_always_names_something_else_is_dropped_in_the_end() -> None:
+    sync, now = Sync(Document(MESH)), float(NOW)
+    assert sync.begin(PEER, now)
+    number = 0
+    while now < NOW + BARREN_S:
+        now += 1
+        ids = tuple(map(junk, range(number, number + 10)))
+        number += 10
+        sync.items(PEER, Items(lower=b"", upper=b"", ids=ids, answer=False), now)
+        sync.ranges(PEER, answer_of(junk(number), b""), now)
+        sync.pulled(PEER, Facts(asked=True), now)
+        sync.tick(now)
+    assert sync.begin(OTHER, now)
+    assert PEER not in sync.spent
 
 
 def test_what_is_kept_in_mind_is_bounded() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -355,7 +356,7 @@ async def test_who_gives_much_work_is_listened_to_all_the_slower(
 ) -> None:
     monkeypatch.setattr(module, "MESSAGES_BURST", 1)
     work_s = itertools.count(0.0, 0.01)  # of a processor, for each message
-    monkeypatch.setattr(module.time, "thread_time", lambda: next(work_s))
+    monkeypatch.setattr(time, "thread_time", lambda: next(work_s))
     async with running(anna, bert) as (a, b):
         a.links.dial(b.id, [b.address])
         await trio.sleep(1)
