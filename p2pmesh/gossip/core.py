@@ -86,7 +86,9 @@ class Core:
         shared: Shared,
     ) -> None:
         self.me = NodeId(key.id)
-        self.document = Document(mesh, keeper=self.me, share=shared.held, homes=shared.homes)
+        self.document = Document(
+            mesh, keeper=self.me, share=shared.held, grow=shared.grown, homes=shared.homes
+        )
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
         self.clock = MeshClock()

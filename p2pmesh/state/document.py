@@ -58,6 +58,7 @@ class Document:
         mesh: Records of other meshes mean nothing here.
         keeper: Whose document it is: there is always room for what that node says itself.
         share: Returns the one copy of equal values, in a simulation.
+        grow: What stands beside a record, as `Held.with_record`; its answers are shared already.
         homes: Whose each item is, by id; one map for all documents of a simulation.
     """
 
@@ -67,10 +68,11 @@ class Document:
         *,
         keeper: NodeId | None = None,
         share: Callable[[Held], Held] | None = None,
+        grow: Callable[[Held, Record], Held] = Held.with_record,
         homes: dict[bytes, NodeId] | None = None,
     ) -> None:
         self._mesh, self._keeper = mesh, keeper
-        self._share = share
+        self._share, self._grow = share, grow
         self._held: dict[NodeId, Held] = {}
         self._certificates: dict[NodeId, Certificate] = {}
         self._forks = Forks()
@@ -166,7 +168,7 @@ class Document:
             self._waiting.add(record, now)
             return False
         self._fingerprint.advance(now)
-        self._set(record.owner, held, held.with_record(record), record.issued_at)
+        self._set(record.owner, held, self._grow(held, record), record.issued_at)
         self._born(record.digest, record.owner, record.issued_at)
         if record.register == MEMBER:
             for early in self._waiting.take(record.owner):
@@ -186,7 +188,8 @@ class Document:
             return frozenset()
         over = [(owner, held) for owner, held in self._held.items() if held.ends_at <= now]
         for owner, held in over:
-            self._set(owner, held, held.at(now), None)
+            left = held.at(now)
+            self._set(owner, held, left if self._share is None else self._share(left), None)
         forks = self._forks.expire(now)
         for fork in forks:
             self._died(fork.id, fork.issued_at, fork_ends_at(fork))
@@ -294,7 +297,7 @@ class Document:
         if before is NOTHING or not after.records:
             self._owners = None
         if after.records:
-            self._held[owner] = after if self._share is None else self._share(after)
+            self._held[owner] = after
             self._ends_at = min(self._ends_at, after.ends_at)
         else:
             del self._held[owner]
