@@ -1,33 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
-from random import Random
-
 import pytest
 
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.overlay import RINGS, Overlay
 from p2pmesh.gossip.roster import Roster
-from p2pmesh.gossip.shared import Known, Shared
-from p2pmesh.identity.keys import NodeId
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.keys import NodeId, SigningKey
+from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
+from p2pmesh.wire.records import Record
 from tests.gossip.make import HERE, STARTED, certificate_by, member_of, mesh_of
-from tests.state.make import MESH, NODES, NOW
+from tests.state.make import MESH, NODES, NOW, member, sealed
 
 NOBODY: frozenset[NodeId] = frozenset()
 
 
-def crowd(count: int) -> list[NodeId]:
-    random = Random(5)
-    return sorted(NodeId(random.randbytes(16)) for _ in range(count))
-
-
-def roster_of(me: NodeId, members: Iterable[NodeId]) -> Roster:
-    roster = Roster(me, Document(MESH), {}, Shared())
-    roster.known |= {node: Known(STARTED, 1, NOW, (HERE,), left=False) for node in members}
-    roster._live |= roster.known.keys()
-    roster._moved |= roster.known.keys()
-    return roster
+def crowd(count: int) -> list[Record]:
+    """The `member` records of so many nodes."""
+    body = member(addresses=(HERE,)).to_wire()
+    keys = [SigningKey(bytes([number]) * 32) for number in range(count)]
+    return [sealed(key, MEMBER, epoch=STARTED, body=body) for key in keys]
 
 
 def test_before_it_is_worked_out_there_is_nobody() -> None:
@@ -84,11 +77,15 @@ def test_who_is_removed_and_looked_for_all_the_same_is_observed() -> None:
 
 @pytest.mark.parametrize("skipped", [0, 30])
 def test_all_nodes_see_the_same_pairs(skipped: int) -> None:
-    members = crowd(60)
+    document, shared = Document(MESH), Shared()
+    for record in crowd(60):
+        document.merge(record, NOW)
+    members = list(document.owners)
     skip = frozenset(members[:skipped])
-    near = {node: Neighbourhood(roster_of(node, members[:1]), Shared()) for node in members}
+    rosters = {node: Roster(node, document, {}, shared) for node in members}
+    near = {node: Neighbourhood(roster, Shared()) for node, roster in rosters.items()}
     for node, one in near.items():
-        one._roster = roster_of(node, members)
+        rosters[node].refresh(members)
         one.update(skip)
     for node, one in near.items():
         assert node not in one.wanted | one.subjects | one.observers
