@@ -113,7 +113,7 @@ class Memory:
         if after is None:
             if len(self._grown) >= RECORDS:
                 self._grown.clear()
-            after = self._grown[step] = self._intern(held.with_record(record))
+            after = self._grown[step] = held.with_record(record)
         return after
 
     def _overlay(self, members: frozenset[tuple[NodeId, bool]], like: Overlay | None) -> Overlay:

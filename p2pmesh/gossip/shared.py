@@ -72,7 +72,7 @@ class Shared:
         member: See `read_member`.
         accused: See `read_accused`.
         held: Returns the one copy of equal values that a document keeps per owner.
-        grown: What stands of an owner once another record does; equal answers are one.
+        grown: What stands of an owner once another record does.
         homes: Whose each item of a document is, by id; None: each document keeps its own.
     """
 

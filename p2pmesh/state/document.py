@@ -58,7 +58,7 @@ class Document:
         mesh: Records of other meshes mean nothing here.
         keeper: Whose document it is: there is always room for what that node says itself.
         share: Returns the one copy of equal values, in a simulation.
-        grow: What stands beside a record, as `Held.with_record`; its answers are shared already.
+        grow: What stands of an owner once a record does, as `Held.with_record`.
         homes: Whose each item is, by id; one map for all documents of a simulation.
     """
 
@@ -188,8 +188,7 @@ class Document:
             return frozenset()
         over = [(owner, held) for owner, held in self._held.items() if held.ends_at <= now]
         for owner, held in over:
-            left = held.at(now)
-            self._set(owner, held, left if self._share is None else self._share(left), None)
+            self._set(owner, held, held.at(now), None)
         forks = self._forks.expire(now)
         for fork in forks:
             self._died(fork.id, fork.issued_at, fork_ends_at(fork))
@@ -297,7 +296,7 @@ class Document:
         if before is NOTHING or not after.records:
             self._owners = None
         if after.records:
-            self._held[owner] = after
+            self._held[owner] = after if self._share is None else self._share(after)
             self._ends_at = min(self._ends_at, after.ends_at)
         else:
             del self._held[owner]
