@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from p2pmesh.gossip.author import LEASE_REFRESH_S, LEASE_TTL_FACTOR, TWIN_SLACK_S
 from p2pmesh.gossip.charges import REFUTED_BURST
 from p2pmesh.gossip.events import (
     Disconnect,
@@ -13,45 +10,23 @@ from p2pmesh.gossip.events import (
     LinkDown,
     LinkUp,
     Out,
-    PersistEpoch,
     Publish,
     Received,
     Send,
     StateChanged,
-    TwinFound,
 )
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.probe import MUTE_S
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
-from p2pmesh.state.document import EXPIRY_GRACE_S
 from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire
 from p2pmesh.wire.messages import Ask, Facts, Told
 from p2pmesh.wire.records import Record
-from tests.gossip.make import fork_of
-from tests.gossip.net import LATENCY_S, Net, address
+from tests.gossip.make import facts, fork_of
+from tests.gossip.net import LATENCY_S, SETTLED_S, settled
 from tests.state.make import KEYS, MESH, NODES, NOW, record
 
 VALUE = {"value": 1}
-SETTLED_S = 8.0
-LEASE_S = LEASE_REFRESH_S * LEASE_TTL_FACTOR
-
-
-def settled(size: int) -> Net:
-    net = Net(size)
-    net.run(SETTLED_S)
-    assert net.agree()
-    return net
-
-
-def facts(*records: Record, **changes: Any) -> Facts:
-    return Facts(records=tuple(one.raw for one in records), **changes)
-
-
-def accusing(subject: Record, *, by: int, seq: int, now: float) -> Record:
-    """That node `by` misses the owner of a `member` record."""
-    body = accused_to_wire([Accusation(subject.owner, subject.epoch, subject.seq)])
-    return record(by, ACCUSED, epoch=NOW, seq=seq, body=body, issued_at=int(now))
 
 
 def accuses(accuser: int, *members: Record, seq: int, at: float) -> Record:
@@ -195,7 +170,7 @@ def test_an_accusation_of_this_node_is_refuted_at_once() -> None:
     net = settled(3)
     mine = net.cores[0].document.get(NODES[0], MEMBER)
     assert mine is not None
-    accused = accusing(mine, by=1, seq=99, now=net.now)
+    accused = accuses(1, mine, seq=99, at=net.now)
     net.tell(0, Received(node=NODES[1], message=facts(accused)))
     newer = net.cores[0].document.get(NODES[0], MEMBER)
     assert newer is not None
@@ -209,7 +184,7 @@ def test_an_accuser_that_nobody_joins_is_answered_ever_more_rarely() -> None:
     for seq in range(1, 20):
         before = net.cores[0].document.get(NODES[0], MEMBER)
         assert before is not None
-        accused = accusing(before, by=1, seq=100 + seq, now=net.now)
+        accused = accuses(1, before, seq=100 + seq, at=net.now)
         net.tell(0, Received(node=NODES[1], message=facts(accused)))
         answered += net.cores[0].document.get(NODES[0], MEMBER) != before
     assert answered == REFUTED_BURST
@@ -239,7 +214,7 @@ def test_a_member_that_is_gone_for_others_is_suspect_also_without_a_link() -> No
     everything = facts(*net.cores[0].document.records(), asked=True)
     stranger.handle(Received(node=NODES[0], message=everything), net.now)
     assert stranger.health(NODES[3]) is Health.LIVE
-    accused = [accusing(member, by=one, seq=99, now=net.now) for one in (1, 2)]
+    accused = [accuses(one, member, seq=99, at=net.now) for one in (1, 2)]
     outs = stranger.handle(Received(node=NODES[0], message=facts(accused[0])), net.now)
     assert health_changes(outs) == [], "one alone could mean ill"
     outs = stranger.handle(Received(node=NODES[0], message=facts(accused[1])), net.now)
@@ -263,81 +238,6 @@ def test_asked_about_somebody_unknown_it_says_no() -> None:
     outs = net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[7], token=5)))
     told = Told(subject=NODES[7], token=5, alive=False)
     assert Send(node=NODES[1], message=told) in outs
-
-
-# Other lives
-
-
-def test_a_restarted_node_is_back_with_what_it_says_now() -> None:
-    net = settled(3)
-    net.tell(2, Publish(register=CAPS, body=VALUE))
-    net.run(1)
-    net.kill(2)
-    net.run(5)
-    net.start(2, seeds=(address(0),), instance=33)
-    net.run(15)
-    assert net.agree()
-    assert net.removed(0) == set()
-    assert net.cores[0].document.get(NODES[2], CAPS) is None
-
-
-def test_a_node_without_its_disk_learns_its_epoch_from_the_others() -> None:
-    net = settled(3)
-    old = net.cores[0].document.get(NODES[2], MEMBER)
-    assert old is not None
-    net.kill(2)
-    net.run(1)
-    net.start(2, epoch=1, instance=99, seeds=(address(0),))
-    net.run(15)
-    assert PersistEpoch(epoch=old.epoch + 1) in net.told[2]
-    new = net.cores[0].document.get(NODES[2], MEMBER)
-    assert new is not None
-    assert (new.epoch, new.instance) == (old.epoch + 1, 99)
-    assert net.agree()
-
-
-def test_nothing_is_written_before_the_epoch_is_on_disk() -> None:
-    net = settled(3)
-    net.kill(2)
-    net.run(1)
-    net.start(2, epoch=1, instance=99, seeds=(address(0),))
-    net.run(15)
-    epoch = 1
-    for out in net.told[2]:
-        if isinstance(out, PersistEpoch):
-            epoch = out.epoch
-        if isinstance(out, Send) and isinstance(out.message, Facts):
-            heads = map(net.cores[2]._core._intake._check.peek, out.message.records)
-            assert all(head.epoch <= epoch for head in heads if head and head.owner == NODES[2])
-
-
-@pytest.mark.parametrize(("instance", "gives_way"), [(1, True), (99, False)])
-def test_of_two_nodes_with_one_key_the_smaller_instance_stays(
-    instance: int, *, gives_way: bool
-) -> None:
-    net = settled(2)
-    net.run(TWIN_SLACK_S)
-    twin = record(1, MEMBER, epoch=NOW + 500, instance=instance, issued_at=int(net.now))
-    outs = net.tell(1, Received(node=NODES[0], message=facts(twin)))
-    assert (TwinFound() in outs) == gives_way
-    assert (PersistEpoch(epoch=NOW + 501) in outs) != gives_way
-
-
-# Leases
-
-
-def test_leases_are_renewed_and_run_out_with_their_node() -> None:
-    net = settled(2)
-    net.tell(1, Publish(register=CAPS, body=VALUE))
-    net.tell(1, Publish(register=WANTS, body=VALUE))
-    net.run(3 * LEASE_S)
-    held = net.cores[0].document.get(NODES[1], MEMBER)
-    assert held is not None
-    assert net.now - held.issued_at <= LEASE_REFRESH_S + 2
-    net.kill(1)
-    net.run(LEASE_S + EXPIRY_GRACE_S + 2)
-    registers = [one.register for one in net.cores[0].document.registers(NODES[1])]
-    assert registers == [WANTS]
 
 
 # What peers say
