@@ -50,6 +50,13 @@ class Settling:
         if complete or now - self._since >= CUTOFF_COUNTS_AFTER_S:
             self._agreeing.add(node)
 
+    def compares_all(self, now: float) -> bool:
+        """Whether this node compares everything that it knows, down to the present.
+
+        That it agrees with some who are as new as itself says little, so it goes on for a while.
+        """
+        return not self.done or now - self._since < CUTOFF_COUNTS_AFTER_S
+
     def review(self, links: AbstractSet[NodeId], spent: AbstractSet[NodeId], now: float) -> None:
         """See whether it is up to date now.
 

@@ -65,7 +65,7 @@ def test_of_two_that_meet_across_a_cut_one_compares_everything() -> None:
         sign = Sign(me=me)
         number = NODES.index(other)
         sign.view.learn(certificate_by([2], number))
-        cutoffs.append(sign.pulse.probe(other, 1, NOW).cutoff - NOW)
+        cutoffs.append(sign.pulse.probe(other, 1, NOW + 20).cutoff - NOW - 20)
     assert cutoffs == [AHEAD_S_MAX, -CUTOFF_S]
 
 

@@ -94,3 +94,14 @@ def test_once_done_it_stays_so() -> None:
     one.review(LINKS, NOBODY, 1.0)
     one.review(frozenset(), NOBODY, 1.0)
     assert one.done
+
+
+def test_everything_is_compared_until_it_is_up_to_date_and_a_cutoff_says_something() -> None:
+    one = settling()
+    one.agreed(NODES[0], complete=True, now=1.0)
+    one.review(frozenset(NODES[:1]), NOBODY, 1.0)
+    assert one.done
+    assert one.compares_all(CUTOFF_COUNTS_AFTER_S - 0.1)
+    assert not one.compares_all(CUTOFF_COUNTS_AFTER_S)
+    one.again(100.0)
+    assert one.compares_all(100.0 + 2 * CUTOFF_COUNTS_AFTER_S)
