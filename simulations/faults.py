@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 
+from p2pmesh.config import Address
 from simulations.hosts import Conditions, Cut
 from simulations.node import Disk, Node
 from simulations.schedule import branch
@@ -76,6 +77,17 @@ class Stage:
             if node.core is not None and not node.links.ends:
                 # Two who both moved while apart know no address; on their own network they do.
                 self.world.roam(node, 0)
+                seeds = [self.world.at(seed) for seed in node.seeds]
+                if not node.core.book and not any(one and one.listening for one in seeds):
+                    # Whom it was to join moved or died before they met: its user asks anew.
+                    node.kill()
+                    node.seeds = self.invitation()
+                    node.start()
+
+    def invitation(self) -> tuple[Address, ...]:
+        """The addresses of two that answer, as `choose_mesh` asks for."""
+        answering = [node.address for node in self.world.honest if node.awake]
+        return tuple(self.rng.sample(answering, min(2, len(answering))))
 
     def cut(self, some: frozenset[int], *, one_way: bool) -> list[Cut]:
         """Cut these hosts off from all others: nothing of theirs gets out, or nothing in either."""
@@ -153,11 +165,10 @@ def restart_all(stage: Stage, *, down_s: float = 1.0, within_s: float = 1.0) -> 
 
 
 def join(stage: Stage, *, count: int = 1, share: float = 0.0, within_s: float = 1.0) -> None:
-    """New nodes come; each is told the addresses of two that answer, as `choose_mesh` asks for."""
-    answering = [node.address for node in stage.world.honest if node.awake]
+    """New nodes come; each is told the addresses of two that answer."""
     for _ in range(round(share * len(stage.world.nodes)) if share else count):
         node = stage.world.add()
-        node.seeds = tuple(stage.rng.sample(answering, min(2, len(answering))))
+        node.seeds = stage.invitation()
         stage.later(stage.rng.uniform(0, within_s), partial(start_if_off, node))
 
 

@@ -7,6 +7,7 @@ It knows nothing of what the process does.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from simulations.network import Network
@@ -15,8 +16,8 @@ from simulations.schedule import Schedule
 START_S = 1_800_000_000  # unix time at the start of every run
 
 
-class Machine:
-    """A machine with at most one process.
+class Machine(ABC):
+    """A machine with at most one process: whether it runs, and what a timer does, is its own.
 
     Args:
         number: Tells machines apart.
@@ -41,9 +42,9 @@ class Machine:
         self._kept: list[Callable[[], None]] = []
 
     @property
+    @abstractmethod
     def listening(self) -> bool:
-        """See `Host`."""
-        raise NotImplementedError
+        """See `Host`; also whether there is a process."""
 
     @property
     def awake(self) -> bool:
@@ -123,9 +124,9 @@ class Machine:
         self.timers += 1
         self._schedule.after(after_s, self._due, token, self.instance, self._slept_s)
 
+    @abstractmethod
     def ring(self, token: str) -> None:
         """A timer of the process ran out."""
-        raise NotImplementedError
 
     def _late(self, action: Callable[[], None], instance: int) -> None:
         if instance != self.instance or not self.listening:

@@ -59,6 +59,7 @@ class Memory:
         self._members: dict[bytes, Known | None] = {}
         self._accused: dict[bytes, tuple[Accusation, ...]] = {}
         self._held: OrderedDict[Held, Held] = OrderedDict()
+        self._grown: dict[tuple[tuple[bytes, ...], bytes], Held] = {}
         self._overlays: OrderedDict[frozenset[tuple[NodeId, bool]], Overlay] = OrderedDict()
         self.shared = Shared(
             check=RecordCheck(
@@ -71,6 +72,7 @@ class Memory:
             member=self._member,
             accused=self._accusations,
             held=self._intern,
+            grown=self._grow,
             homes={},
         )
 
@@ -105,11 +107,19 @@ class Memory:
                 self._held.popitem(last=False)
         return known
 
-    def _overlay(self, members: object) -> Overlay:
-        assert isinstance(members, frozenset)
+    def _grow(self, held: Held, record: Record) -> Held:
+        step = held.digests, record.digest
+        after = self._grown.get(step)
+        if after is None:
+            if len(self._grown) >= RECORDS:
+                self._grown.clear()
+            after = self._grown[step] = held.with_record(record)
+        return after
+
+    def _overlay(self, members: frozenset[tuple[NodeId, bool]], like: Overlay | None) -> Overlay:
         overlay = self._overlays.get(members)
         if overlay is None:
-            overlay = self._overlays[members] = Overlay(members)
+            overlay = self._overlays[members] = Overlay(members, like)
             if len(self._overlays) > OVERLAYS:
                 self._overlays.popitem(last=False)
         else:

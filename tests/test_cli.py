@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ import trio
 from p2pmesh import __version__, cli
 from p2pmesh.config import BY_NAME, Address, Settings
 from p2pmesh.errors import ConfigError, LinkError, LocalError, MeshError, PeerError
-from tests.mesh.nodes import environment
-from tests.repository import ROOT
 
 BUG = "p2pmesh: this is a bug, please report it with what --debug shows: "
 
@@ -293,51 +290,6 @@ def test_a_reader_that_has_seen_enough_hides_no_other_error(run: Run, probe: Pro
     assert run("all") == Outcome(1, "", "p2pmesh: wrong\n")
 
 
-TALKING = """
-import sys, types, click, trio
-from p2pmesh import cli
-
-async def talk():
-    while True:
-        click.echo("x" * 1000)
-        await trio.lowlevel.checkpoint()
-
-async def talk_in_a_nursery():
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(talk)
-
-@click.command()
-def talker():
-    trio.run(TALK)
-
-sys.modules["talking"] = types.SimpleNamespace(talker=talker)
-cli.COMMANDS = {**cli.COMMANDS, "talk": ("talking:talker", ())}
-sys.stdin.readline()
-cli.main()
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes break in another way")
-@pytest.mark.parametrize(
-    ("talk", "argument"),
-    [("talk", "--help"), ("talk", "talk"), ("talk_in_a_nursery", "talk")],
-)
-def test_a_reader_that_has_seen_enough_is_no_error(talk: str, argument: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", TALKING.replace("TALK", talk), argument],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        process.stdout = None
-        _, err = process.communicate(b"\n", timeout=60)
-    assert (process.returncode, err) == (0, b"")
-
-
 # What is asked for wrongly, and what is asked for rightly
 
 
@@ -391,28 +343,6 @@ def test_every_command_has_help_with_its_settings(run: Run, name: str) -> None:
 
 def test_the_version(run: Run) -> None:
     assert run("--version") == Outcome(0, f"p2pmesh {__version__}\n", "")
-
-
-def test_a_quick_command_loads_no_node() -> None:
-    program = (
-        "import sys\n"
-        "from p2pmesh.cli import main\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as exc:\n"
-        "    print(exc.code, sorted({'trio', 'quart', 'numpy', 'hypercorn'} & set(sys.modules)))\n"
-    )
-    for arguments in (["--version"], ["status", "--help"]):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize("exc", MeshError.__subclasses__())

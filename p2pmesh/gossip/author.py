@@ -112,6 +112,8 @@ class Author:
         Left over from an earlier life, it is outdone by a higher epoch. From one that runs now,
         the smaller instance stays and the other gives way.
         """
+        if record.instance == self._instance and record.epoch == self._epoch:
+            return []  # what it said before its lease ran out
         # Epochs are on disk before use: nobody but a twin that started at once has the same.
         # Nor does anybody else rise above an epoch that outranked it in this life.
         answers = record.instance in self._outranked
@@ -140,8 +142,12 @@ class Author:
 
     def _needs_refresh(self, register: str, mesh_now: float, refresh_s: float) -> bool:
         record = self._document.get(self._me, register)
-        every_s = {MEMBER: refresh_s, WANTS: WANTS_REFRESH_S}.get(register, TTL_S_MAX // 2)
-        return record is None or mesh_now - record.issued_at >= every_s
+        if record is None:
+            return True
+        # A lease may have been written when the mesh looked small, and ends accordingly soon.
+        lease_s = min(refresh_s, record.ttl_s / LEASE_TTL_FACTOR)
+        every_s = {MEMBER: lease_s, WANTS: WANTS_REFRESH_S}.get(register, TTL_S_MAX // 2)
+        return mesh_now - record.issued_at >= every_s
 
     def _write(self, register: str, mesh_now: float, lease_ttl_s: int) -> Record:
         self._seq += 1

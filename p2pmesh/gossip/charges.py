@@ -29,6 +29,7 @@ from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certifi
 from p2pmesh.wire.records import Record
 
 EFFECT_DELAY_S = 0.5  # a refutation needs at most two spread times, 0.2 s each for 1000 nodes
+UNSIGNED_MAX = 32  # looked for at a time
 REFUTED_BURST, REFUTED_PER_S = 3, 3 / 600  # answers to one lone accuser
 
 
@@ -48,10 +49,6 @@ class Charge(NamedTuple):
 class Charges:
     """The accusations of a document.
 
-    Attributes:
-        voting_since: Mesh time from which on this node could have noticed that somebody is gone;
-            infinity while it is not up to date.
-
     Args:
         document: Where they are.
         roster: Its members.
@@ -60,11 +57,12 @@ class Charges:
 
     def __init__(self, document: Document, roster: Roster, shared: Shared) -> None:
         self._document, self._roster, self._shared = document, roster, shared
-        self.voting_since = 0.0
         self._by_accuser: dict[NodeId, Record] = {}
         self._by_subject: dict[NodeId, dict[NodeId, Charge]] = {}
         self._accused: frozenset[NodeId] | None = None
         self._discounted: frozenset[NodeId] = frozenset()
+        self._unsigned: frozenset[NodeId] = frozenset()
+        self._removed: frozenset[NodeId] | None = None
         self._answers: Buckets[NodeId] = Buckets(REFUTED_PER_S, REFUTED_BURST)
         self._complete_since: dict[NodeId, float] = {}
 
@@ -110,25 +108,61 @@ class Charges:
         self._count()
         return self._discounted
 
-    def must_refute(self, now: float) -> bool:
+    @property
+    def unsigned(self) -> frozenset[NodeId]:
+        """Some who were removed on too few words for a large mesh, none of them this node's.
+
+        Another part of the mesh may count this node among those who have to speak, so it looks for
+        itself, and says what it finds.
+        """
+        self._count()
+        return self._unsigned
+
+    def must_refute(self, mesh_now: float) -> bool:
         """Whether this node is accused and has to speak up, this very time.
 
         Args:
-            now: In seconds.
+            mesh_now: Mesh time in seconds.
         """
         me = self._roster.me
         accusers = self.accusers(me)
         if len(accusers) > 1 or self._enough(me, accusers, self.discounted - {me}):
             return True
+        return self._answers_one_of(accusers, mesh_now)
+
+    def must_answer(self, certificate: Certificate, mesh_now: float) -> bool:
+        """Whether this node has to speak up against a certificate that removes it.
+
+        In another part of the mesh, with fewer members, it may have been proof enough.
+
+        Args:
+            certificate: About this node as it stands.
+            mesh_now: Mesh time in seconds.
+        """
+        known = sorted(one for one in certificate.accusers if one in self._document)
+        return self.convincing(certificate) or self._answers_one_of(known, mesh_now)
+
+    def _answers_one_of(self, accusers: Iterable[NodeId], mesh_now: float) -> bool:
         # Whoever goes on without others joining in could make everybody speak up all the time.
-        return any(self._answers.take(one, now) for one in accusers)
+        return any(self._answers.take(one, mesh_now) for one in accusers)
+
+    def _needs_my_word(self, subject: NodeId) -> bool:
+        certificate, known = self._document.certificate(subject), self._roster.known.get(subject)
+        if certificate is None or known is None or known.left:
+            return False
+        names = certificate.accusers | self.accusers(subject).keys()
+        return len(names) < needed(RINGS) and self._roster.me not in names
 
     def _count(self) -> None:
-        if self._accused is None:
+        removed = self._document.removed
+        if self._accused is None or self._removed is not removed:
             accusers = {subject: self.accusers(subject) for subject in self._by_subject}
             me = self._roster.me
             self._accused = frozenset(s for s, by in accusers.items() if by)
             self._discounted = frozenset(s for s, by in accusers.items() if len(by) > 1 or me in by)
+            self._removed = removed
+            weak = sorted(one for one in removed if self._needs_my_word(one))
+            self._unsigned = frozenset(weak[:UNSIGNED_MAX])
 
     # --- removing ---------------------------------------------------------------------------------
 
@@ -187,8 +221,6 @@ class Charges:
         for node in self._roster.live - {subject}:
             known = self._roster.known.get(node)
             if known is None or node in discounted:
-                continue
-            if node == self._roster.me and at < self.voting_since:
                 continue
             # Who started later cannot have noticed anything yet; two of whom neither can be
             # dialled are never linked.

@@ -15,7 +15,6 @@ The parts each answer one question and do nothing by themselves:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from math import inf
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.author import Author
@@ -63,7 +62,6 @@ from p2pmesh.wire.messages import (
     Told,
     Unknown,
     Want,
-    in_chunks,
 )
 
 PAUSE_S = 3.0  # a tick so late means that this machine slept: nobody else is to blame
@@ -88,7 +86,9 @@ class Core:
         shared: Shared,
     ) -> None:
         self.me = NodeId(key.id)
-        self.document = Document(mesh, share=shared.held, homes=shared.homes)
+        self.document = Document(
+            mesh, keeper=self.me, share=shared.held, grow=shared.grown, homes=shared.homes
+        )
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
         self.clock = MeshClock()
@@ -115,7 +115,6 @@ class Core:
         """Begin: dial, probe, and learn what earlier lives of this node wrote."""
         self._ticked_at = now
         self.settling.begin(now)
-        self._charges.voting_since = 0.0 if self.settling.done else inf
         self.author.start(self.clock.now(now))
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
         return [*out, *self.recovery.begin(), *self._dial(now), *self._write(now)]
@@ -206,7 +205,7 @@ class Core:
         self._ticked_at = now
         out: list[Out] = [SetTimer(after_s=PROBE_INTERVAL_S, token=TICK)]
         out += self._learned(self.document.expire(self.clock.now(now)), now)
-        self._settle(now)
+        self.settling.review(self.links, self._sync.spent, now)
         out += self._sync.tick(now)
         if self.settling.done or not self._sync.busy:
             out += self._follow(self._intake.reconsider(self.clock.now(now)), now)
@@ -216,15 +215,10 @@ class Core:
             if self.watch.is_mine_to_probe(node, now):
                 out += self._probe(node, now)
         out += [Disconnect(node=n, reason="not needed") for n in self._dialling.unwanted(now)]
+        out += [Disconnect(node=n, reason="silent") for n in self.prober.mute(now)]
         self._timeout_due = now + PROBE_TIMEOUT_S
         out.append(SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT))
         return [*out, *(self._misses(now) if late_s <= LAG_S else []), *self._review(now)]
-
-    def _settle(self, now: float) -> None:
-        """See whether this node is up to date; from then on others may count on its voice."""
-        self.settling.review(self.links, now)
-        if self.settling.done and self._charges.voting_since == inf:
-            self._charges.voting_since = self.clock.now(now)
 
     def _wake(self, now: float) -> list[Out]:
         """This machine slept: blame nobody, and pass nothing on that has run out meanwhile."""
@@ -232,7 +226,7 @@ class Core:
         self.prober.forgive(now)
         self.watch.suspicion.forgive()
         self.settling.again(now)
-        self._charges.voting_since = inf
+        self._sync.spent.clear()
         return self._learned(self.document.expire(self.clock.now(now)), now)
 
     def _timeout(self, now: float) -> list[Out]:
@@ -267,7 +261,7 @@ class Core:
         for certificate in self._charges.ripe(now) if self.settling.done else ():
             if self.document.add_certificate(certificate, self.clock.now(now)):
                 out += self._learned({certificate.subject}, now)
-        if concerned := self._near.update(self._charges.discounted):
+        if concerned := self._near.update(self._charges.discounted, self._charges.unsigned):
             self.healths.touch(concerned)
             self.prober.keep_only(self._near.wanted)
             self._dialling.forget_except(self._near.wanted)
@@ -289,7 +283,7 @@ class Core:
         if said.keep:
             self._dialling.keep(node, now)
         complete = self.pulse.read(node, said, now)
-        self._settle(now)
+        self.settling.review(self.links, self._sync.spent, now)
         asker = isinstance(said, Answer)
         return [
             *self._sync.lacking(node, said.recent, now),
@@ -334,15 +328,14 @@ class Core:
             case Want() as want:
                 return [*self._sync.want(node, want, now)]
             case Own():
-                raws = (record.raw for record in self.document.registers(node))
-                return [Send(node=node, message=next(in_chunks(raws, asked=True)))]
+                return [*self._sync.own(node, now)]
             case Unknown():
                 return []
 
     def _run_errand(self, node: NodeId, ask: Ask, now: float) -> list[Out]:
-        if not self.watch.errands.accept(node, ask, now):
-            return []
         subject = ask.subject
+        if subject == self.me or not self.watch.errands.accept(node, ask, now):
+            return []
         until = SetTimer(after_s=ERRAND_S, token=ERRAND)
         if subject in self.links:
             return [*self._probe(subject, now), until]
@@ -351,7 +344,8 @@ class Core:
 
     def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
         self._intake.learning = not self.settling.done
-        taken = self._intake.take(node, facts, now, self.clock.now(now))
+        asked = self._sync.asked(node) if facts.asked else frozenset[bytes]()
+        taken = self._intake.take(node, facts, now, self.clock.now(now), asked)
         out = [*taken.out, *self._follow(taken, now)]
         for record in taken.own:
             out += self.author.outranked(record, self.clock.now(now))
@@ -362,7 +356,7 @@ class Core:
         if facts.asked and self.recovery.is_reply(node):
             out += self.recovery.replied()
         elif facts.asked:
-            out += self._sync.pulled(node, facts, now)
+            out += self._sync.pulled(node, facts, now, whole=taken.whole)
         return [*out, *self._write(now)]
 
     def _follow(self, taken: Taken, now: float) -> list[Out]:
@@ -382,7 +376,7 @@ class Core:
         self._charges.refresh(owners)
         accused = self._charges.accused
         self.healths.touch(owners | before | accused)
-        if self.me in accused and self._charges.must_refute(now):
+        if self.me in accused and self._charges.must_refute(self.clock.now(now)):
             self.author.refute()
         if self.roster.moved or accused:
             return [StateChanged(owners=owners), *self._review_soon()]

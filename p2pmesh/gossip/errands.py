@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from p2pmesh.gossip.buckets import Buckets
 from p2pmesh.gossip.events import Send
 from p2pmesh.gossip.probe import DUE_SLACK_S
 from p2pmesh.identity.keys import NodeId
@@ -11,6 +12,7 @@ from p2pmesh.wire.messages import Ask, Told
 
 ERRANDS_MAX = 256  # under way; in a mass crash each neighbour asks about five
 ERRANDS_OF_ONE_MAX = 32  # of one asker: each may cost a dial, and others ask as well
+ERRANDS_PER_S, ERRANDS_BURST = 20.0, 64  # of one asker; in a mass crash it asks about ten
 ERRAND_S = 0.6  # a probe's time-out and a little more; askers wait longer
 
 
@@ -26,11 +28,14 @@ class Errands:
 
     def __init__(self) -> None:
         self._errands: list[_Errand] = []
+        self._askers: Buckets[NodeId] = Buckets(ERRANDS_PER_S, ERRANDS_BURST)
 
     def accept(self, asker: NodeId, ask: Ask, now: float) -> bool:
         """Take one on, unless there are too many."""
         of_one = sum(one.asker == asker for one in self._errands)
         if len(self._errands) >= ERRANDS_MAX or of_one >= ERRANDS_OF_ONE_MAX:
+            return False
+        if not self._askers.take(asker, now):
             return False
         self._errands.append(_Errand(asker, ask, now + ERRAND_S))
         return True

@@ -7,6 +7,7 @@ checked, and merged. One forged byte ends the link.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from p2pmesh.errors import PeerError
@@ -33,6 +34,7 @@ from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
 
 PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
+COMPLAINTS = 1 / 60, 1  # per second and at once, of one neighbour: somebody reads the log
 PEER_BURST = 16384  # a snapshot of a large mesh comes from one neighbour
 DOUBTFUL_BYTES_MAX = 1 << 20  # certificates that do not convince yet; repair brings others again
 
@@ -46,8 +48,10 @@ class Taken:
         ids: Of all that is new.
         owners: Whose facts changed.
         own: Records with this node's key that this life did not write.
-        doubted: Somebody holds a certificate that removes this node.
+        doubted: Somebody holds a certificate that removes this node, which has to speak up.
         out: What is to be done about the sender.
+        whole: All was looked at; what a neighbour sends beyond its rate is not.
+        asked: The ids that were asked for.
     """
 
     records: list[bytes] = field(default_factory=list)
@@ -57,6 +61,8 @@ class Taken:
     own: list[Record] = field(default_factory=list)
     doubted: bool = False
     out: list[Out] = field(default_factory=list)
+    whole: bool = True
+    asked: AbstractSet[bytes] = field(default=frozenset(), compare=False)
 
     @property
     def news(self) -> Facts:
@@ -87,18 +93,27 @@ class Intake:
         self._charges, self._check = charges, shared.check
         self._peers: Buckets[NodeId] = Buckets(PEER_RATE_PER_S, PEER_BURST)
         self._owners: Buckets[NodeId] = Buckets(OWNER_RATE_PER_S, OWNER_BURST)
+        self._complaints: Buckets[NodeId] = Buckets(*COMPLAINTS)
         self._doubtful: dict[NodeId, Certificate] = {}
 
-    def take(self, node: NodeId, facts: Facts, now: float, mesh_now: float) -> Taken:
+    def take(
+        self,
+        node: NodeId,
+        facts: Facts,
+        now: float,
+        mesh_now: float,
+        asked: AbstractSet[bytes] = frozenset(),
+    ) -> Taken:
         """Merge what is news in a message from `node`.
 
         Args:
             node: Who said it.
             facts: What it said.
+            asked: The ids that it was asked for: those may come at any rate of their owners.
             now: For rates, in seconds.
             mesh_now: Mesh time in seconds.
         """
-        taken = Taken()
+        taken = Taken(asked=asked)
         try:
             self._take_all(node, facts, now, mesh_now, taken)
         except PeerError as exc:  # what came before it in the message stands
@@ -118,18 +133,23 @@ class Intake:
         return taken
 
     def _take_all(
-        self, node: NodeId, facts: Facts, now: float, mesh_now: float, taken: Taken
+        self,
+        node: NodeId,
+        facts: Facts,
+        now: float,
+        mesh_now: float,
+        taken: Taken,
     ) -> None:
         for raw in facts.records:
             if self._known(raw):
                 continue
             if not self._may(node, 1, now, taken):
                 return
-            self._record(node, raw, now, mesh_now, taken, asked=facts.asked)
+            self._record(node, raw, now, mesh_now, taken)
         for raw in facts.forks:
             if not self._may(node, 2, now, taken):
                 return
-            self._fork(raw, now, mesh_now, taken, asked=facts.asked)
+            self._fork(raw, now, mesh_now, taken)
         for raw in facts.certificates:
             if not self._may(node, EVIDENCE_MAX, now, taken):
                 return
@@ -139,8 +159,13 @@ class Intake:
         """Whether so many more signatures may be checked for a neighbour."""
         if self._peers.take(node, now, signatures):
             return True
-        taken.out.append(Rejected(node=node, reason="it sends more than it may"))
+        taken.whole = False
+        self._reject(node, "it sends more than it may", now, taken)
         return False
+
+    def _reject(self, node: NodeId, reason: str, now: float, taken: Taken) -> None:
+        if self._complaints.take(node, now):
+            taken.out.append(Rejected(node=node, reason=reason))
 
     def _known(self, raw: bytes) -> bool:
         """Whether these bytes, or a newer version, are in the document; a guess from the head."""
@@ -160,13 +185,12 @@ class Intake:
         now: float,
         mesh_now: float,
         taken: Taken,
-        *,
-        asked: bool,
     ) -> None:
         record = self._check.parse(raw)
+        asked = record.digest in taken.asked
         verdict = self._document.judge(record, mesh_now)
         if verdict is Verdict.REFUSED:
-            taken.out.append(Rejected(node=node, reason="its owner has more than anybody may"))
+            self._reject(node, "it brings more than there is room for", now, taken)
         if verdict not in (Verdict.NEWS, Verdict.FORK):
             return
         if not self._check.verify(record):
@@ -185,8 +209,9 @@ class Intake:
             taken.ids.append(record.digest)
             taken.owners.add(record.owner)
 
-    def _fork(self, raw: bytes, now: float, mesh_now: float, taken: Taken, *, asked: bool) -> None:
+    def _fork(self, raw: bytes, now: float, mesh_now: float, taken: Taken) -> None:
         fork = parse_fork(raw, self._check)
+        asked = fork.id in taken.asked
         if fork in self._document.forks(fork.owner):
             return
         if not verify_fork(fork, self._check):
@@ -229,11 +254,11 @@ class Intake:
     def _add_certificate(self, certificate: Certificate, mesh_now: float, taken: Taken) -> bool:
         """Believe it, if it convinces; one against this node is only noted."""
         subject = certificate.subject
-        if not self._charges.convincing(certificate):
-            return False
-        if subject == self._me:
+        if subject == self._me and self._charges.must_answer(certificate, mesh_now):
             taken.doubted = True
             return True
+        if not self._charges.convincing(certificate):
+            return False
         if not self._document.add_certificate(certificate, mesh_now):
             return False
         taken.ids.append(certificate.id)

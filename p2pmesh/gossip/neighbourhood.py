@@ -24,24 +24,29 @@ class Neighbourhood:
         self.observers: frozenset[NodeId] = frozenset()
         self._roster, self._shared = roster, shared
         self._population = roster.population
-        self._overlay = shared.overlay(self._population)
+        self._overlay = shared.overlay(self._population, None)
         self._skipped: frozenset[NodeId] = frozenset()
+        self._unsigned: frozenset[NodeId] = frozenset()
 
-    def update(self, skipped: frozenset[NodeId]) -> frozenset[NodeId]:
+    def update(
+        self, skipped: frozenset[NodeId], unsigned: frozenset[NodeId] = frozenset()
+    ) -> frozenset[NodeId]:
         """Work it out again if something changed; returns those who are or were wanted, if so.
 
         Args:
             skipped: Members that do not count as observers, see `Charges.discounted`.
+            unsigned: Removed ones that this node observes all the same, see `Charges.unsigned`.
         """
         population, me = self._roster.population, self._roster.me
         moved = population is not self._population and population != self._population
-        if not moved and skipped == self._skipped:
+        if not moved and (skipped, unsigned) == (self._skipped, self._unsigned):
             return frozenset()
         if moved:
-            self._overlay, self._population = self._shared.overlay(population), population
+            self._overlay = self._shared.overlay(population, self._overlay)
+            self._population = population
             self.eager = self._overlay.eager(me)
-        self._skipped = skipped
-        self.subjects = self._overlay.subjects(me, skipped)
+        self._skipped, self._unsigned = skipped, unsigned
+        self.subjects = self._overlay.subjects(me, skipped) | unsigned
         self.observers = frozenset(self._overlay.observers(me, skipped))
         # Whoever stands in for an observer that does not count needs a link like that one had.
         before, self.wanted = self.wanted, self._overlay.neighbours(me) | self.subjects

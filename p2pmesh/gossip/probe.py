@@ -19,6 +19,9 @@ PROBE_TIMEOUT_S = 0.5
 MISSES_MIN, MISSES_MAX = 3, 8  # in a row until a node is suspected
 CALM_S = 60.0  # without a false alarm takes one miss off again
 SILENCE_S = 1.75  # nothing from a node that should be probing this one
+# A kernel sends again ever more rarely, so a link that was cut for long stays mute as long again;
+# a new one is there as soon as packets pass.
+MUTE_S = 5.0
 RTT_SMOOTHING = 0.25  # weight of the newest sample
 DUE_SLACK_S = 1e-6  # of a timer that fires as asked, in floats
 
@@ -97,6 +100,18 @@ class Prober:
         """Whether a linked node has said nothing for longer than probes of its own take."""
         watched = self._nodes.get(node)
         return watched is not None and now - (watched.heard_at or 0.0) > SILENCE_S
+
+    def mute(self, now: float) -> list[NodeId]:
+        """Linked nodes that were asked, and have been silent for so long that the link is to blame.
+
+        Args:
+            now: In seconds.
+        """
+        return sorted(
+            node
+            for node, watched in self._nodes.items()
+            if watched.linked and watched.misses and now - (watched.heard_at or 0.0) >= MUTE_S
+        )
 
     def ask(self, node: NodeId, now: float) -> int | None:
         """The token of a probe to send now; None while one is under way."""

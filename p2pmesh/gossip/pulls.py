@@ -43,10 +43,11 @@ class Pulls:
 
     Attributes:
         gained: How many items that were asked for stood when they came.
+        refused: How many did not.
     """
 
     def __init__(self, document: Document, check: RecordCheck) -> None:
-        self.gained = 0
+        self.gained = self.refused = 0
         self._document, self._check = document, check
         self._pulls: dict[NodeId, _Pull] = {}
         self._asked: dict[bytes, NodeId] = {}  # whom each id is, or will be, asked of
@@ -63,8 +64,13 @@ class Pulls:
         pull = self._pulls.get(node)
         return len(pull.queue) + len(pull.flight) if pull else 0
 
-    def add(self, node: NodeId, ids: Iterable[bytes], now: float) -> bool:
-        """`node` has these; returns whether any of them is lacking here and may be worth having.
+    def flight(self, node: NodeId) -> frozenset[bytes]:
+        """What `node` is asked for just now."""
+        pull = self._pulls.get(node)
+        return frozenset(pull.flight) if pull else frozenset()
+
+    def add(self, node: NodeId, ids: Iterable[bytes], now: float) -> int:
+        """`node` has these; returns how many of them are lacking here and may be worth having.
 
         Args:
             node: A neighbour.
@@ -72,11 +78,11 @@ class Pulls:
             now: In seconds.
         """
         is_paused = now < self._paused.get(node, now)
-        found = False
+        found = 0
         for item in ids:
             if self._document.item(item) is not None or self._is_refused(item, now):
                 continue
-            found = True
+            found += 1
             if item not in self._asked and not is_paused and self.backlog(node) < QUEUE_MAX:
                 self._asked[item] = node
                 self._pulls.setdefault(node, _Pull()).queue.append(item)
@@ -100,10 +106,16 @@ class Pulls:
         pull.flight, pull.sent_at = tuple(wanted), now
         return [Send(node=node, message=Want(ids=pull.flight))]
 
-    def arrived(self, node: NodeId, facts: Facts, now: float) -> bool:
+    def arrived(self, node: NodeId, facts: Facts, now: float, *, whole: bool = True) -> bool:
         """Facts came on request; what is left of the request is queued again.
 
         An empty reply means that `node` has nothing of it.
+
+        Args:
+            node: Who was asked.
+            facts: What it sent.
+            now: In seconds.
+            whole: All of it was looked at; what was not is found by the next session.
 
         Returns:
             Whether it was this request.
@@ -119,7 +131,7 @@ class Pulls:
             if item in came or is_empty:
                 self._asked.pop(item, None)
             if item in came:
-                self._judge(item, now)
+                self._judge(item, now, whole=whole)
         if not is_empty:
             pull.queue.extendleft(item for item in reversed(pull.flight) if item not in came)
         pull.flight = ()
@@ -146,10 +158,13 @@ class Pulls:
             for item in (*pull.queue, *pull.flight):
                 self._asked.pop(item, None)
 
-    def _judge(self, item: bytes, now: float) -> None:
+    def _judge(self, item: bytes, now: float, *, whole: bool) -> None:
         if self._document.item(item) is not None:
             self.gained += 1
             return
+        if not whole:
+            return
+        self.refused += 1
         self._refused.pop(item, None)
         self._refused[item] = now
         if len(self._refused) > REFUSED_MAX:

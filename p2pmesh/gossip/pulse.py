@@ -42,8 +42,8 @@ class Pulse:
     def probe(self, node: NodeId, token: int, now: float) -> Probe:
         """A probe of `node`.
 
-        A node that is not up to date compares all that is known; so does one of two that meet
-        after the mesh was cut in two.
+        A node that is new or not up to date compares all that is known; so does one of two that
+        meet after the mesh was cut in two.
         """
         meeting = node not in self._roster.live and self._roster.me < node
         return self._say(Probe, node, token, self._cutoff(now, meeting=meeting), now)
@@ -61,7 +61,7 @@ class Pulse:
         return complete
 
     def _cutoff(self, now: float, *, meeting: bool) -> int:
-        everything = meeting or not self._settling.done
+        everything = meeting or self._settling.compares_all(now)
         return int(self._clock.now(now)) + (AHEAD_S_MAX if everything else -CUTOFF_S)
 
     def _say(self, kind: type[P], node: NodeId, token: int, cutoff: int, now: float) -> P:

@@ -43,7 +43,8 @@ class Roster:
         self._shared = shared
         self._live = {me}
         self._removed = document.removed
-        self._population: frozenset[tuple[NodeId, bool]] | None = None
+        self._population = frozenset({(me, True)})
+        self._moved: set[NodeId] = set()  # since the population was last asked for
 
     @property
     def live(self) -> AbstractSet[NodeId]:
@@ -55,14 +56,17 @@ class Roster:
     def moved(self) -> bool:
         """Whether the population may be another one since it was last asked for."""
         self._follow()
-        return self._population is None
+        return bool(self._moved)
 
     @property
     def population(self) -> frozenset[tuple[NodeId, bool]]:
         """The live members, each with whether it can be dialled: what overlays are made of."""
         live = self.live
-        if self._population is None:
-            self._population = frozenset((node, self.dialable(node)) for node in live)
+        if self._moved:
+            before = {(node, dialable) for node in self._moved for dialable in (False, True)}
+            now = {(node, self.dialable(node)) for node in self._moved & live}
+            self._population = (self._population - before) | now
+            self._moved.clear()
         return self._population
 
     def refresh(self, owners: Iterable[NodeId]) -> None:
@@ -113,7 +117,7 @@ class Roster:
     def _judge(self, node: NodeId) -> None:
         """Work out anew whether `node` is live; sets of a thousand take long to make anew."""
         known = self.known.get(node)
-        self._population = None
+        self._moved.add(node)
         if node == self.me or (known and not known.left and node not in self._removed):
             self._live.add(node)
         else:

@@ -1,7 +1,7 @@
 """Whether this node is up to date after its start or a sleep. Pure.
 
 Until then it accuses nobody and nothing destructive may follow from what it knows. It is up to
-date once it knows the same as three of its neighbours, or as many as it has. One that nobody
+date once it knows all that three of its neighbours know, or as many as it has. One that nobody
 answers for a while has nobody to learn from. One that still differs long after it could have
 learned everything has something to say itself: it takes part again, so that they come to agree.
 """
@@ -50,10 +50,23 @@ class Settling:
         if complete or now - self._since >= CUTOFF_COUNTS_AFTER_S:
             self._agreeing.add(node)
 
-    def review(self, links: AbstractSet[NodeId], now: float) -> None:
-        """See whether it is up to date now."""
+    def compares_all(self, now: float) -> bool:
+        """Whether this node compares everything that it knows, down to the present.
+
+        That it agrees with some who are as new as itself says little, so it goes on for a while.
+        """
+        return not self.done or now - self._since < CUTOFF_COUNTS_AFTER_S
+
+    def review(self, links: AbstractSet[NodeId], spent: AbstractSet[NodeId], now: float) -> None:
+        """See whether it is up to date now.
+
+        Args:
+            links: Who could tell it something.
+            spent: Who could not: they differ, and have nothing that it would take.
+            now: In seconds.
+        """
         if self.done:
             return
         if links:
-            self.done = len(self._agreeing & links) >= min(AGREEING, len(links))
+            self.done = len((self._agreeing | spent) & links) >= min(AGREEING, len(links))
         self.done |= now - self._since >= (LINKED_AFTER_S if links else ALONE_AFTER_S)

@@ -72,6 +72,7 @@ class Shared:
         member: See `read_member`.
         accused: See `read_accused`.
         held: Returns the one copy of equal values that a document keeps per owner.
+        grown: What stands of an owner once another record does.
         homes: Whose each item of a document is, by id; None: each document keeps its own.
     """
 
@@ -80,4 +81,5 @@ class Shared:
     member: Callable[[Record], Known | None] = read_member
     accused: Callable[[Record], tuple[Accusation, ...]] = read_accused
     held: Callable[[Held], Held] | None = None
+    grown: Callable[[Held, Record], Held] = Held.with_record
     homes: dict[bytes, NodeId] | None = None

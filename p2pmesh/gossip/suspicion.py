@@ -3,7 +3,8 @@
 A subject that misses answers is asked for through others first: up to three neighbours say whether
 they can reach it, while the last of its probes is still under way. Only when it missed enough and
 none of them can reach it does this node accuse it. A subject that it never reached itself is given
-twice the time unless two others cannot reach it either, and needs somebody's word of that. Whoever
+twice the time unless two others, or all there are, cannot reach it either, and needs somebody's
+word of that. Whoever
 was wrong about a subject waits before it accuses that one again.
 """
 
@@ -22,9 +23,9 @@ HELPERS_MAX = 3
 TOLD_WITHIN_S = 1.0  # helpers that did not say by then do not count
 ASK_AGAIN_S = 2.0  # what helpers said holds that long
 REST_FIRST_S, REST_MAX_S = 2.0, 60.0  # before accusing again whom one was wrong about
-KEPT_AFTER_REMOVAL_S = 60.0  # an accusation stays that long beside the certificate made of it
+KEPT_AFTER_REMOVAL_S = 60.0  # from then on an accusation makes room for others, if there is none
 STRANGER_FACTOR = 2  # how much longer for a subject that was never reached
-DENIERS_SURE = 2  # unless so many others cannot reach it either
+DENIERS_SURE = 2  # unless so many others, or all there are, cannot reach it either
 
 
 @dataclass(slots=True)
@@ -156,7 +157,8 @@ class Suspicion:
         if suspect is None or suspect.epoch != epoch or (rest and now < rest.until):
             return False
         reached = self._reached.get(subject) == epoch
-        sure = reached or len(suspect.deniers) >= DENIERS_SURE
+        others = self._others(subject)
+        sure = reached or len(suspect.deniers) >= min(DENIERS_SURE, max(1, len(others)))
         enough = self._prober.enough(subject) * (1 if sure else STRANGER_FACTOR)
         waiting = suspect.helpers and now - suspect.asked_at < TOLD_WITHIN_S
         vouched = suspect.vouched_at is not None and now - suspect.vouched_at < ASK_AGAIN_S
@@ -164,7 +166,7 @@ class Suspicion:
             self._prober.misses(subject) >= enough
             and not waiting
             and not vouched
-            and (reached or bool(suspect.deniers) or not self._others(subject))
+            and (reached or bool(suspect.deniers) or not others)
         )
 
     def _others(self, subject: NodeId) -> AbstractSet[NodeId]:
@@ -185,8 +187,10 @@ class Suspicion:
                 del self.accusations[subject]
                 self._take_a_rest(subject, now)
             elif subject in removed:
+                # It stays, for parts of the mesh that come back later and count votes anew.
                 since = self._removed_at.setdefault(subject, now)
-                if now - since > KEPT_AFTER_REMOVAL_S:
+                full = len(self.accusations) >= ACCUSED_MAX
+                if full and now - since > KEPT_AFTER_REMOVAL_S:
                     del self.accusations[subject]
             if subject not in self.accusations:
                 self._removed_at.pop(subject, None)

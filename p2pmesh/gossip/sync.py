@@ -51,10 +51,12 @@ WORK_PER_S = 200_000.0
 WORK_BURST = 4_000_000.0  # a snapshot of the largest document, at once
 WORK_PER_RANGE = 10
 WORK_PER_WANTED = 10
+WORK_PER_OWN = 40_000  # five such replies in a second, a chunk each
 TURN_RANGES_MAX = 64  # taken up in one turn of a session
 TURN_SPLITS_MAX = 16  # of them split, so that all parts can be split again in one answer
 TODO_MAX = 4096  # ranges known to differ; what is dropped is found by the next session
 BACKLOG_MAX = 1024  # items to be pulled beyond which a session waits
+BARREN_S = 30.0  # without a fact that stands: whoever goes on keeps this node from asking others
 STALLED_TURNS_MAX = 16  # turns in a row that found nothing: three times the depth of a document
 TURNS_MAX = 4096
 FRUITLESS_FIRST_S = 2.0
@@ -70,6 +72,8 @@ class _Session:
 
     Attributes:
         todo: Ranges known to differ and not yet taken up.
+        lacking: How many ids were named that are lacking here.
+        gained_at: When a fact last came that stands; at first, when it began.
         awaiting: How many replies are to come.
         opening: What was said first, until it is answered; for openings that cross.
     """
@@ -77,6 +81,9 @@ class _Session:
     node: NodeId
     heard_at: float
     gained_before: int
+    refused_before: int
+    gained_at: float
+    lacking: int = 0
     todo: list[Range] = field(default_factory=lambda: [_EVERYTHING])
     awaiting: int = 0
     turns: int = 0
@@ -102,12 +109,16 @@ class _Patience:
 class Sync:
     """One node's part in repair.
 
+    Attributes:
+        spent: With whom the last session ran to its end, and had nothing that would stand here.
+
     Args:
         document: What it holds. Facts that come are merged by the caller.
         check: How facts are read, to know their ids.
     """
 
     def __init__(self, document: Document, check: RecordCheck | None = None) -> None:
+        self.spent: set[NodeId] = set()
         self._document = document
         self._pulls = Pulls(document, check or RecordCheck())
         self._work = Buckets[NodeId](WORK_PER_S, WORK_BURST)
@@ -162,7 +173,10 @@ class Sync:
         if self._session is not None:
             return []
         self._differed.pop(node, None)
-        self._session = _Session(node, heard_at=now, gained_before=self._pulls.gained)
+        gained, refused = self._pulls.gained, self._pulls.refused
+        self._session = _Session(
+            node, now, gained_before=gained, refused_before=refused, gained_at=now
+        )
         return self._go_on(now)
 
     # --- what differs -----------------------------------------------------------------------------
@@ -198,7 +212,8 @@ class Sync:
         is_whole = not message.lower and not message.upper
         if self._goes_first(node, () if is_whole and message.answer else None):
             return []
-        found = self._pulls.add(node, message.ids, now)
+        lacking = self._pulls.add(node, message.ids, now)
+        found = lacking > 0
         out = self._pulls.ask(node, now)
         session = self._session_with(node)
         if message.answer:
@@ -208,6 +223,7 @@ class Sync:
             out += self._say_extra(node, message, extra, session)
         if session is None:
             return out
+        session.lacking += lacking
         if found:
             session.stalled = 0
         if not message.answer:
@@ -253,17 +269,36 @@ class Sync:
                 session.stalled = 0
         return _sends(node, [facts])
 
-    def pulled(self, node: NodeId, facts: Facts, now: float) -> list[Send]:
+    def own(self, node: NodeId, now: float) -> list[Send]:
+        """What is held of the records of `node`, for one that may have lost its disk."""
+        records = self._document.registers(node)
+        if not self._work.take(node, now, WORK_PER_OWN):
+            return []
+        return _sends(node, [next(in_chunks((record.raw for record in records), asked=True))])
+
+    def asked(self, node: NodeId) -> frozenset[bytes]:
+        """The ids that `node` is asked for just now."""
+        return self._pulls.flight(node)
+
+    def pulled(self, node: NodeId, facts: Facts, now: float, *, whole: bool = True) -> list[Send]:
         """Facts came on request and were merged: ask for the next ones.
 
         Facts that were not asked for by `want` do no harm, except that an empty reply to `Own`
         looks like an empty reply to `Want`.
+
+        Args:
+            node: Who sent them.
+            facts: What it sent.
+            now: In seconds.
+            whole: They were all looked at; a neighbour may send more than is taken at once.
         """
-        if not self._pulls.arrived(node, facts, now):
+        gained = self._pulls.gained
+        if not self._pulls.arrived(node, facts, now, whole=whole):
             return []
         out = self._pulls.ask(node, now)
         if (session := self._session_with(node)) is not None:
             session.heard_at = now
+            session.gained_at = now if self._pulls.gained > gained else session.gained_at
             out += self._go_on(now)
         return out
 
@@ -273,13 +308,18 @@ class Sync:
         """Give up on what takes too long; call it about once a second."""
         late = self._pulls.tick(now)
         session = self._session
-        if session and (session.node in late or now - session.heard_at >= TIMEOUT_S):
+        if session and (
+            session.node in late
+            or now - session.heard_at >= TIMEOUT_S
+            or now - session.gained_at >= BARREN_S
+        ):
             self._end(session, now)
         return []
 
     def link_down(self, node: NodeId) -> None:
         """The link is gone, and all that was under way on it."""
         self._pulls.link_down(node)
+        self.spent.discard(node)
         self._differed.pop(node, None)
         self._patience.pop(node, None)
         if self._session_with(node) is not None:
@@ -314,7 +354,7 @@ class Sync:
             return []
         if not session.todo:
             if not self._pulls.backlog(node):
-                self._end(session, now)
+                self._end(session, now, whole=True)
             return []
         session.turns += 1
         session.stalled += 1
@@ -332,13 +372,16 @@ class Sync:
         ranges = [Ranges(ranges=tuple(reply.ranges))] if reply.ranges else []
         return _sends(node, [*reply.items, *ranges])
 
-    def _end(self, session: _Session, now: float) -> None:
+    def _end(self, session: _Session, now: float, *, whole: bool = False) -> None:
         """It is over; what differs from now on has to be seen anew."""
         self._session = None
         self._differed.clear()
+        self.spent.discard(session.node)
         if self._pulls.gained > session.gained_before:
             self._patience.pop(session.node, None)
             return
+        if whole and self._pulls.refused - session.refused_before >= session.lacking:
+            self.spent.add(session.node)
         patience = self._patience.setdefault(session.node, _Patience())
         pause_s = FRUITLESS_FIRST_S * 2 ** min(patience.failures, FRUITLESS_DOUBLINGS_MAX)
         patience.until = now + min(FRUITLESS_MAX_S, pause_s)

@@ -3,9 +3,10 @@
 Pure, and a CRDT. Of each register of each owner the largest version stands, of each subject the
 certificate that names its `member` record as it stands, of each owner the newest forks: merging
 is idempotent, commutative and associative, and nodes that were told the same hold the same,
-whatever order it came in. What has run out is void everywhere, at a moment that follows from the
-item and from the lease it lives on. So nothing that was dropped can come back, as long as an owner
-never signs a lease that ends before the one that it replaces.
+whatever order it came in, while there are no more than `OWNERS_MAX` owners. What has run out is
+void everywhere, at a moment that follows from the item and from the lease it lives on. So nothing
+that was dropped can come back, as long as an owner never signs a lease that ends before the one
+that it replaces.
 
 Signatures are checked by the caller, after `judge`, and how many accusers a certificate takes is
 decided above. Memory: per owner one `Held`, which documents simulated in one process may share.
@@ -55,7 +56,9 @@ class Document:
 
     Args:
         mesh: Records of other meshes mean nothing here.
+        keeper: Whose document it is: there is always room for what that node says itself.
         share: Returns the one copy of equal values, in a simulation.
+        grow: What stands of an owner once a record does, as `Held.with_record`.
         homes: Whose each item is, by id; one map for all documents of a simulation.
     """
 
@@ -63,11 +66,13 @@ class Document:
         self,
         mesh: MeshId,
         *,
+        keeper: NodeId | None = None,
         share: Callable[[Held], Held] | None = None,
+        grow: Callable[[Held, Record], Held] = Held.with_record,
         homes: dict[bytes, NodeId] | None = None,
     ) -> None:
-        self._mesh = mesh
-        self._share = share
+        self._mesh, self._keeper = mesh, keeper
+        self._share, self._grow = share, grow
         self._held: dict[NodeId, Held] = {}
         self._certificates: dict[NodeId, Certificate] = {}
         self._forks = Forks()
@@ -141,7 +146,7 @@ class Document:
         verdict = judge(record, held, self._mesh, now)
         if verdict is not Verdict.NEWS:
             return verdict
-        if self._is_full_for(held):
+        if self._is_full_for(record.owner):
             return Verdict.REFUSED
         return Verdict.NEWS if held.end_of(record) > now else self._waiting.judge(record)
 
@@ -157,13 +162,13 @@ class Document:
             rival = held.records[record.register]
             if record.digest < rival.digest or not held.has_room(record):
                 return False
-        elif verdict is not Verdict.NEWS or self._is_full_for(held):
+        elif verdict is not Verdict.NEWS or self._is_full_for(record.owner):
             return False
         if held.end_of(record) <= now:
             self._waiting.add(record, now)
             return False
         self._fingerprint.advance(now)
-        self._set(record.owner, held, held.with_record(record), record.issued_at)
+        self._set(record.owner, held, self._grow(held, record), record.issued_at)
         self._born(record.digest, record.owner, record.issued_at)
         if record.register == MEMBER:
             for early in self._waiting.take(record.owner):
@@ -279,8 +284,10 @@ class Document:
         yield from (certificate.id for certificate in self._certificates.values())
         yield from (fork.id for fork in self._forks)
 
-    def _is_full_for(self, held: Held) -> bool:
-        return held is NOTHING and len(self._held) >= OWNERS_MAX
+    def _is_full_for(self, owner: NodeId) -> bool:
+        if owner in self._held or owner == self._keeper:
+            return False
+        return len(self._held) >= OWNERS_MAX
 
     def _set(self, owner: NodeId, before: Held, after: Held, at_s: int | None) -> None:
         """Let `after` stand; what is lost died at `at_s`, or else when it ran out."""

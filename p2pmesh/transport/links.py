@@ -8,6 +8,7 @@ given up, how several addresses are tried, who broke the protocol and has to sta
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -35,6 +36,7 @@ ENCODED_KEPT = 4  # messages; what goes over several links is sent over all of t
 # What a link takes in goes at this rate once it had that much more; the rest waits in the peer. A
 # node that starts in a mesh of a thousand is told some thousand news at once, later tens a second.
 MESSAGES_RATE_PER_S = 500.0
+CORE_SHARE = 0.1  # of a core: what a peer's messages may take for long
 MESSAGES_BURST = 8192
 ADDRESS_STAGGER_S = 0.25  # between two addresses of one node (RFC 8305 advises the same)
 
@@ -297,8 +299,10 @@ class _Link:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     while True:
-                        on_message(decode_message(await self._channel.receive()))
-                        await self._keep_pace()
+                        raw = await self._channel.receive()
+                        begun_s = time.thread_time()
+                        on_message(decode_message(raw))
+                        await self._keep_pace(time.thread_time() - begun_s)
         except* (LinkError, PeerError) as group:
             self.reason = "; ".join(str(exc) for exc in group.exceptions)
             if group.subgroup(PeerError):
@@ -310,11 +314,11 @@ class _Link:
             self.reason = self._fault
             raise PeerError(self._fault)
 
-    async def _keep_pace(self) -> None:
-        """Wait if the peer has said more than anybody has to say for long."""
+    async def _keep_pace(self, busy_s: float) -> None:
+        """Wait if the peer has said more, or given more work, than anybody has to for long."""
         now = trio.current_time()
         paid_until = max(self._paid_until, now - MESSAGES_BURST / MESSAGES_RATE_PER_S)
-        self._paid_until = paid_until + 1 / MESSAGES_RATE_PER_S
+        self._paid_until = paid_until + max(1 / MESSAGES_RATE_PER_S, busy_s / CORE_SHARE)
         if self._paid_until > now:
             await trio.sleep_until(self._paid_until)
 

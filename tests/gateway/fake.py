@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import h11
 import trio
@@ -23,6 +25,9 @@ HERE = NodeId(b"h" * 16)
 THERE = NodeId(b"t" * 16)
 YONDER = NodeId(b"y" * 16)
 NAMES = {HERE: "here", THERE: "there", YONDER: "yonder"}
+
+CHAT = "/v1/chat/completions"
+BODY = b'{"model": "alpha", "messages": []}'
 
 ALPHA = ModelDigest("a" * 64)
 BETA = ModelDigest("b" * 64)
@@ -168,6 +173,17 @@ async def echo(asked: Asked, reply: Reply) -> None:
 
 async def silent(asked: Asked, reply: Reply) -> None:
     await trio.sleep_forever()
+
+
+async def hang_up(asked: Asked, reply: Reply) -> None:
+    await reply.stream.aclose()
+
+
+def status_script(status: int) -> Script:
+    async def answer(asked: Asked, reply: Reply) -> None:
+        await reply.whole(b"{}", status)
+
+    return answer
 
 
 @dataclass
@@ -316,6 +332,13 @@ def field_of(head: h11.Response, name: str) -> str | None:
         if key == name.encode():
             return value.decode()
     return None
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    """The error that an answer holds."""
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return dict(error)
 
 
 class World:

@@ -14,6 +14,7 @@ from p2pmesh.models.cards import ModelDigest
 from tests.gateway.fake import (
     ALPHA,
     BETA,
+    CHAT,
     THERE,
     Asked,
     Reply,
@@ -27,7 +28,6 @@ from tests.gateway.fake import (
     target,
 )
 
-CHAT = "/v1/chat/completions"
 BODY = b'{"model": "alpha"}'
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -21,9 +21,8 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from tests.engine.samples import EMBEDDED, MODEL, Plain
-from tests.gateway.fake import Caller, field_of
+from tests.gateway.fake import CHAT, Caller, field_of
 
-CHAT = "/v1/chat/completions"
 DIGEST = ModelDigest("d" * 64)
 NODE = NodeId(b"n" * 16)
 

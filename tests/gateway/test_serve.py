@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from p2pmesh.gateway.limits import Limits
 from p2pmesh.gateway.serve import Gateway
 from tests.gateway.fake import (
+    CHAT,
     Asked,
     Caller,
     FakeBackends,
@@ -27,7 +28,6 @@ from tests.gateway.fake import (
     target,
 )
 
-CHAT = "/v1/chat/completions"
 BODY = b'{"model": "alpha"}'
 ASK = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18\r\n\r\n" + BODY
 

@@ -22,6 +22,7 @@ from p2pmesh.wire.evidence import (
     make_certificate,
     make_fork,
 )
+from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
 from tests.state.make import MESH, NODES, NOW, member, record
 
@@ -75,6 +76,10 @@ def fork_of(owner: int, seq: int = 1, *, register: str = "load", **changes: Any)
         for value in (1, 2)
     )
     return make_fork(one, other)
+
+
+def facts(*records: Record, **changes: Any) -> Facts:
+    return Facts(records=tuple(one.raw for one in records), **changes)
 
 
 class View:

@@ -31,6 +31,7 @@ from tests.state.make import KEYS, MESH, NODES, NOW, member
 
 LATENCY_S = 0.01
 DIAL_TIMEOUT_S = 3.0
+SETTLED_S = 8.0
 
 
 class Net:
@@ -171,3 +172,11 @@ class Net:
 
 def address(number: int) -> Address:
     return Address(f"10.0.0.{number}", 9338)
+
+
+def settled(size: int) -> Net:
+    """So many that have found each other."""
+    net = Net(size)
+    net.run(SETTLED_S)
+    assert net.agree()
+    return net

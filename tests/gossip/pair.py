@@ -23,10 +23,12 @@ from p2pmesh.wire.evidence import (
     parse_fork,
 )
 from p2pmesh.wire.messages import Facts, Items, Message, Ranges, Want, encode_message
-from p2pmesh.wire.records import Record, RecordCheck, parse, seal
-from tests.state.make import MESH, NOW
+from p2pmesh.wire.records import DIGEST_BYTES, Record, RecordCheck, parse
+from tests.state.make import MESH, NOW, sealed
 
 LINK_BYTES = 100  # what the figures of the simulator count for each message beside its payload
+PEER, OTHER = NodeId(b"p" * 16), NodeId(b"o" * 16)  # with whom one side alone talks
+ELSE = b"else" * 4  # a fingerprint of something else
 
 
 @lru_cache(None)
@@ -36,35 +38,13 @@ def key(owner: int) -> SigningKey:
 
 @lru_cache(None)
 def record(owner: int, register: str = MEMBER, seq: int = 1, value: int = 0) -> Record:
-    return seal(
-        key(owner),
-        mesh=MESH,
-        register=register,
-        epoch=NOW,
-        seq=seq,
-        instance=7,
-        issued_at=NOW,
-        ttl_s=240,
-        body={"value": value},
-    )
+    return sealed(key(owner), register, seq=seq, body={"value": value})
 
 
 def certificate(subject: int, accusers: Iterable[int], seq: int = 1) -> Certificate:
     accusation = Accusation(NodeId(key(subject).id), NOW, seq)
-    evidence = [
-        seal(
-            key(accuser),
-            mesh=MESH,
-            register=ACCUSED,
-            epoch=NOW,
-            seq=9,
-            instance=7,
-            issued_at=NOW,
-            ttl_s=240,
-            body=accused_to_wire([accusation]),
-        )
-        for accuser in accusers
-    ]
+    body = accused_to_wire([accusation])
+    evidence = [sealed(key(accuser), ACCUSED, seq=9, body=body) for accuser in accusers]
     return make_certificate(accusation, evidence)
 
 
@@ -94,6 +74,15 @@ def with_facts(*facts: Fact) -> Document:
 
 def members(owners: Iterable[int]) -> list[Record]:
     return [record(owner) for owner in owners]
+
+
+def triples(owners: int) -> list[Fact]:
+    return [record(o, r) for o in range(owners) for r in (MEMBER, "caps", "models/0")]
+
+
+def junk(number: int) -> bytes:
+    """An id of nothing."""
+    return number.to_bytes(DIGEST_BYTES, "big")
 
 
 class Side:

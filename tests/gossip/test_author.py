@@ -68,6 +68,24 @@ def test_what_is_published_is_signed_and_stands() -> None:
     assert one.due(NOW + 1, SMALL) == []
 
 
+def test_a_lease_of_a_small_mesh_is_renewed_in_time_when_the_mesh_turns_out_large() -> None:
+    one, document = author()
+    lease = document.get(ME, MEMBER)
+    assert lease is not None
+    (renewed,) = one.due(NOW + LEASE_REFRESH_S, 10_000)
+    assert renewed.register == MEMBER
+    assert renewed.expires_at > lease.expires_at + LEASE_REFRESH_S
+    assert one.due(NOW + 3 * LEASE_REFRESH_S, 10_000) == []
+
+
+def test_what_it_said_itself_before_its_lease_ran_out_outranks_nobody() -> None:
+    one, document = author()
+    own = document.get(ME, MEMBER)
+    assert own is not None
+    document.expire(own.expires_at + 1000)
+    assert one.outranked(own, own.expires_at + 1000) == []
+
+
 def test_a_value_published_again_is_not_news() -> None:
     one, _ = author()
     one.publish(CAPS, {"value": 1})

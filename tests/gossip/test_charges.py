@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.gossip.charges import EFFECT_DELAY_S, REFUTED_BURST, REFUTED_PER_S, needed
+from p2pmesh.gossip.charges import EFFECT_DELAY_S, REFUTED_BURST, needed
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certificate
 from p2pmesh.wire.records import Record
@@ -17,17 +17,12 @@ from tests.gossip.make import (
     accused_by,
     certificate_by,
     member_of,
+    mesh_of,
 )
 from tests.state.make import NODES, NOW, record
 
 SOON = NOW + EFFECT_DELAY_S
 WATCHER = NodeId(b"w" * 16)  # whose view it is; no member yet
-
-
-def mesh_of(count: int, me: NodeId = WATCHER) -> View:
-    view = View(me)
-    view.learn(*(member_of(number) for number in range(count)))
-    return view
 
 
 def ripe_for(view: View, now: float = NOW) -> dict[NodeId, Certificate]:
@@ -47,7 +42,7 @@ def test_all_of_up_to_three_are_needed_and_then_all_but_one() -> None:
     ("members", "accusers"), [(2, 1), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4), (8, 4)]
 )
 def test_enough_accusers_remove_a_node_and_one_fewer_do_not(members: int, accusers: int) -> None:
-    view = mesh_of(members)
+    view = mesh_of(members, WATCHER)
     for accuser in range(1, accusers):
         view.learn(accused_by(accuser, 0))
     assert ripe_for(view) == {}
@@ -58,7 +53,7 @@ def test_enough_accusers_remove_a_node_and_one_fewer_do_not(members: int, accuse
 
 
 def test_who_started_later_is_not_asked() -> None:
-    view = mesh_of(3)
+    view = mesh_of(3, WATCHER)
     for late in (3, 4, 5):
         view.learn(member_of(late, epoch=NOW + 1))
     view.learn(accused_by(1, 0), accused_by(2, 0))
@@ -66,14 +61,14 @@ def test_who_started_later_is_not_asked() -> None:
 
 
 def test_who_left_or_was_removed_is_not_asked() -> None:
-    view = mesh_of(5)
+    view = mesh_of(5, WATCHER)
     view.learn(member_of(3, 2, left=True), certificate_by([0, 1, 2], 4))
     view.learn(accused_by(1, 0), accused_by(2, 0))
     assert set(ripe_for(view)) == {NODES[0]}
 
 
 def test_whom_two_accuse_is_not_asked_and_does_not_count() -> None:
-    view = mesh_of(6)
+    view = mesh_of(6, WATCHER)
     view.learn(accused_by(1, 0, 5), accused_by(2, 0, 5), accused_by(5, 0))
     assert ripe_for(view) == {}, "of the four others three are needed, and node 5 does not count"
     view.learn(accused_by(3, 0))
@@ -83,7 +78,7 @@ def test_whom_two_accuse_is_not_asked_and_does_not_count() -> None:
 
 
 def test_whom_one_alone_accuses_is_asked_and_counts() -> None:
-    view = mesh_of(5)
+    view = mesh_of(5, WATCHER)
     view.learn(accused_by(1, 0, 4), accused_by(2, 0))
     assert ripe_for(view) == {}, "node 4 might speak, so three are needed"
     view.learn(accused_by(4, 0))
@@ -98,7 +93,7 @@ def test_only_those_who_can_be_linked_with_the_subject_are_asked() -> None:
 
 
 def test_half_of_a_mesh_that_dies_at_once_is_removed_by_the_other_half() -> None:
-    view = mesh_of(8)
+    view = mesh_of(8, WATCHER)
     view.learn(*(accused_by(accuser, 4, 5, 6, 7) for accuser in (0, 1)))
     assert ripe_for(view) == {}
     view.learn(accused_by(2, 4, 5, 6))
@@ -111,7 +106,7 @@ def test_half_of_a_mesh_that_dies_at_once_is_removed_by_the_other_half() -> None
 
 
 def test_an_accusation_names_the_version_that_stands() -> None:
-    view = mesh_of(3)
+    view = mesh_of(3, WATCHER)
     view.learn(accused_by(1, (0, 2)))
     assert view.charges.accused == frozenset()
     view.learn(member_of(0, 2))
@@ -121,14 +116,14 @@ def test_an_accusation_names_the_version_that_stands() -> None:
 
 
 def test_nobody_is_accused_by_itself_or_by_signed_nonsense() -> None:
-    view = mesh_of(2)
+    view = mesh_of(2, WATCHER)
     view.learn(accused_by(0, 0))
     view.learn(record(1, ACCUSED, epoch=STARTED, body={"s": 7}))
     assert view.charges.accused == frozenset()
 
 
 def test_withdrawing_takes_an_accusation_back() -> None:
-    view = mesh_of(4)
+    view = mesh_of(4, WATCHER)
     view.learn(accused_by(1, 0, 2))
     assert view.charges.accused == {NODES[0], NODES[2]}
     view.learn(accused_by(1, 2, seq=2))
@@ -139,7 +134,7 @@ def test_withdrawing_takes_an_accusation_back() -> None:
 
 
 def test_accusations_go_with_the_lease_of_the_accuser() -> None:
-    view = mesh_of(2)
+    view = mesh_of(2, WATCHER)
     view.learn(member_of(2, ttl_s=60), accused_by(2, 0))
     assert view.charges.accused == {NODES[0]}
     view.expire(NOW + 130)
@@ -147,7 +142,7 @@ def test_accusations_go_with_the_lease_of_the_accuser() -> None:
 
 
 def test_a_new_epoch_of_the_accuser_starts_with_a_clean_sheet() -> None:
-    view = mesh_of(3)
+    view = mesh_of(3, WATCHER)
     view.learn(accused_by(1, 0))
     view.learn(member_of(1, epoch=STARTED + 1))
     assert view.charges.accused == frozenset()
@@ -166,7 +161,7 @@ def test_of_two_rows_about_one_subject_the_later_version_counts() -> None:
 
 
 def test_the_living_have_time_to_refute() -> None:
-    view = mesh_of(2)
+    view = mesh_of(2, WATCHER)
     view.learn(accused_by(0, 1))
     assert view.charges.next_ripe_s(NOW) is None
     assert view.charges.ripe(NOW) == []
@@ -177,7 +172,7 @@ def test_the_living_have_time_to_refute() -> None:
 
 
 def test_a_refutation_starts_the_time_anew() -> None:
-    view = mesh_of(2)
+    view = mesh_of(2, WATCHER)
     view.learn(accused_by(0, 1))
     view.charges.ripe(NOW)
     view.learn(member_of(1, 2))
@@ -188,7 +183,7 @@ def test_a_refutation_starts_the_time_anew() -> None:
 
 
 def test_who_is_removed_already_is_not_removed_again() -> None:
-    view = mesh_of(2)
+    view = mesh_of(2, WATCHER)
     view.learn(accused_by(0, 1))
     view.learn(*ripe_for(view).values())
     assert view.document.removed == {NODES[1]}
@@ -207,7 +202,7 @@ def test_a_node_makes_no_certificate_about_itself() -> None:
 
 
 def test_a_liar_that_names_everybody_is_one_voice() -> None:
-    view = mesh_of(8)
+    view = mesh_of(8, WATCHER)
     view.learn(accused_by(7, 0, 1, 2, 3, 4, 5, 6))
     assert view.charges.accused == set(NODES[:7])
     assert view.charges.discounted == frozenset()
@@ -215,7 +210,7 @@ def test_a_liar_that_names_everybody_is_one_voice() -> None:
 
 
 def test_two_accusers_discount() -> None:
-    view = mesh_of(8)
+    view = mesh_of(8, WATCHER)
     view.learn(accused_by(6, 1, 2), accused_by(7, 2, 3))
     assert view.charges.discounted == {NODES[2]}
     view.learn(member_of(2, 2))
@@ -223,7 +218,7 @@ def test_two_accusers_discount() -> None:
 
 
 def test_two_accusers_of_different_versions_do_not_discount() -> None:
-    view = mesh_of(8)
+    view = mesh_of(8, WATCHER)
     view.learn(accused_by(6, 2), accused_by(7, (2, 2)))
     assert view.charges.discounted == frozenset()
 
@@ -238,7 +233,7 @@ def test_the_word_of_this_node_discounts_for_itself() -> None:
 
 def test_naming_somebody_twice_is_one_voice() -> None:
     rows = [[NODES[2], STARTED, 1], [NODES[2], STARTED, 1], [NODES[2], STARTED, 7]]
-    view = mesh_of(8)
+    view = mesh_of(8, WATCHER)
     view.learn(record(1, ACCUSED, epoch=STARTED, body={"s": rows}))
     assert view.charges.discounted == frozenset()
 
@@ -271,67 +266,38 @@ def test_an_accusation_that_is_dated_back_does_not_silence_who_was_there() -> No
     assert ripe_for(view) == {}
 
 
-def test_who_just_woke_is_not_asked_about_what_was_before() -> None:
-    view = mesh_of(3, NODES[0])
-    certificate = certificate_by([1], 2)
+def test_who_was_removed_on_few_words_is_looked_for_by_the_others() -> None:
+    view = mesh_of(5, NODES[0])
+    view.learn(accused_by(1, 3), certificate_by([1, 2], 3))
+    assert view.charges.unsigned == {NODES[3]}
+    view.learn(accused_by(0, 3))
+    assert view.charges.unsigned == frozenset(), "this node has said what it found"
+
+
+@pytest.mark.parametrize("accusers", [(0, 1), (1, 2, 4, 5)], ids=["mine", "enough for anybody"])
+def test_who_was_removed_on_enough_words_is_not_looked_for(accusers: tuple[int, ...]) -> None:
+    view = mesh_of(6, NODES[0])
+    view.learn(certificate_by(accusers, 3))
+    assert view.document.removed == {NODES[3]}
+    assert view.charges.unsigned == frozenset()
+
+
+def test_only_so_many_are_looked_for_at_a_time() -> None:
+    view = mesh_of(7, NODES[0])
+    view.learn(*(certificate_by([1, 2], number) for number in (3, 4, 5, 6)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("p2pmesh.gossip.charges.UNSIGNED_MAX", 2)
+        assert view.charges.unsigned == set(sorted(NODES[3:7])[:2])
+
+
+def test_a_removed_one_speaks_up_against_a_certificate_that_does_not_convince_it() -> None:
+    view = mesh_of(7, NODES[0])
+    certificate = certificate_by([1], 0)
     assert not view.charges.convincing(certificate)
-    view.charges.voting_since = NOW + 1
-    assert view.charges.convincing(certificate), "node 0 slept when node 1 missed node 2"
-    view.charges.voting_since = NOW
-    assert not view.charges.convincing(certificate)
-
-
-# Who has to answer
-
-
-def answers(view: View, accusers: range, now: float) -> int:
-    """How often node 0 speaks up if these, one after the other, keep accusing it."""
-    known = view.roster.known[NODES[0]]
-    count, seq = 0, known.seq
-    for turn in accusers:
-        view.learn(accused_by(1, (0, seq), seq=turn))
-        if view.charges.must_refute(now):
-            count, seq = count + 1, seq + 1
-            view.learn(member_of(0, seq))
-    return count
-
-
-def test_who_is_not_accused_has_nothing_to_answer() -> None:
-    view = mesh_of(4, NODES[0])
-    view.learn(accused_by(1, 2))
-    assert not view.charges.must_refute(NOW)
-
-
-def test_a_lone_accuser_is_answered_a_few_times_and_then_rarely() -> None:
-    view = mesh_of(4, NODES[0])
-    assert answers(view, range(1, 50), NOW) == REFUTED_BURST == 3
-    every_s = 1 / REFUTED_PER_S
-    assert answers(view, range(50, 60), NOW + every_s - 1) == 0
-    assert answers(view, range(60, 70), NOW + every_s + 1) == 1
-    assert answers(view, range(70, 80), NOW + 700 + every_s) == REFUTED_BURST
-
-
-def test_a_second_accuser_is_answered_at_once() -> None:
-    view = mesh_of(4, NODES[0])
-    seq = 1 + answers(view, range(1, 50), NOW)
-    assert not view.charges.must_refute(NOW)
-    view.learn(accused_by(2, (0, seq)))
-    assert view.charges.must_refute(NOW)
-    assert view.charges.must_refute(NOW), "as often as it takes"
-
-
-def test_other_accusers_have_answers_of_their_own() -> None:
-    view = mesh_of(4, NODES[0])
-    seq = 1 + answers(view, range(1, 50), NOW)
-    view.learn(accused_by(1, seq=50), accused_by(2, (0, seq)))
-    assert view.charges.must_refute(NOW)
-
-
-@pytest.mark.parametrize("gone", [(), (2,), (2, 3)])
-def test_who_could_be_removed_by_one_always_answers(gone: tuple[int, ...]) -> None:
-    view = mesh_of(2 + len(gone), NODES[0])
-    view.learn(*(member_of(number, 2, left=True) for number in gone))
-    assert answers(view, range(1, 50), NOW) == 49
+    answers = [view.charges.must_answer(certificate, NOW) for _ in range(REFUTED_BURST + 1)]
+    assert answers == [True] * REFUTED_BURST + [False], "a liar does not make it speak for ever"
+    stranger = certificate_by([7], 0)
+    assert not view.charges.must_answer(stranger, NOW)
 
 
 # Certificates that others made
@@ -341,28 +307,28 @@ def test_who_could_be_removed_by_one_always_answers(gone: tuple[int, ...]) -> No
 def test_a_certificate_convinces_with_enough_accusers(
     accusers: tuple[int, ...], *, good: bool
 ) -> None:
-    view = mesh_of(5)
+    view = mesh_of(5, WATCHER)
     assert view.charges.convincing(certificate_by(accusers, 0)) is good
 
 
 def test_what_a_node_would_make_itself_convinces_it() -> None:
-    view = mesh_of(6)
+    view = mesh_of(6, WATCHER)
     view.learn(*(accused_by(accuser, 0, 5) for accuser in (1, 2, 3, 4)))
     found = ripe_for(view)
     assert set(found) == {NODES[0], NODES[5]}
-    newcomer = mesh_of(6)
+    newcomer = mesh_of(6, WATCHER)
     for certificate in found.values():
         assert newcomer.charges.convincing(certificate)
 
 
 def test_evidence_of_strangers_does_not_count() -> None:
-    view = mesh_of(3)
+    view = mesh_of(3, WATCHER)
     assert view.charges.convincing(certificate_by([1, 2], 0))
     assert not view.charges.convincing(certificate_by([1, 7], 0))
 
 
 def test_a_certificate_convinces_whatever_was_refuted_before() -> None:
-    view = mesh_of(3)
+    view = mesh_of(3, WATCHER)
     for seq in range(1, 20):
         view.learn(accused_by(1, (2, seq), seq=seq), member_of(2, seq + 1))
     assert view.charges.convincing(certificate_by([1, 2], 0))
@@ -370,9 +336,9 @@ def test_a_certificate_convinces_whatever_was_refuted_before() -> None:
 
 def test_whom_the_evidence_names_twice_is_not_asked() -> None:
     evidence = [accused_by(1, 0, 3, 4), accused_by(2, 0, 3, 4)]
-    assert mesh_of(5).charges.convincing(make_certificate(accusation(0), evidence))
+    assert mesh_of(5, WATCHER).charges.convincing(make_certificate(accusation(0), evidence))
     once = [accused_by(1, 0, 3), accused_by(2, 0, 4)]
-    assert not mesh_of(5).charges.convincing(make_certificate(accusation(0), once))
+    assert not mesh_of(5, WATCHER).charges.convincing(make_certificate(accusation(0), once))
 
 
 # Order

@@ -1,76 +1,32 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from p2pmesh.gossip.author import LEASE_REFRESH_S, LEASE_TTL_FACTOR, TWIN_SLACK_S
 from p2pmesh.gossip.charges import REFUTED_BURST
 from p2pmesh.gossip.events import (
-    Dial,
-    DialFailed,
     Disconnect,
     Health,
     HealthChanged,
     LinkDown,
     LinkUp,
     Out,
-    PersistEpoch,
     Publish,
     Received,
-    Rejected,
     Send,
     StateChanged,
-    TimerFired,
-    TwinFound,
 )
 from p2pmesh.gossip.membership import Gossip
+from p2pmesh.gossip.probe import MUTE_S
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
-from p2pmesh.state.document import EXPIRY_GRACE_S
 from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire
-from p2pmesh.wire.messages import (
-    Answer,
-    Ask,
-    Facts,
-    Items,
-    Message,
-    Own,
-    Probe,
-    Range,
-    Ranges,
-    Told,
-    Unknown,
-    Want,
-)
+from p2pmesh.wire.messages import Ask, Facts, Told
 from p2pmesh.wire.records import Record
-from tests.gossip.make import accused_by, certificate_by, fork_of, member_of
-from tests.gossip.net import LATENCY_S, Net, address
+from tests.gossip.make import facts, fork_of
+from tests.gossip.net import LATENCY_S, SETTLED_S, settled
 from tests.state.make import KEYS, MESH, NODES, NOW, record
 
 VALUE = {"value": 1}
-SETTLED_S = 8.0
-LEASE_S = LEASE_REFRESH_S * LEASE_TTL_FACTOR
-
-
-def settled(size: int) -> Net:
-    net = Net(size)
-    net.run(SETTLED_S)
-    assert net.agree()
-    return net
-
-
-def facts(*records: Record, **changes: Any) -> Facts:
-    return Facts(records=tuple(one.raw for one in records), **changes)
-
-
-def accusing(subject: Record, *, by: int, seq: int, now: float) -> Record:
-    """That node `by` misses the owner of a `member` record."""
-    body = accused_to_wire([Accusation(subject.owner, subject.epoch, subject.seq)])
-    return record(by, ACCUSED, epoch=NOW, seq=seq, body=body, issued_at=int(now))
 
 
 def accuses(accuser: int, *members: Record, seq: int, at: float) -> Record:
@@ -214,7 +170,7 @@ def test_an_accusation_of_this_node_is_refuted_at_once() -> None:
     net = settled(3)
     mine = net.cores[0].document.get(NODES[0], MEMBER)
     assert mine is not None
-    accused = accusing(mine, by=1, seq=99, now=net.now)
+    accused = accuses(1, mine, seq=99, at=net.now)
     net.tell(0, Received(node=NODES[1], message=facts(accused)))
     newer = net.cores[0].document.get(NODES[0], MEMBER)
     assert newer is not None
@@ -228,7 +184,7 @@ def test_an_accuser_that_nobody_joins_is_answered_ever_more_rarely() -> None:
     for seq in range(1, 20):
         before = net.cores[0].document.get(NODES[0], MEMBER)
         assert before is not None
-        accused = accusing(before, by=1, seq=100 + seq, now=net.now)
+        accused = accuses(1, before, seq=100 + seq, at=net.now)
         net.tell(0, Received(node=NODES[1], message=facts(accused)))
         answered += net.cores[0].document.get(NODES[0], MEMBER) != before
     assert answered == REFUTED_BURST
@@ -258,7 +214,7 @@ def test_a_member_that_is_gone_for_others_is_suspect_also_without_a_link() -> No
     everything = facts(*net.cores[0].document.records(), asked=True)
     stranger.handle(Received(node=NODES[0], message=everything), net.now)
     assert stranger.health(NODES[3]) is Health.LIVE
-    accused = [accusing(member, by=one, seq=99, now=net.now) for one in (1, 2)]
+    accused = [accuses(one, member, seq=99, at=net.now) for one in (1, 2)]
     outs = stranger.handle(Received(node=NODES[0], message=facts(accused[0])), net.now)
     assert health_changes(outs) == [], "one alone could mean ill"
     outs = stranger.handle(Received(node=NODES[0], message=facts(accused[1])), net.now)
@@ -282,81 +238,6 @@ def test_asked_about_somebody_unknown_it_says_no() -> None:
     outs = net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[7], token=5)))
     told = Told(subject=NODES[7], token=5, alive=False)
     assert Send(node=NODES[1], message=told) in outs
-
-
-# Other lives
-
-
-def test_a_restarted_node_is_back_with_what_it_says_now() -> None:
-    net = settled(3)
-    net.tell(2, Publish(register=CAPS, body=VALUE))
-    net.run(1)
-    net.kill(2)
-    net.run(5)
-    net.start(2, seeds=(address(0),), instance=33)
-    net.run(15)
-    assert net.agree()
-    assert net.removed(0) == set()
-    assert net.cores[0].document.get(NODES[2], CAPS) is None
-
-
-def test_a_node_without_its_disk_learns_its_epoch_from_the_others() -> None:
-    net = settled(3)
-    old = net.cores[0].document.get(NODES[2], MEMBER)
-    assert old is not None
-    net.kill(2)
-    net.run(1)
-    net.start(2, epoch=1, instance=99, seeds=(address(0),))
-    net.run(15)
-    assert PersistEpoch(epoch=old.epoch + 1) in net.told[2]
-    new = net.cores[0].document.get(NODES[2], MEMBER)
-    assert new is not None
-    assert (new.epoch, new.instance) == (old.epoch + 1, 99)
-    assert net.agree()
-
-
-def test_nothing_is_written_before_the_epoch_is_on_disk() -> None:
-    net = settled(3)
-    net.kill(2)
-    net.run(1)
-    net.start(2, epoch=1, instance=99, seeds=(address(0),))
-    net.run(15)
-    epoch = 1
-    for out in net.told[2]:
-        if isinstance(out, PersistEpoch):
-            epoch = out.epoch
-        if isinstance(out, Send) and isinstance(out.message, Facts):
-            heads = map(net.cores[2]._core._intake._check.peek, out.message.records)
-            assert all(head.epoch <= epoch for head in heads if head and head.owner == NODES[2])
-
-
-@pytest.mark.parametrize(("instance", "gives_way"), [(1, True), (99, False)])
-def test_of_two_nodes_with_one_key_the_smaller_instance_stays(
-    instance: int, *, gives_way: bool
-) -> None:
-    net = settled(2)
-    net.run(TWIN_SLACK_S)
-    twin = record(1, MEMBER, epoch=NOW + 500, instance=instance, issued_at=int(net.now))
-    outs = net.tell(1, Received(node=NODES[0], message=facts(twin)))
-    assert (TwinFound() in outs) == gives_way
-    assert (PersistEpoch(epoch=NOW + 501) in outs) != gives_way
-
-
-# Leases
-
-
-def test_leases_are_renewed_and_run_out_with_their_node() -> None:
-    net = settled(2)
-    net.tell(1, Publish(register=CAPS, body=VALUE))
-    net.tell(1, Publish(register=WANTS, body=VALUE))
-    net.run(3 * LEASE_S)
-    held = net.cores[0].document.get(NODES[1], MEMBER)
-    assert held is not None
-    assert net.now - held.issued_at <= LEASE_REFRESH_S + 2
-    net.kill(1)
-    net.run(LEASE_S + EXPIRY_GRACE_S + 2)
-    registers = [one.register for one in net.cores[0].document.registers(NODES[1])]
-    assert registers == [WANTS]
 
 
 # What peers say
@@ -391,110 +272,24 @@ def test_the_same_story_always_ends_the_same() -> None:
     assert story() == story()
 
 
-# Whatever comes
-
-IDS = st.binary(min_size=16, max_size=16)
-NUMBERS = st.sampled_from([0, 1, 2, 77, NOW, 2**63, 2**64 - 1])
-RAWS = st.lists(
-    st.sampled_from(
-        [
-            *(member_of(number, seq).raw for number in range(4) for seq in (1, 9)),
-            accused_by(1, 0, 2).raw,
-            accused_by(2, 0, 1).raw,
-            record(0, MEMBER, epoch=NOW + 5, instance=3).raw,
-            record(2, CAPS, epoch=NOW + 1, body={"x": [[[]]]}).raw,
-            fork_of(1).raw,
-            certificate_by([1, 2], 0).raw,
-            certificate_by([0, 1], 2).raw,
-            b"junk",
-        ]
-    ),
-    max_size=3,
-).map(tuple)
-SIGNS: dict[str, Any] = {
-    "token": NUMBERS,
-    "at_ms": NUMBERS,
-    "cutoff": NUMBERS,
-    "fingerprint": IDS,
-    "plan": IDS,
-    "keep": st.booleans(),
-    "recent": st.lists(IDS, max_size=32).map(tuple),
-}
-BOUNDS = st.binary(max_size=16)
-MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Facts, records=RAWS, certificates=RAWS, forks=RAWS, asked=st.booleans()),
-    st.builds(Probe, **SIGNS),
-    st.builds(Answer, **SIGNS),
-    st.builds(Ask, subject=st.sampled_from(NODES) | IDS.map(NodeId), token=NUMBERS),
-    st.builds(
-        Told, subject=st.sampled_from(NODES) | IDS.map(NodeId), token=NUMBERS, alive=st.booleans()
-    ),
-    st.builds(
-        Ranges,
-        ranges=st.lists(
-            st.builds(Range, lower=BOUNDS, upper=BOUNDS, count=NUMBERS, fingerprint=IDS),
-            max_size=20,
-        ).map(tuple),
-    ),
-    st.builds(
-        Items,
-        lower=BOUNDS,
-        upper=BOUNDS,
-        ids=st.lists(IDS, max_size=50).map(tuple),
-        answer=st.booleans(),
-    ),
-    st.builds(Want, ids=st.lists(IDS, max_size=256).map(tuple)),
-    st.just(Own()),
-    st.builds(Unknown, kind=st.text(max_size=5)),
-)
-PEERS = st.sampled_from(NODES[:4])
-EVENTS = st.one_of(
-    st.builds(Received, node=PEERS, message=MESSAGES),
-    st.builds(LinkUp, node=PEERS, version=st.just(1)),
-    st.builds(LinkDown, node=PEERS),
-    st.builds(DialFailed, node=st.none() | PEERS, nobody_there=st.booleans()),
-    st.builds(
-        TimerFired, token=st.sampled_from(["tick", "timeout", "review", "learned", "errand", "?"])
-    ),
-    st.builds(
-        Publish,
-        register=st.sampled_from([CAPS, MEMBER, WANTS]),
-        body=st.none() | st.just(VALUE) | st.just(member_of(0).body),
-    ),
-)
-OUTS_MAX = 400  # of one event in a mesh of four: bounded whatever is said
-ABOUT: Callable[[Out], bool] = lambda out: not isinstance(out, Dial | Rejected)  # noqa: E731
+def test_a_link_that_stays_silent_is_given_up_for_a_new_one() -> None:
+    net = settled(2)
+    net.asleep.add(1)  # its kernel keeps the link
+    net.run(MUTE_S + 3)
+    assert Disconnect(node=NODES[1], reason="silent") in net.told[0]
+    net.asleep.clear()
+    net.run(SETTLED_S)
+    assert net.agree()
+    assert net.cores[0].linked == {NODES[1]}
 
 
-@settings(max_examples=150)
-@given(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.05, 0.5, 1.0, 9.0, 4000.0]), EVENTS), max_size=30),
-    st.booleans(),
-)
-def test_whatever_comes_in_whatever_order_is_survived(
-    story: list[tuple[float, Any]],
-    alone: bool,  # noqa: FBT001 - Hypothesis passes by position
-) -> None:
-    core = Gossip(
-        key=KEYS[0], mesh=MESH, instance=9, epoch=NOW, seeds=() if alone else (address(1),)
-    )
-    now, linked = float(NOW), set[NodeId]()
-    core.start(now)
-    for after_s, event in story:
-        now += after_s
-        # A shell says these two in turn; messages may come late.
-        if isinstance(event, LinkUp):
-            if event.node == core.me or event.node in linked:
-                continue
-            linked.add(event.node)
-        if isinstance(event, LinkDown) and event.node not in linked:
-            continue
-        if isinstance(event, LinkDown):
-            linked.discard(event.node)
-        outs = core.handle(event, now)
-        assert sum(map(ABOUT, outs)) <= OUTS_MAX
-        assert core.linked == linked
-        assert core.me not in core.removed
-        for out in outs:
-            if isinstance(out, Send):
-                assert out.node != core.me
+def test_who_believes_few_others_looks_for_itself_and_says_what_it_finds() -> None:
+    net = settled(4)
+    net.part({0}, {1, 2}, {3})
+    net.run(20)
+    net.kill(2)
+    net.run(20)
+    net.part()
+    net.run(SETTLED_S + 20)
+    assert net.agree()
+    assert all(net.removed(number) == {2} for number in (0, 1, 3))

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from p2pmesh.gossip.errands import ERRAND_S, ERRANDS_MAX, ERRANDS_OF_ONE_MAX, Errands
+import pytest
+
+from p2pmesh.gossip.errands import (
+    ERRAND_S,
+    ERRANDS_BURST,
+    ERRANDS_MAX,
+    ERRANDS_OF_ONE_MAX,
+    ERRANDS_PER_S,
+    Errands,
+)
 from p2pmesh.gossip.events import Send
 from p2pmesh.gossip.suspicion import TOLD_WITHIN_S
 from p2pmesh.identity.keys import NodeId
@@ -43,6 +52,17 @@ def test_what_was_not_found_out_in_time_counts_as_not_reached() -> None:
     assert errands.overdue(ERRAND_S - 0.01) == []
     assert errands.overdue(ERRAND_S) == [told(ANNA, CARL, 1, alive=False)]
     assert errands.overdue(ERRAND_S + 0.1) == [told(ANNA, DORA, 2, alive=False)]
+
+
+def test_who_asks_without_end_is_served_at_a_rate() -> None:
+    errands = Errands()
+    accepted = 0
+    for step in range(1000):  # 100 in a second, each found out at once
+        subject = node(step)
+        accepted += errands.accept(ANNA, Ask(subject=subject, token=step), step / 100)
+        errands.found(subject, alive=False)
+    assert accepted == pytest.approx(ERRANDS_BURST + 10 * ERRANDS_PER_S, abs=2)
+    assert errands.accept(BEN, Ask(subject=CARL, token=1), 10.0), "others have their own rate"
 
 
 def test_askers_wait_for_longer_than_errands_take() -> None:

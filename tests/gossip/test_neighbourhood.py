@@ -1,32 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
-from random import Random
-
 import pytest
 
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.overlay import RINGS, Overlay
 from p2pmesh.gossip.roster import Roster
-from p2pmesh.gossip.shared import Known, Shared
-from p2pmesh.identity.keys import NodeId
+from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.keys import NodeId, SigningKey
+from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
+from p2pmesh.wire.records import Record
 from tests.gossip.make import HERE, STARTED, certificate_by, member_of, mesh_of
-from tests.state.make import MESH, NODES, NOW
+from tests.state.make import MESH, NODES, NOW, member, sealed
 
 NOBODY: frozenset[NodeId] = frozenset()
 
 
-def crowd(count: int) -> list[NodeId]:
-    random = Random(5)
-    return sorted(NodeId(random.randbytes(16)) for _ in range(count))
-
-
-def roster_of(me: NodeId, members: Iterable[NodeId]) -> Roster:
-    roster = Roster(me, Document(MESH), {}, Shared())
-    roster.known |= {node: Known(STARTED, 1, NOW, (HERE,), left=False) for node in members}
-    roster._live |= roster.known.keys()
-    return roster
+def crowd(count: int) -> list[Record]:
+    """The `member` records of so many nodes."""
+    body = member(addresses=(HERE,)).to_wire()
+    keys = [SigningKey(bytes([number]) * 32) for number in range(count)]
+    return [sealed(key, MEMBER, epoch=STARTED, body=body) for key in keys]
 
 
 def test_before_it_is_worked_out_there_is_nobody() -> None:
@@ -47,8 +41,8 @@ def test_in_a_small_mesh_everybody_is_near() -> None:
 def test_without_a_change_nothing_is_worked_out() -> None:
     made: list[Overlay] = []
 
-    def overlay(members: frozenset[tuple[NodeId, bool]]) -> Overlay:
-        made.append(Overlay(members))
+    def overlay(members: frozenset[tuple[NodeId, bool]], like: Overlay | None) -> Overlay:
+        made.append(Overlay(members, like))
         return made[-1]
 
     view = mesh_of(1)
@@ -70,13 +64,28 @@ def test_those_who_are_gone_are_told_as_well() -> None:
     assert near.wanted == {NODES[2]}
 
 
+def test_who_is_removed_and_looked_for_all_the_same_is_observed() -> None:
+    view = mesh_of(1)
+    near = Neighbourhood(view.roster, view.shared)
+    view.learn(member_of(1), member_of(2), certificate_by([2], 1))
+    near.update(NOBODY)
+    assert NODES[1] not in near.subjects
+    assert near.update(NOBODY, frozenset({NODES[1]})) == frozenset(NODES[1:3])
+    assert near.subjects == near.wanted == frozenset(NODES[1:3])
+    assert near.observers == {NODES[2]}
+
+
 @pytest.mark.parametrize("skipped", [0, 30])
 def test_all_nodes_see_the_same_pairs(skipped: int) -> None:
-    members = crowd(60)
+    document, shared = Document(MESH), Shared()
+    for record in crowd(60):
+        document.merge(record, NOW)
+    members = list(document.owners)
     skip = frozenset(members[:skipped])
-    near = {node: Neighbourhood(roster_of(node, members[:1]), Shared()) for node in members}
+    rosters = {node: Roster(node, document, {}, shared) for node in members}
+    near = {node: Neighbourhood(roster, Shared()) for node, roster in rosters.items()}
     for node, one in near.items():
-        one._roster = roster_of(node, members)
+        rosters[node].refresh(members)
         one.update(skip)
     for node, one in near.items():
         assert node not in one.wanted | one.subjects | one.observers

@@ -56,6 +56,16 @@ def test_subjects_are_the_exact_inverse_of_observers(
         assert overlay.subjects(me, skip) == expected
 
 
+@given(MEMBERS, MEMBERS)
+def test_made_by_the_like_of_another_it_is_the_same(before: Members, members: Members) -> None:
+    anew, made = Overlay(members), Overlay(members, Overlay(before))
+    assert made.rings == anew.rings
+    assert made.dialable == anew.dialable
+    assert len(made) == len(anew)
+    for me, _ in members:
+        assert made.neighbours(me) == anew.neighbours(me)
+
+
 @given(MEMBERS, SKIPS)
 def test_observers_are_as_many_as_can_be_and_never_the_subject(
     members: Members, skip: frozenset[NodeId]

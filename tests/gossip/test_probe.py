@@ -10,6 +10,7 @@ from p2pmesh.gossip.probe import (
     CALM_S,
     MISSES_MAX,
     MISSES_MIN,
+    MUTE_S,
     PROBE_TIMEOUT_S,
     SILENCE_S,
     Prober,
@@ -184,6 +185,19 @@ def test_quiet_is_who_should_have_probed_by_now() -> None:
     assert prober.quiet(ANNA, SILENCE_S + 0.1)
     prober.heard(ANNA, 5.0)
     assert not prober.quiet(ANNA, 5.0 + SILENCE_S)
+
+
+def test_a_link_on_which_nothing_comes_for_long_is_mute() -> None:
+    prober = linked()
+    prober.ask(ANNA, MUTE_S - PROBE_TIMEOUT_S)
+    assert prober.mute(MUTE_S) == [], "the answer may still come"
+    miss(prober, MUTE_S)
+    assert prober.mute(MUTE_S - 0.1) == []
+    assert prober.mute(MUTE_S) == [ANNA]
+    prober.heard(ANNA, MUTE_S)
+    assert prober.mute(2 * MUTE_S) == []
+    prober.link_down(ANNA, 2 * MUTE_S)
+    assert prober.mute(3 * MUTE_S) == [], "there is no link"
 
 
 def test_own_absence_is_nobodys_fault() -> None:

@@ -157,7 +157,7 @@ def test_what_is_remembered_is_bounded() -> None:
     some.link_down(PEER)
     assert not some._asked
     for number, one in enumerate(junk(REFUSED_MAX + 10)):
-        some._judge(one, NOW + number * 0.001)
+        some._judge(one, NOW + number * 0.001, whole=True)
     assert len(some._refused) == REFUSED_MAX
     assert not some._is_refused(junk(1)[0], NOW + 10)
     assert some._is_refused(junk(1, REFUSED_MAX)[0], NOW + 10)

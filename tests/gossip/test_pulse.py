@@ -65,7 +65,7 @@ def test_of_two_that_meet_across_a_cut_one_compares_everything() -> None:
         sign = Sign(me=me)
         number = NODES.index(other)
         sign.view.learn(certificate_by([2], number))
-        cutoffs.append(sign.pulse.probe(other, 1, NOW).cutoff - NOW)
+        cutoffs.append(sign.pulse.probe(other, 1, NOW + 20).cutoff - NOW - 20)
     assert cutoffs == [AHEAD_S_MAX, -CUTOFF_S]
 
 
@@ -93,7 +93,7 @@ def test_knowing_the_same_counts_for_settling_and_the_plan_is_kept() -> None:
     probe = peer.pulse.probe(NODES[0], 1, NOW)
     assert sign.pulse.read(ANNA, probe, NOW)
     assert sign.pulse.plans == {ANNA: peer.pulse.plan}
-    sign.settling.review(frozenset({ANNA}), NOW)
+    sign.settling.review(frozenset({ANNA}), frozenset(), NOW)
     assert sign.settling.done
 
 
@@ -101,7 +101,7 @@ def test_knowing_something_else_does_not() -> None:
     sign, peer = Sign(settled=False), Sign(settled=False)
     peer.view.learn(member_of(3))
     sign.pulse.read(ANNA, peer.pulse.probe(NODES[0], 1, NOW), NOW)
-    sign.settling.review(frozenset({ANNA}), NOW)
+    sign.settling.review(frozenset({ANNA}), frozenset(), NOW)
     assert not sign.settling.done
 
 

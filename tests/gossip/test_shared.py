@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from p2pmesh.gossip.overlay import Overlay
 from p2pmesh.gossip.shared import Known, Shared, read_accused, read_member
 from p2pmesh.state.bodies import MEMBER
+from p2pmesh.state.held import Held
 from p2pmesh.wire.evidence import ACCUSED, ACCUSED_MAX
 from tests.gossip.make import HERE, STARTED, accusation, accused_by, member_of
 from tests.state.make import NODES, NOW, record
@@ -69,3 +70,4 @@ def test_a_node_calls_the_functions_as_they_are() -> None:
     assert shared.accused is read_accused
     assert shared.overlay is Overlay
     assert shared.held is None
+    assert shared.grown is Held.with_record

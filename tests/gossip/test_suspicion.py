@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, Prober
+from p2pmesh.gossip.probe import MISSES_MIN
 from p2pmesh.gossip.suspicion import (
     ASK_AGAIN_S,
     DENIERS_SURE,
@@ -17,77 +13,12 @@ from p2pmesh.gossip.suspicion import (
     STRANGER_FACTOR,
     TOLD_WITHIN_S,
     Question,
-    Suspicion,
 )
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import ACCUSED_MAX
-from p2pmesh.wire.records import Record
-from tests.gossip.make import STARTED, View, accusation, certificate_by, member_of, mesh_of
+from tests.gossip.make import STARTED, accusation, certificate_by, member_of, mesh_of
+from tests.gossip.observer import HELPERS, SUBJECT, Observer, accusing, silent
 from tests.state.make import NODES, NOW
-
-SUBJECT, HELPERS = NODES[1], list(NODES[2:5])
-
-
-@dataclass
-class Observer:
-    """Node 0, which observes node 1 and may ask the others."""
-
-    now: float = 0.0
-    view: View = field(default_factory=lambda: mesh_of(5))
-    prober: Prober = field(default_factory=Prober)
-    helpers: list[NodeId] = field(default_factory=lambda: list(HELPERS))
-    subjects: set[NodeId] = field(default_factory=lambda: {SUBJECT})
-
-    def __post_init__(self) -> None:
-        self.suspicion = Suspicion(self.view.roster, self.prober)
-
-    @property
-    def accuses(self) -> bool:
-        return SUBJECT in self.suspicion.accusations
-
-    def link(self, node: NodeId = SUBJECT) -> None:
-        self.prober.link_up(node, self.now)
-        self.suspicion.heard(node)
-
-    def hear(self) -> None:
-        self.prober.heard(SUBJECT, self.now)
-        self.suspicion.heard(SUBJECT)
-
-    def miss(self, count: int, node: NodeId = SUBJECT) -> None:
-        for _ in range(count):
-            self.prober.ask(node, self.now)
-            self.now += PROBE_TIMEOUT_S
-            self.prober.count({node}, self.now)
-
-    def ask(self) -> list[Question]:
-        return self.suspicion.ask(self.subjects, lambda _subject, _turn: self.helpers, self.now)
-
-    def tell(self, questions: list[Question], *, alive: bool) -> None:
-        for one in questions:
-            self.suspicion.told(one.helper, one.subject, one.token, alive=alive, now=self.now)
-
-    def review(self) -> bool:
-        return self.suspicion.review(self.subjects, self.view.document.removed, self.now)
-
-    def learn(self, *facts: Record) -> None:
-        self.view.learn(*facts)
-
-
-def silent() -> Observer:
-    """The subject was reached once and has missed enough answers; nobody was asked yet."""
-    observer = Observer()
-    observer.link()
-    observer.miss(MISSES_MIN)
-    return observer
-
-
-def accusing() -> Observer:
-    observer = silent()
-    observer.tell(observer.ask(), alive=False)
-    assert observer.review()
-    assert observer.accuses
-    return observer
-
 
 # Asking
 
@@ -279,13 +210,26 @@ def test_who_is_gone_for_good_is_not_accused_any_longer(how: str) -> None:
     assert not observer.accuses
 
 
-def test_an_accusation_stays_a_while_beside_the_certificate() -> None:
+def test_an_accusation_stays_beside_the_certificate_while_there_is_room() -> None:
+    observer = accusing()
+    observer.view.learn(certificate_by([2, 3, 4], 1))
+    assert not observer.review()
+    observer.subjects = set()
+    observer.now += 2 * KEPT_AFTER_REMOVAL_S
+    assert not observer.review()
+    assert observer.accuses
+
+
+def test_without_room_the_accusations_of_removed_ones_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("p2pmesh.gossip.suspicion.ACCUSED_MAX", 1)
     observer = accusing()
     observer.view.learn(certificate_by([2, 3, 4], 1))
     assert not observer.review()
     observer.subjects = set()
     observer.now += KEPT_AFTER_REMOVAL_S
-    assert not observer.review()
+    assert not observer.review(), "others may still be making theirs"
     observer.now += 1
     assert observer.review()
     assert not observer.accuses
@@ -326,90 +270,3 @@ def test_who_was_away_itself_begins_anew() -> None:
     observer.tell(observer.ask(), alive=False)
     observer.suspicion.forgive()
     assert not observer.review()
-
-
-# Whatever happens
-
-
-class Suspicions(RuleBasedStateMachine):
-    """One subject, reached or not, and helpers that say this or that, or nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observer = Observer()
-        self.asked: list[Question] = []
-        self.seq = 1
-        self.vouched_at = -1e9
-        self.denied = self.reached = False
-        self.withdrawn_at: float | None = None
-
-    @rule()
-    def link_up(self) -> None:
-        self.observer.link()
-        self.denied, self.reached = False, True
-
-    @rule()
-    def link_down(self) -> None:
-        self.observer.prober.link_down(SUBJECT, self.observer.now)
-
-    @rule()
-    def hear(self) -> None:
-        if self.observer.prober.heard_at(SUBJECT) is not None:
-            self.observer.hear()
-            self.denied, self.reached = False, True
-
-    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 3.0]))
-    def wait(self, seconds: float) -> None:
-        if self.observer.prober.heard_at(SUBJECT) is not None:
-            self.observer.prober.ask(SUBJECT, self.observer.now)
-        self.observer.now += seconds
-        self.observer.prober.count({SUBJECT}, self.observer.now)
-
-    @rule()
-    def ask(self) -> None:
-        self.asked += self.observer.ask()
-
-    @rule(alive=st.booleans(), which=st.integers(0, 99))
-    def tell(self, which: int, *, alive: bool) -> None:
-        if self.asked:
-            self.observer.tell([self.asked[which % len(self.asked)]], alive=alive)
-            self.denied |= not alive
-
-    @rule(helper=st.sampled_from(HELPERS))
-    def vouch_in_time(self, helper: NodeId) -> None:
-        asked = self.observer.ask()
-        self.asked += asked
-        for one in asked:
-            if one.helper == helper:
-                self.observer.tell([one], alive=True)
-                self.vouched_at = self.observer.now
-
-    @rule()
-    def refute(self) -> None:
-        self.seq += 1
-        self.observer.learn(member_of(1, self.seq))
-
-    @rule()
-    def review(self) -> None:
-        before = self.observer.accuses
-        changed = self.observer.review()
-        assert changed == (before != self.observer.accuses) or before
-        now = self.observer.now
-        if self.observer.accuses and not before:
-            assert now - self.vouched_at >= ASK_AGAIN_S, "somebody has just reached it"
-            assert self.reached or self.denied, "nobody has ever said that it is not there"
-            assert self.observer.prober.misses(SUBJECT) >= MISSES_MIN
-            if self.withdrawn_at is not None:
-                assert now - self.withdrawn_at >= REST_FIRST_S, "it was wrong a moment ago"
-        elif before and not self.observer.accuses:
-            self.withdrawn_at = now
-
-    @invariant()
-    def the_version_accused_was_the_one_that_stood(self) -> None:
-        for row in self.observer.suspicion.accusations.values():
-            assert row.subject == SUBJECT
-            assert row.epoch == STARTED
-            assert row.seq <= self.seq
-
-
-TestSuspicions = Suspicions.TestCase

@@ -9,56 +9,38 @@ from hypothesis import strategies as st
 from p2pmesh.gossip.events import Send
 from p2pmesh.gossip.pulls import TIMEOUT_S
 from p2pmesh.gossip.ranges import LEAF, SPLIT
-from p2pmesh.gossip.sync import (
-    FRUITLESS_FIRST_S,
-    FRUITLESS_MAX_S,
-    STALLED_TURNS_MAX,
-    TODO_MAX,
-    WORK_BURST,
-    WORK_PER_WANTED,
-    Sync,
-)
+from p2pmesh.gossip.sync import FRUITLESS_FIRST_S, FRUITLESS_MAX_S, Sync
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
-    RANGES_MAX,
     WANT_MAX,
     Facts,
     Items,
-    Range,
     Ranges,
     Want,
     decode_message,
     encode_message,
 )
-from p2pmesh.wire.records import DIGEST_BYTES
-from tests.gossip.pair import Fact, Pair, add, certificate, fork, members, record, with_facts
+from tests.gossip.pair import (
+    ELSE,
+    OTHER,
+    PEER,
+    Fact,
+    Pair,
+    add,
+    certificate,
+    fork,
+    junk,
+    members,
+    record,
+    triples,
+    with_facts,
+)
 from tests.state.make import MESH, NOW
 
-PEER, OTHER = NodeId(b"p" * 16), NodeId(b"o" * 16)
 CUTOFF = NOW - 5
-ELSE = b"else" * 4  # a fingerprint of something else
-
-
-def triples(owners: int) -> list[Fact]:
-    return [record(o, r) for o in range(owners) for r in (MEMBER, "caps", "models/0")]
-
-
-def junk(number: int) -> bytes:
-    return number.to_bytes(DIGEST_BYTES, "big")
-
-
-def answer_of(lower: bytes, upper: bytes) -> Ranges:
-    """Ranges that differ from anything."""
-    bounds = [lower, *(bytes([16 * step]) for step in range(1, SPLIT)), upper]
-    return Ranges(
-        ranges=tuple(
-            Range(lower=low, upper=up, count=10**6, fingerprint=ELSE)
-            for low, up in pairwise(bounds)
-        )
-    )
 
 
 # When
@@ -285,6 +267,28 @@ def test_a_session_that_is_useful_to_the_other_side_costs_no_patience() -> None:
     assert compare(pair.one.sync, NOW, node=pair.other.node, now=NOW, first=True)
 
 
+def test_who_had_nothing_to_tell_is_known_until_it_has_or_is_gone() -> None:
+    pair = Pair(with_facts(*members(range(9))), with_facts(*members(range(3))))
+    node, sync = pair.other.node, pair.one.sync
+    pair.repair()
+    assert sync.spent == {node}
+    add(pair.other.document, members(range(9, 12)))
+    pair.repair()
+    assert sync.spent == set()
+    pair.repair()
+    assert sync.spent == {node}
+    sync.link_down(node)
+    assert sync.spent == set()
+
+
+def test_a_session_that_was_given_up_says_nothing_of_what_there_is_to_learn() -> None:
+    sync = Sync(with_facts(*members(range(9))))
+    assert sync.begin(PEER, NOW)
+    sync.tick(NOW + TIMEOUT_S)
+    assert not sync.busy
+    assert sync.spent == set()
+
+
 def test_after_a_session_differences_are_counted_anew() -> None:
     pair = Pair(with_facts(*members(range(3))), with_facts(*members(range(9))))
     sync = pair.one.sync
@@ -359,82 +363,3 @@ def test_even_nothing_is_an_answer() -> None:
 
 def test_an_end_of_ranges_is_not_answered() -> None:
     assert Sync(Document(MESH)).ranges(PEER, Ranges(ranges=()), NOW) == []
-
-
-# Peers that mean ill
-
-
-def test_answers_are_bounded_whatever_is_asked() -> None:
-    sync = Sync(with_facts(*triples(1000)))
-    bounds = [number.to_bytes(2, "big") for number in range(0, 64 * RANGES_MAX, 64)]
-    many = Ranges(
-        ranges=tuple(
-            Range(lower=low, upper=up, count=0, fingerprint=ELSE)
-            for low, up in zip(bounds, [*bounds[1:], b""], strict=True)
-        )
-    )
-    sends = sync.ranges(PEER, many, NOW)
-    assert sum(len(encode_message(send.message)) for send in sends) < 4 * CHUNK_BYTES_MAX
-    assert isinstance(sends[-1].message, Ranges)
-    assert len(sends[-1].message.ranges) <= RANGES_MAX
-    (items,) = sync.items(PEER, Items(lower=b"", upper=b"", ids=(), answer=True), NOW)
-    assert len(encode_message(items.message)) < CHUNK_BYTES_MAX
-
-
-def test_overlapping_ranges_are_not_compared() -> None:
-    sync = Sync(with_facts(*triples(100)))
-    one = Range(lower=b"", upper=b"", count=1, fingerprint=ELSE)
-    sends = sync.ranges(PEER, Ranges(ranges=(one,)), NOW)
-    assert len(sends) == 2
-    assert sync.ranges(PEER, Ranges(ranges=(one,) * RANGES_MAX), NOW) == sends
-
-
-def test_a_session_that_leads_nowhere_is_dropped() -> None:
-    sync = Sync(with_facts(*triples(100)))
-    assert sync.begin(PEER, NOW)
-    said, turns = answer_of(junk(0), b""), 0
-    while sends := sync.ranges(PEER, said, NOW):
-        for send in sends:
-            if isinstance(send.message, Items):
-                empty = Items(
-                    lower=send.message.lower, upper=send.message.upper, ids=(), answer=False
-                )
-                sync.items(PEER, empty, NOW)
-        turns += 1
-        assert turns <= STALLED_TURNS_MAX
-    assert sync.begin(OTHER, NOW)
-
-
-def test_a_peer_that_names_what_it_does_not_have_is_dropped() -> None:
-    sync = Sync(Document(MESH))
-    assert sync.begin(PEER, NOW)
-    items = Items(lower=b"", upper=b"", ids=tuple(map(junk, range(2000))), answer=False)
-    sends, asked = sync.items(PEER, items, NOW), 0
-    while sends:
-        asked += 1
-        sends = sync.pulled(PEER, Facts(asked=True), NOW)
-    assert asked == 2000 // 128 + 1
-    assert sync.begin(OTHER, NOW)
-
-
-def test_what_is_kept_in_mind_is_bounded() -> None:
-    sync = Sync(Document(MESH))
-    sync.begin(PEER, NOW)
-    for batch in range(40):
-        ids = tuple(junk(2000 * batch + number) for number in range(2000))
-        sync.items(PEER, Items(lower=b"a", upper=b"b", ids=ids, answer=True), NOW)
-        sync.ranges(PEER, answer_of(junk(batch), b"\xff"), NOW)
-    assert sync._pulls.backlog(PEER) <= 4096
-    assert sync._session is None or len(sync._session.todo) <= TODO_MAX + RANGES_MAX
-
-
-def test_work_for_one_peer_is_bounded() -> None:
-    sync = Sync(with_facts(*members(range(3))))
-    want = Want(ids=tuple(map(junk, range(WANT_MAX))))
-    answered = 0
-    while sync.want(PEER, want, NOW):
-        answered += 1
-        assert answered <= WORK_BURST / WORK_PER_WANTED / WANT_MAX
-    assert sync.ranges(PEER, answer_of(junk(0), b""), NOW) != []  # there are no more ids than three
-    assert sync.want(OTHER, want, NOW)
-    assert sync.want(PEER, want, NOW + 1)

@@ -22,6 +22,7 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
 ANYWHERE = "127.0.0.1:0"
+ANY_PORTS = tuple(f"--{port}={ANYWHERE}" for port in ("api", "console", "peer"))
 
 
 def program() -> list[str]:
@@ -82,9 +83,8 @@ def start(
 ) -> Node:
     """Start a node and wait until it is ready."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the node
-    ports = [f"--{port}={ANYWHERE}" for port in ("api", "console", "peer")]
     process = subprocess.Popen(
-        [*program(), "up", "--json", f"--home={home}", f"--name={name}", *ports, *options],
+        [*program(), "up", "--json", f"--home={home}", f"--name={name}", *ANY_PORTS, *options],
         stdout=subprocess.PIPE,
         stderr=log,
         env=environment(),
@@ -164,6 +164,19 @@ def cli(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def assert_sentence(done: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
+    """One line on standard error, nothing on standard output, and the right exit code."""
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("p2pmesh: ")
+    assert "Traceback" not in line
+    assert "a bug" not in line
+    assert "Errno" not in line
+    for words in says:
+        assert words in line
+    assert done.returncode == code
 
 
 def owners(status: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ from tests.mesh.hostile import (
     throw,
 )
 from tests.mesh.nodes import (
-    ANYWHERE,
+    ANY_PORTS,
     Node,
     assert_gone,
     cli,
@@ -289,11 +289,10 @@ def test_of_two_nodes_with_one_key_one_gives_way(tmp_path: Path, through: str) -
         nodes[1] = start(tmp_path / "node-2", name="node-2")
         assert nodes[1].line["mesh"] == nodes[0].line["mesh"]
         other = nodes[1] if through == "the original" else nodes[0]
-        ports = [f"--{port}={ANYWHERE}" for port in PORTS]
         copy = subprocess.Popen(
             [
-                *program(), "up", "--json", f"--home={tmp_path / 'copy'}", "--name=copy", *ports,
-                f"--join={other.me['peer']}",
+                *program(), "up", "--json", *ANY_PORTS, f"--home={tmp_path / 'copy'}",
+                "--name=copy", f"--join={other.me['peer']}",
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -121,5 +121,10 @@ async def test_thirty_over_tls_join_converge_and_agree_on_three_that_were_killed
         await within(SPREAD_S, "all know the same", lambda: alike(others, ids))
         for one in others:
             assert {one.mesh.health(node) for node in gone} == {Health.DEAD}
-            assert {one.mesh.health(node) for node in ids - gone} == {Health.LIVE}
+        # One answer that comes late makes a node suspect until the next: thirty share a core here.
+        await within(
+            SPREAD_S,
+            "who is there is live for all at once",
+            lambda: all(one.mesh.health(n) is Health.LIVE for one in others for n in ids - gone),
+        )
     log.info("thirty_nodes", joined_s=joined_s, spread_s=spread_s, removed_s=removed_s)

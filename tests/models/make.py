@@ -16,6 +16,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from p2pmesh.errors import ConfigError, MeshError, ModelError
 from p2pmesh.models.gguf import Header, TensorInfo, Value
 from p2pmesh.models.tensors import tensor_bytes
 
@@ -286,3 +287,36 @@ def header_of(
         data_offset=1024,
         size_bytes=1024 + offset,
     )
+
+
+def split(folder: Path, name: str = "big") -> list[Path]:
+    """A small model in several parts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_gguf(folder / f"{name}.gguf", split_tensors=8)
+    return sorted(folder.glob(f"{name}-*.gguf"))
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, type[MeshError], str]]:
+    """Paths of which no model can be opened, each with the error and words that say why."""
+    folder.mkdir(exist_ok=True)
+    good = tiny_gguf(folder / "good.gguf").read_bytes()
+    contents = {
+        "empty": (b"", "is empty"),
+        "zip": (b"PK\x03\x04" * 9, "not a GGUF file"),
+        "cut": (good[: len(good) // 2], "download it again"),
+        "cutheader": (good[:500], "ends inside its header"),
+        "clip": (
+            packed_file([packed_key("general.architecture", 8, packed_string("clip"))]),
+            "projector",
+        ),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    }
+    found: dict[str, tuple[Path, type[MeshError], str]] = {}
+    for name, (content, words) in contents.items():
+        path = folder / f"{name}.gguf"
+        path.write_bytes(content)
+        found[name] = (path, ModelError, words)
+    found["missing"] = (folder / "none.gguf", ConfigError, "no model file")
+    found["under a file"] = (folder / "good.gguf" / "x", ConfigError, "no model file")
+    found["folder"] = (folder, ConfigError, "is a folder")
+    return found

@@ -21,12 +21,12 @@ from p2pmesh.config import Address
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.process import EngineStatus, State
-from p2pmesh.gossip.core import REVIEW
+from p2pmesh.gossip.core import REVIEW, TICK
 from p2pmesh.gossip.events import TimerFired
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.overlay import RINGS
+from p2pmesh.gossip.probe import PROBE_INTERVAL_S
 from p2pmesh.home import Home
-from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import ModelFile, Store
@@ -54,7 +54,7 @@ from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire, make_certificate
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
-from tests.node.meshes import clock
+from tests.node.meshes import clock, peer_of
 from tests.state.make import KEYS, MESH, NODES, NOW, card, digest, member, record
 
 ME = NODES[0]
@@ -115,18 +115,7 @@ class Hearsay:
         return NODES[number]
 
     def link(self, number: int) -> None:
-        self.mesh.link_up(
-            Peer(
-                node=NODES[number],
-                public=KEYS[number].public,
-                instance=1,
-                mesh=MESH,
-                mesh_name="home",
-                purpose="gossip",
-                clock_ahead_s=0,
-                version=1,
-            )
-        )
+        self.mesh.link_up(peer_of(KEYS[number]))
 
     def suspect(self, number: int) -> None:
         """Its link breaks."""
@@ -135,6 +124,13 @@ class Hearsay:
     def pass_on(self) -> None:
         """What the core holds back, as it does for a while with much to say at once, is said."""
         self.mesh._feed(TimerFired(token=REVIEW))
+
+    async def stay_awake(self, seconds: float) -> None:
+        """Time passes with the core's own timer, without which it takes a while for a sleep."""
+        end = clock() + seconds
+        while clock() < end:
+            await trio.sleep(PROBE_INTERVAL_S)
+            self.mesh._feed(TimerFired(token=TICK))
 
     def kill(self, number: int) -> None:
         """Its link breaks, and the mesh agrees that it is gone: everybody else says so."""

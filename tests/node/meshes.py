@@ -16,11 +16,27 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.hello import Peer, Self
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state.bodies import MEMBER
+from p2pmesh.state.bodies import MEMBER, Caps
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from tests.state.make import MESH, NOW, member
 
 DEADLINE_S = 1000.0  # on the tests' own clock: reached only by what would never end
+CAPS_BODY = Caps(budget_bytes=4 << 30, engine="embedded", rpc="").to_wire()
+SPREAD_S = 5.0  # joining, and everybody's links to everybody
+
+
+def peer_of(key: SigningKey, *, clock_ahead_s: int = 0) -> Peer:
+    """What a finished hello tells of a node."""
+    return Peer(
+        node=NodeId(key.id),
+        public=key.public,
+        instance=1,
+        mesh=MESH,
+        mesh_name="home",
+        purpose="gossip",
+        clock_ahead_s=clock_ahead_s,
+        version=1,
+    )
 
 
 def clock() -> float:
@@ -109,3 +125,9 @@ async def until(mesh: Mesh, true: Callable[[], bool]) -> None:
     """Wait for changes of `mesh` until it is as it should be."""
     while not true():
         await mesh.changes.wait(mesh.changes.count)
+
+
+def budget(mesh: Mesh, of: NodeId) -> int | None:
+    """What `mesh` has heard that a node gives to models."""
+    caps = mesh.view.nodes[of].caps
+    return caps.budget_bytes if caps else None

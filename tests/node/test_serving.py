@@ -12,6 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.engine import process as process_module
 from p2pmesh.engine.find import Engine
+from p2pmesh.gossip.core import PAUSE_S
+from p2pmesh.gossip.settling import ALONE_AFTER_S
 from p2pmesh.home import Home
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import Store
@@ -183,6 +185,25 @@ async def test_a_model_wanted_again_while_it_stops_starts_anew(
         await trio.sleep(STEP_S)
         parts.hearsay.pass_on()
         assert parts.hearsay.served() == {ALPHA: ("loading", "starting")}
+
+
+async def test_who_slept_starts_but_stops_nothing_until_it_knows_what_it_missed(
+    autojump_clock: MockClock, parts: Parts
+) -> None:
+    def now() -> tuple[bool, list[str]]:
+        return parts.mesh.catching_up, parts.running()
+
+    parts.hearsay.want(1, wanted(1))
+    async with serving(parts):
+        assert now() == (False, ["model-1"])
+        await trio.sleep(2 * PAUSE_S)  # the machine sleeps: not even timers fire
+        parts.hearsay.want(1)
+        await wait_all_tasks_blocked()
+        assert now() == (True, ["model-1", "model-0"])
+        await parts.hearsay.stay_awake(ALONE_AFTER_S - PAUSE_S)
+        assert now() == (True, ["model-1", "model-0"])
+        await parts.hearsay.stay_awake(2 * PAUSE_S)
+        assert now() == (False, ["model-0"])
 
 
 async def test_a_start_waits_for_the_memory_of_what_stops(

@@ -64,85 +64,85 @@ def snapshot(status: Status) -> dict[str, Any]:
     return arrived
 
 
-async def test_a_node_alone_is_described_completely(parts: Parts) -> None:
+async def alone(parts: Parts) -> dict[str, Any]:
+    """The snapshot of a node that knows nobody else and serves its demo model."""
     status = status_of(parts)
     async with serving(parts):
         parts.engine(0).become("ready", port=81, pid=os.getpid())
         seen = snapshot(status)
-    used_bytes = seen["node"]["memory"].pop("used_bytes")
+    assert set(seen) == {"node", "mesh", "nodes", "models"}
+    return seen
+
+
+async def test_a_node_describes_itself(parts: Parts) -> None:
+    node = (await alone(parts))["node"]
+    used_bytes = node["memory"].pop("used_bytes")
     assert used_bytes > 0
-    assert seen == {
-        "node": {
+    assert node == {
+        "id": show_id(ME),
+        "name": "me",
+        "version": __version__,
+        "pid": os.getpid(),
+        "api": "127.0.0.1:9337",
+        "console": "[::1]:3131",
+        "peer": "0.0.0.0:9338",
+        "home": str(HOME.root),
+        "uptime_s": 0,
+        "memory": {"budget_bytes": 8 * GIB},
+        "engine": {
+            "kind": "embedded",
+            "source": "wheel",
+            "version": "2026.10",
+            "rpc": None,
+            "devices": [],
+        },
+        "warnings": [],
+    }
+
+
+async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
+    seen = await alone(parts)
+    assert seen["mesh"] == {
+        "id": show_id(MESH),
+        "name": "brave-otter",
+        "nodes": 1,
+        "plan": parts.serving.plan.digest.hex(),
+        "agreed": True,
+    }
+    assert seen["nodes"] == [
+        {
             "id": show_id(ME),
             "name": "me",
-            "version": __version__,
-            "pid": os.getpid(),
-            "api": "127.0.0.1:9337",
-            "console": "[::1]:3131",
-            "peer": "0.0.0.0:9338",
-            "home": str(HOME.root),
-            "uptime_s": 0,
-            "memory": {"budget_bytes": 8 * GIB},
-            "engine": {
-                "kind": "embedded",
-                "source": "wheel",
-                "version": "2026.10",
-                "rpc": None,
-                "devices": [],
-            },
-            "warnings": [],
-        },
-        "mesh": {
-            "id": show_id(MESH),
-            "name": "brave-otter",
-            "nodes": 1,
-            "plan": parts.serving.plan.digest.hex(),
-            "agreed": True,
-        },
-        "nodes": [
-            {
-                "id": show_id(ME),
-                "name": "me",
-                "self": True,
-                "state": "live",
-                "address": "memory:0",
-                "version": "0.1.0",
-                "memory_bytes": 8 * GIB,
-                "engine": "embedded 2026.10",
-                "models": [{"id": "model-0", "digest": digest(0), "state": "ready"}],
-                "rtt_ms": None,
-            }
-        ],
-        "models": [
-            {
-                "id": "model-0",
-                "digest": digest(0),
-                "name": "Some Model",
-                "size_bytes": 3000,
-                "architecture": "llama",
-                "modality": "chat",
-                "state": "ready",
-                "replicas": [{"node": show_id(ME), "name": "me", "state": "ready", "detail": ""}],
-                "wanted_by": [],
-                "reason": "1 of 1 copy",
-            },
-            *(
-                {
-                    "id": f"model-{number}",
-                    "digest": digest(number),
-                    "name": "Some Model",
-                    "size_bytes": 3000,
-                    "architecture": "llama",
-                    "modality": "chat",
-                    "state": "not served",
-                    "replicas": [],
-                    "wanted_by": [],
-                    "reason": "nobody wants it",
-                }
-                for number in (1, 2)
-            ),
-        ],
-    }
+            "self": True,
+            "state": "live",
+            "address": "memory:0",
+            "version": "0.1.0",
+            "memory_bytes": 8 * GIB,
+            "engine": "embedded 2026.10",
+            "models": [{"id": "model-0", "digest": digest(0), "state": "ready"}],
+            "rtt_ms": None,
+        }
+    ]
+
+
+async def test_models_are_described_whether_they_are_served_or_not(parts: Parts) -> None:
+    models = (await alone(parts))["models"]
+    idle = {"state": "not served", "replicas": [], "reason": "nobody wants it"}
+    replica = {"node": show_id(ME), "name": "me", "state": "ready", "detail": ""}
+    served = {"state": "ready", "replicas": [replica], "reason": "1 of 1 copy"}
+    assert models == [
+        {
+            "id": f"model-{number}",
+            "digest": digest(number),
+            "name": "Some Model",
+            "size_bytes": 3000,
+            "architecture": "llama",
+            "modality": "chat",
+            "wanted_by": [],
+            **(idle if number else served),
+        }
+        for number in range(3)
+    ]
 
 
 async def test_devices_and_warnings_are_shown(parts: Parts) -> None:

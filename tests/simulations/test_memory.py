@@ -46,15 +46,23 @@ def test_equal_parts_of_documents_are_one() -> None:
     assert share(hold({"caps": record(2)})) is not one
 
 
+def test_what_stands_beside_a_record_is_worked_out_once() -> None:
+    shared, before = Memory().shared, hold({"caps": record()})
+    after = shared.grown(before, record(2))
+    assert after == before.with_record(record(2))
+    assert shared.grown(hold({"caps": record()}), record(2)) is after
+    assert shared.grown(after, record(3)) is not after
+
+
 def test_each_set_of_members_has_one_overlay() -> None:
     overlay = Memory().shared.overlay
     some = frozenset((NodeId(bytes([n]) * 16), True) for n in range(3))
-    first = overlay(some)
+    first = overlay(some, None)
     assert isinstance(first, Overlay)
-    assert overlay(frozenset(some)) is first
+    assert overlay(frozenset(some), None) is first
     for number in range(memory.OVERLAYS):
-        overlay(frozenset({(NodeId(number.to_bytes(16, "big")), True)}))
-    assert overlay(some) is not first
+        overlay(frozenset({(NodeId(number.to_bytes(16, "big")), True)}), None)
+    assert overlay(some, None) is not first
 
 
 def test_too_many_answers_are_forgotten() -> None:

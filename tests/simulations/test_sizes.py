@@ -6,59 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.identity.keys import NodeId
-from p2pmesh.wire.messages import (
-    RECENT_MAX,
-    Answer,
-    Ask,
-    Facts,
-    Items,
-    Message,
-    Own,
-    Probe,
-    Range,
-    Ranges,
-    Told,
-    Want,
-    encode_message,
-)
+from p2pmesh.wire.messages import Message, Own, Want, encode_message
 from simulations import sizes
 from simulations.schedule import ViolationError
 from simulations.sizes import Scale, check_codec, size_of
+from tests.wire.anything import NUMBERS, PAIRS, many, messages
 
-NUMBERS = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
-IDS = st.binary(min_size=16, max_size=16)
-BOUND = st.binary(max_size=16)
-PIECES = st.lists(st.one_of(st.binary(max_size=300), st.just(bytes(70_000))), max_size=20).map(
-    tuple
-)
-SIGN = {
-    "token": NUMBERS,
-    "at_ms": NUMBERS,
-    "cutoff": NUMBERS,
-    "fingerprint": IDS,
-    "plan": IDS,
-    "keep": st.booleans(),
-    "recent": st.lists(IDS, max_size=RECENT_MAX).map(tuple),
-}
-RANGE = st.builds(Range, lower=BOUND, upper=BOUND, count=NUMBERS, fingerprint=IDS)
-MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Probe, **SIGN),
-    st.builds(Answer, **SIGN),
-    st.builds(Facts, records=PIECES, certificates=PIECES, forks=PIECES, asked=st.booleans()),
-    st.builds(Ranges, ranges=st.lists(RANGE, max_size=20).map(tuple)),
-    st.builds(
-        Items,
-        lower=BOUND,
-        upper=BOUND,
-        ids=st.lists(IDS, max_size=40).map(tuple),
-        answer=st.booleans(),
-    ),
-    st.builds(Want, ids=st.lists(IDS, max_size=40).map(tuple)),
-    st.builds(Ask, subject=IDS.map(NodeId), token=NUMBERS),
-    st.builds(Told, subject=IDS.map(NodeId), token=NUMBERS, alive=st.booleans()),
-    st.just(Own()),
-)
+PIECES = many(st.one_of(st.binary(max_size=300), st.just(bytes(70_000))), 20)
+MESSAGES = messages(numbers=st.integers(0, 300) | NUMBERS, pieces=PIECES, bounds=PAIRS)
 
 
 @given(MESSAGES)

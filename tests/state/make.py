@@ -26,6 +26,11 @@ NOW = 1_800_000_000
 
 
 def record(owner: int = 0, register: str = "caps", **changes: Any) -> Record:
+    """A record of one of `NODES`, by its number."""
+    return sealed(KEYS[owner], register, **changes)
+
+
+def sealed(key: SigningKey, register: str, **changes: Any) -> Record:
     arguments: dict[str, Any] = {
         "mesh": MESH,
         "register": register,
@@ -36,7 +41,7 @@ def record(owner: int = 0, register: str = "caps", **changes: Any) -> Record:
         "ttl_s": 240,
         "body": {"value": 1},
     }
-    return seal(KEYS[owner], **{**arguments, **changes})
+    return seal(key, **{**arguments, **changes})
 
 
 def certificate(

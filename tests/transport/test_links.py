@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +17,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import links as module
 from p2pmesh.transport.barred import BAR_FIRST_S
 from p2pmesh.transport.base import SEND_TIMEOUT_S
-from p2pmesh.transport.links import MESSAGES_RATE_PER_S, Links, is_bulk
+from p2pmesh.transport.links import CORE_SHARE, MESSAGES_RATE_PER_S, Links, is_bulk
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.transport.outbox import MESSAGES_MAX
 from p2pmesh.wire.messages import (
@@ -347,6 +349,23 @@ async def test_who_talks_without_end_is_listened_to_at_a_pace(
         assert len(b.told) == pytest.approx(100 + MESSAGES_RATE_PER_S, abs=5)
         await trio.sleep(3)
         assert len(b.told) == 1 + 100 + 3 * MESSAGES_RATE_PER_S, "late, and none is lost"
+
+
+async def test_who_gives_much_work_is_listened_to_all_the_slower(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MESSAGES_BURST", 1)
+    work_s = itertools.count(0.0, 0.01)  # of a processor, for each message
+    monkeypatch.setattr(time, "thread_time", lambda: next(work_s))
+    async with running(anna, bert) as (a, b):
+        a.links.dial(b.id, [b.address])
+        await trio.sleep(1)
+        for number in range(100):
+            a.links.send(b.id, word(number))
+        await trio.sleep(5)
+        assert len(b.told) == pytest.approx(5 * CORE_SHARE / 0.01, abs=3)
+        await trio.sleep(10)
+        assert len(b.told) == 1 + 100, "late, and none is lost"
 
 
 async def test_sending_while_a_link_ends_is_harmless(autojump_clock: MockClock) -> None:

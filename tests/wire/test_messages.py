@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.errors import PeerError
-from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import CERTIFICATE_BYTES_MAX, FORK_BYTES_MAX
 from p2pmesh.wire.messages import (
@@ -20,15 +19,12 @@ from p2pmesh.wire.messages import (
     RECORDS_BYTES_MAX,
     WANT_MAX,
     Answer,
-    Ask,
     Facts,
     Items,
     Message,
-    Own,
     Probe,
     Range,
     Ranges,
-    Told,
     Unknown,
     Want,
     decode_message,
@@ -36,55 +32,10 @@ from p2pmesh.wire.messages import (
     in_chunks,
 )
 from p2pmesh.wire.records import RECORD_BYTES_MAX
+from tests.wire import anything
 
 ID = bytes(range(16))
-numbers = st.integers(0, 2**64 - 1)
-ids = st.binary(min_size=16, max_size=16)
-nodes = ids.map(NodeId)
-bounds = (
-    st.lists(st.binary(max_size=16), min_size=2, max_size=2, unique=True)
-    .map(sorted)
-    .flatmap(lambda pair: st.sampled_from([(pair[0], pair[1]), (pair[1], b"")]))
-)
-
-
-def many(of: st.SearchStrategy[Any], at_most: int = 5) -> st.SearchStrategy[tuple[Any, ...]]:
-    return st.lists(of, max_size=at_most).map(tuple)
-
-
-def signs(kind: type[Probe | Answer]) -> st.SearchStrategy[Message]:
-    return st.builds(
-        kind,
-        token=numbers,
-        at_ms=numbers,
-        cutoff=numbers,
-        fingerprint=ids,
-        plan=ids,
-        keep=st.booleans(),
-        recent=many(ids, RECENT_MAX),
-    )
-
-
-def a_range(bound: tuple[bytes, bytes], count: int, fingerprint: bytes) -> Range:
-    return Range(lower=bound[0], upper=bound[1], count=count, fingerprint=fingerprint)
-
-
-def some_items(bound: tuple[bytes, bytes], held: tuple[bytes, ...], *, answer: bool) -> Items:
-    return Items(lower=bound[0], upper=bound[1], ids=held, answer=answer)
-
-
-facts = many(st.binary(max_size=64))
-messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Facts, records=facts, certificates=facts, forks=facts, asked=st.booleans()),
-    signs(Probe),
-    signs(Answer),
-    st.builds(Ask, subject=nodes, token=numbers),
-    st.builds(Told, subject=nodes, token=numbers, alive=st.booleans()),
-    st.builds(Ranges, ranges=many(st.builds(a_range, bounds, numbers, ids))),
-    st.builds(some_items, bounds, many(ids), answer=st.booleans()),
-    st.builds(Want, ids=many(ids)),
-    st.just(Own()),
-)
+messages = anything.messages()
 
 
 @given(messages)
