@@ -90,8 +90,8 @@ class Safety:
                 self._compare(node, node.core.document)
 
     def check_plans(self, nodes: list[Node]) -> None:
-        """Equal facts make equal plans."""
-        for node in nodes:
+        """Equal facts make equal plans, of each in a small mesh and of some in a larger one."""
+        for node in nodes[:: 1 if self._all else self._every]:
             if node.core is None:
                 continue
             document = node.core.document

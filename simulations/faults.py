@@ -12,7 +12,7 @@ from functools import partial
 from random import Random
 
 from p2pmesh.config import Address
-from simulations.hosts import Conditions, Cut
+from simulations.hosts import Conditions, Cut, End
 from simulations.node import Disk, Node
 from simulations.schedule import branch
 from simulations.world import World, start_if_off
@@ -52,6 +52,12 @@ class Stage:
                 node.disk = Disk()
             start_if_off(node)
 
+    def make_room(self, node: Node) -> None:
+        """Its disk can be written again; what ended for want of that is started again."""
+        node.disk_full = False
+        if node.gave_up:
+            start_if_off(node)
+
     def take_down(self, node: Node, how: str, *, returns: bool) -> None:
         """End a node the hard way: `kill` its process, or cut its `power`."""
         if how == "power":
@@ -74,24 +80,39 @@ class Stage:
                 node.resume()
             if node.lag_s:
                 node.slow_down(0.0)
+            self.make_room(node)
             if node.core is not None and not node.links.ends:
                 # Two who both moved while apart know no address; on their own network they do.
                 self.world.roam(node, 0)
-                seeds = [self.world.at(seed) for seed in node.seeds]
-                if not node.core.book and not any(one and one.listening for one in seeds):
-                    # Whom it was to join moved or died before they met: its user asks anew.
-                    node.kill()
-                    node.seeds = self.invitation()
-                    node.start()
+        for node in self.world.nodes:
+            if node.core is not None and self._is_stranded(node):
+                # All whom it ever met moved or died before others heard of it: its user asks anew.
+                node.kill()
+                node.seeds = self.invitation()
+                node.start()
+
+    def _is_stranded(self, node: Node) -> bool:
+        """Whether neither a node knows where any other is, nor any other where it is."""
+        assert node.core is not None
+        known = {*node.seeds, *(each for where in node.core.book.values() for each in where)}
+        return not any(
+            one.address in known or node.id in one.core.book
+            for one in self.world.nodes
+            if one.core is not None and one is not node
+        )
 
     def invitation(self) -> tuple[Address, ...]:
         """The addresses of two that answer, as `choose_mesh` asks for."""
         answering = [node.address for node in self.world.honest if node.awake]
         return tuple(self.rng.sample(answering, min(2, len(answering))))
 
-    def cut(self, some: frozenset[int], *, one_way: bool) -> list[Cut]:
+    def cut_off(self, some: frozenset[int], *, one_way: bool) -> list[Cut]:
         """Cut these hosts off from all others: nothing of theirs gets out, or nothing in either."""
         others = frozenset(node.number for node in self.world.nodes) - some
+        return self.cut(some, others, one_way=one_way)
+
+    def cut(self, some: frozenset[int], others: frozenset[int], *, one_way: bool) -> list[Cut]:
+        """Let nothing through from these hosts to those, or nothing back either."""
         cuts = [Cut(some, others)] if one_way else [Cut(some, others), Cut(others, some)]
         self.world.network.cuts += cuts
         self.world.disturbed()
@@ -108,7 +129,7 @@ class Stage:
 
 
 def knob(stage: Stage, *, name: str, value: float, for_s: float | None = None) -> None:
-    """Turn one of `Conditions`: loss, jitter_s, drop or duplicate."""
+    """Turn one of `Conditions`."""
     conditions = stage.world.network.conditions
     setattr(conditions, name, value)
     stage.later(for_s, partial(setattr, conditions, name, 0.0))
@@ -121,7 +142,7 @@ def partition(
     everybody = stage.world.nodes
     size = max(1, min(round(share * len(everybody)), len(everybody) - 1))
     some = frozenset(node.number for node in stage.rng.sample(everybody, size))
-    stage.later(for_s, partial(stage.mend, stage.cut(some, one_way=one_way)))
+    stage.later(for_s, partial(stage.mend, stage.cut_off(some, one_way=one_way)))
 
 
 def flip_flop(stage: Stage, *, share: float = 0.2, period_s: float = 20.0, times: int = 3) -> None:
@@ -134,8 +155,32 @@ def flip_flop(stage: Stage, *, share: float = 0.2, period_s: float = 20.0, times
 
 def _flip(stage: Stage, some: frozenset[int], period_s: float, times: int) -> None:
     if times and not stage.over:
-        stage.later(period_s, partial(stage.mend, stage.cut(some, one_way=True)))
+        stage.later(period_s, partial(stage.mend, stage.cut_off(some, one_way=True)))
         stage.later(2 * period_s, partial(_flip, stage, some, period_s, times - 1))
+
+
+def clog(stage: Stage, *, count: int = 1, for_s: float) -> None:
+    """Nothing gets from one node to another that it is linked with, nor back; TCP tries again."""
+    for node, end in _some_links(stage, count):
+        near, far = frozenset([node.number]), frozenset([end.far.host.number])
+        stage.later(for_s, partial(stage.mend, stage.cut(near, far, one_way=False)))
+
+
+def lose(stage: Stage, *, count: int = 1) -> None:
+    """A router forgets single connections: they fall silent for good, and others can be made."""
+    for _, end in _some_links(stage, count):
+        stage.world.network.lose(end)
+
+
+def reset(stage: Stage, *, count: int = 1) -> None:
+    """Something on the way ends single connections."""
+    for _, end in _some_links(stage, count):
+        stage.world.network.reset(end)
+
+
+def _some_links(stage: Stage, count: int) -> list[tuple[Node, End]]:
+    linked = [node for node in stage.pick(count) if node.links.ends]
+    return [(node, stage.rng.choice(list(node.links.ends.values()))) for node in linked]
 
 
 # --- machines -------------------------------------------------------------------------------------
@@ -198,6 +243,13 @@ def slow(stage: Stage, *, count: int = 1, lag_s: float, for_s: float | None = No
         stage.later(for_s, partial(node.slow_down, 0.0))
 
 
+def disk_full(stage: Stage, *, count: int = 1, for_s: float) -> None:
+    """Nothing can be written: a node that has to write, to start too, gives up until it can."""
+    for node in stage.pick(count):
+        node.disk_full = True
+        stage.later(for_s, partial(stage.make_room, node))
+
+
 def clock(stage: Stage, *, count: int = 1, seconds: float, restart: bool = False) -> None:
     """Set clocks so far ahead of the true time, or behind it; 60 s apart is what meshes take.
 
@@ -240,12 +292,16 @@ FAULTS: Mapping[str, Callable[..., None]] = {
         knob,
         partition,
         flip_flop,
+        clog,
+        lose,
+        reset,
         crash,
         restart_all,
         join,
         freeze,
         suspend,
         slow,
+        disk_full,
         clock,
         roam,
         twin,

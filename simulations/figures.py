@@ -108,6 +108,8 @@ class Removals:
             return
         for number in self._waiting.keys() - went_down.keys():
             del self._waiting[number]
+        for waiting in self._waiting.values():
+            waiting.difference_update(went_down)  # with its process went what it counted on
         counting = [n for n in self._world.honest if n.awake and n.core is not None]
         for number in sorted(went_down.keys() - self._waiting.keys()):
             owner = self._world.nodes[number].id

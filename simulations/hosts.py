@@ -59,17 +59,19 @@ class Conditions:
         jitter_s: Delay of each message, at most; messages of different links overtake each other.
         drop: Share of messages that are never seen again, on a connection that stays. Not TCP.
         duplicate: Share of messages that come twice. Not TCP.
+        bytes_per_s: What the uplink of each host takes; 0: any number.
     """
 
     loss: float = 0.0
     jitter_s: float = 0.0
     drop: float = 0.0
     duplicate: float = 0.0
+    bytes_per_s: float = 0.0
 
     @property
     def calm(self) -> bool:
         """Whether nothing happens to packets."""
-        return not (self.loss or self.jitter_s or self.drop or self.duplicate)
+        return self == Conditions()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +89,8 @@ class End:
         outgoing: This side dialled.
         instance: Of the process on this side.
         open: False once this side closed it, lost it, or was told of its end.
+        since: When this side took it as its link.
+        lost: Nothing gets through any more, either way, as when a router forgot the connection.
         queue: What the far side has not taken yet, with when it is due and its size; None ends
             the connection.
         waiting_since: When the head of the queue was first held up.
@@ -98,6 +102,7 @@ class End:
         "host",
         "instance",
         "last_due",
+        "lost",
         "one_way_s",
         "open",
         "outgoing",
@@ -105,6 +110,7 @@ class End:
         "queue",
         "queued_bytes",
         "retransmit_s",
+        "since",
         "waiting_since",
     )
     far: End
@@ -112,10 +118,10 @@ class End:
     def __init__(self, host: Host, one_way_s: float, *, outgoing: bool) -> None:
         self.host, self.one_way_s, self.outgoing = host, one_way_s, outgoing
         self.instance = host.instance
-        self.open, self.closing, self.parked = True, False, False
+        self.open, self.closing, self.parked, self.lost = True, False, False, False
         self.queue: deque[tuple[float, int, Payload | None]] = deque()
         self.queued_bytes = 0
-        self.last_due = 0.0
+        self.last_due = self.since = 0.0
         self.retransmit_s = RETRANSMIT_FIRST_S
         self.waiting_since: float | None = None
 

@@ -45,6 +45,11 @@ class Justice:
         self._removed: dict[tuple[int, NodeId], tuple[int, int]] = {}
         self._rows: dict[int, frozenset[tuple[NodeId, int, int]]] = {}
 
+    @property
+    def certificates(self) -> int:
+        """How many there were, right or wrong."""
+        return len(self._judged)
+
     def handled(self, step: Handled) -> None:
         """See `Watcher`.
 

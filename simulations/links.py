@@ -1,7 +1,7 @@
 """The links of one simulated node, by the rules of `p2pmesh.transport.links`.
 
-At most one link per peer: of two the one that the smaller id dialled, of a restarted peer the newer
-at once. A message for nobody is dropped, an attempt that is under way is not made twice, and who
+At most one link per peer: of two that cross the one that the smaller id dialled, otherwise the
+newer. A message for nobody is dropped, an attempt that is under way is not made twice, and who
 sends what does not decode is cut off and stays away for a while.
 """
 
@@ -16,6 +16,7 @@ from p2pmesh.errors import PeerError
 from p2pmesh.gossip.events import DialFailed, Event, LinkDown, LinkUp, Received
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.barred import Barred
+from p2pmesh.transport.links import CROSSING_S
 from p2pmesh.wire.messages import decode_message
 from simulations.dialect import NEWER, in_newer_words
 from simulations.hosts import End, Failure, Host, Payload
@@ -160,11 +161,13 @@ class Links:
                 self._network.close(end)
                 return
             self._network.close(older)
+        end.since = self._schedule.now
         self.ends[peer] = end
         self._owner.tell(LinkUp(node=peer, version=end.version))
 
     def _replaces(self, newer: End, older: End) -> bool:
-        if newer.far.instance != older.far.instance:
+        aged = self._schedule.now - older.since >= CROSSING_S
+        if aged or newer.far.instance != older.far.instance:
             return True
         mine = self._owner.id < newer.far.host.id
         return newer.outgoing == mine or older.outgoing != mine

@@ -3,7 +3,8 @@
 A connection delivers in order. A packet that is lost comes later: the first retransmission after
 200 ms, the next after twice that, and what was sent behind it waits. Nothing else happens to what
 is sent but by the knobs in `Conditions`, of which true drops and duplicates are things that TCP
-never does. Two hosts are always as far from each other: it follows from the seed and the pair.
+never does; and single connections may break (`reset`) or fall silent for good (`lose`). Two hosts
+are always as far from each other: it follows from the seed and the pair.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Network:
         self._random = branch(seed, "network")
         self._scale = Scale(branch(seed, "codec"))
         self._parked: dict[int, list[End]] = {}
+        self._uplink_free_at: dict[int, float] = {}
 
     def one_way_s(self, a: int, b: int) -> float:
         """Latency between two hosts, the same both ways."""
@@ -139,6 +141,16 @@ class Network:
         end.open = False
         end.drop_all()
 
+    def lose(self, end: End) -> None:
+        """Nothing gets through this connection any more, and nobody is told."""
+        end.lost = end.far.lost = True
+
+    def reset(self, end: End) -> None:
+        """Something on the way ends this connection, for both sides at once."""
+        for side in (end, end.far):
+            side.drop_all()
+            self._schedule.after(0, _end, side)
+
     def wake(self, number: int) -> None:
         """The process of host `number` runs again: it is given what its kernel kept."""
         for end in self._parked.pop(number, []):
@@ -149,6 +161,8 @@ class Network:
         delay_s = self._delay_s(end.one_way_s)
         if self.conditions.jitter_s:
             delay_s += self._random.uniform(0, self.conditions.jitter_s)
+        if self.conditions.bytes_per_s:
+            delay_s += self._uplink_s(end.host.number, size_bytes + OVERHEAD_BYTES)
         due = self._schedule.now + delay_s + HANDLING_S
         due = max(due, end.last_due)
         end.last_due = due
@@ -156,6 +170,13 @@ class Network:
         end.queued_bytes += size_bytes
         if len(end.queue) == 1:
             self._schedule.after(due - self._schedule.now, self._pump, end)
+
+    def _uplink_s(self, number: int, size_bytes: int) -> float:
+        """Until so much has left a host, behind all that it sent before."""
+        now = self._schedule.now
+        begun = max(now, self._uplink_free_at.get(number, now))
+        self._uplink_free_at[number] = begun + size_bytes / self.conditions.bytes_per_s
+        return self._uplink_free_at[number] - now
 
     def _delay_s(self, one_way_s: float) -> float:
         delay_s, again_s, loss = one_way_s, RETRANSMIT_FIRST_S, self.conditions.loss
@@ -169,7 +190,7 @@ class Network:
         far = end.far
         if end.parked or not end.queue:
             return
-        if not self.passes(end.host, far.host):
+        if end.lost or not self.passes(end.host, far.host):
             self._retransmit(end)
             return
         end.retransmit_s, end.waiting_since = RETRANSMIT_FIRST_S, None

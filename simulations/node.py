@@ -110,6 +110,8 @@ class Node(Machine):
         self.id = NodeId(key.id)
         self.hostile = False  # it may also say what its core does not: see `attacks`
         self.dialable = True
+        self.disk_full = False
+        self.gave_up = False  # its process ended because nothing could be written
         self.versions: tuple[int, ...] = (1,)
         self.seeds: tuple[Address, ...] = ()
         self.bodies: dict[str, dict[str, Any]] = {}  # what it publishes when it starts
@@ -130,6 +132,9 @@ class Node(Machine):
     def start(self) -> None:
         """Start the process."""
         assert self.core is None, "it is running"
+        self.gave_up = self.disk_full
+        if self.gave_up:
+            return  # as `p2pmesh.node.keystore.next_epoch` has it
         self.boot(self._random.getrandbits(63))
         # As `p2pmesh.node.keystore.next_epoch` does.
         epoch = max(self.disk.epoch + 1, int(self.clock()))
@@ -160,18 +165,17 @@ class Node(Machine):
         self._around.gone(self)
 
     def move(self, address: Address) -> None:
-        """Another network, another address: old connections are cut without a word."""
+        """Another network, another address: old connections fall silent, and nobody is told."""
         self.touch()
         self.address = address
-        for end in list(self.links.ends.values()):
-            self._around.network.vanish(end)
-            self._around.schedule.after(0, self.ended, end)
+        for end in self.links.ends.values():
+            self._around.network.lose(end)
         if self.core is not None:
             self._publish_member()
 
     def save_book(self) -> None:
         """Write the address book to disk."""
-        if self.core is not None:
+        if self.core is not None and not self.disk_full:
             self.disk = replace(self.disk, book=dict(self.core.book))
 
     def _publish_member(self) -> None:
@@ -216,6 +220,9 @@ class Node(Machine):
                 self.links.dial(node, addresses)
             case Disconnect(node=node):
                 self.links.close(node)
+            case PersistEpoch() if self.disk_full:
+                self.gave_up = True
+                self._around.schedule.after(0, self._give_way, self.instance)
             case PersistEpoch(epoch=epoch):
                 self.disk = replace(self.disk, epoch=epoch)
             case TwinFound():

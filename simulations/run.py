@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seconds is not None:
         named += f" --seconds {options.seconds:g}"
     report = summary(named, [one.result for one in timed], strict=options.strict)
-    machine = cost(timed, elapsed_s)
+    machine = cost(timed, elapsed_s, scenario.idle_s)
     if options.json:
         print(json.dumps({**report, "machine": machine}, indent=1))
     else:
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{machine['elapsed_s']} s on {options.jobs} cores at most; on one of them "
             f"{machine['speed']} simulated seconds per second, {machine['peak_mb']} MB at most"
         )
+        if "idle_speed" in machine:
+            print(f"{machine['idle_speed']} simulated seconds per second while nothing happens")
     return 1 if report["failures"] else 0
 
 
@@ -72,10 +74,18 @@ class Timed:
     peak_bytes: int
 
 
-def cost(timed: Sequence[Timed], elapsed_s: float) -> dict[str, float]:
-    """What depends on the machine: speed, in simulated seconds per second of a core, and memory."""
+def cost(timed: Sequence[Timed], elapsed_s: float, idle_s: float = 0.0) -> dict[str, float]:
+    """What depends on the machine: speed, in simulated seconds per second of a core, and memory.
+
+    Args:
+        timed: All runs.
+        elapsed_s: What they took together.
+        idle_s: How long each was left in peace at its end.
+    """
     cpu_s = sum(one.cpu_s for one in timed)
-    return {
+    idle_cpu_s = sum(one.result.idle_cpu_s for one in timed)
+    idle = {"idle_speed": round(idle_s * len(timed) / idle_cpu_s, 1)} if idle_cpu_s else {}
+    return idle | {
         "elapsed_s": round(elapsed_s, 1),
         "speed": round(sum(one.result.simulated_s for one in timed) / cpu_s, 1),
         "peak_mb": round(max(one.peak_bytes for one in timed) / 1e6),

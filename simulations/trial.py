@@ -6,6 +6,7 @@ The result is the same, byte for byte, whenever and wherever it is made.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Result:
         tail: What happened last, for a run that failed.
         steps: Events handled.
         trace: Digest of everything that every node was told and answered.
+        idle_cpu_s: What the quiet time at the end took this machine, of one core.
     """
 
     scenario: str
@@ -53,6 +55,7 @@ class Result:
     steps: int
     simulated_s: float
     trace: str
+    idle_cpu_s: float = field(default=0.0, compare=False)
 
 
 def play(scenario: Scenario, seed: int, nodes: int | None = None) -> Result:
@@ -88,6 +91,7 @@ def play(scenario: Scenario, seed: int, nodes: int | None = None) -> Result:
         steps=run.trace.steps,
         simulated_s=round(run.world.schedule.now, 3),
         trace=run.trace.digest(),
+        idle_cpu_s=run.idle_cpu_s,
     )
 
 
@@ -104,6 +108,7 @@ class _Run:
         self.world.readers += [self.spread, self.removals, self.justice]
         self.shortfalls: list[str] = []
         self.behind: list[str] = []
+        self.idle_cpu_s = 0.0
         self._rng = branch(seed, "scenario")
         self._figures: dict[str, float] = {}
         self._faults_end = False
@@ -138,8 +143,9 @@ class _Run:
         self._settle_up()
         self.safety.check_plans([node for node in world.honest if node.awake])
         if scenario.idle_s:
-            idle = Idle(world)
+            idle, begun_s = Idle(world), time.process_time()
             world.run(scenario.idle_s)
+            self.idle_cpu_s = time.process_time() - begun_s
             mean, largest = idle.kb_per_s()
             self._figures |= {"idle_kb_per_s": mean, "idle_max_kb_per_s": largest}
 
@@ -186,6 +192,7 @@ class _Run:
         traffic = list(self.world.network.traffic.values())
         figures |= {
             "false_removals": len(self.justice.wronged),
+            "certificates": self.justice.certificates,
             "queue_max": max(one.queue_max for one in traffic),
             "queue_max_kb": max(one.queue_bytes_max for one in traffic) / 1000,
             "overflows": sum(one.overflows for one in traffic),

@@ -22,6 +22,10 @@ from p2pmesh.wire.records import TTL_S_MAX, Record, seal
 LEASE_REFRESH_S = 60
 REFRESHES_PER_S = 5  # of all members together: the price of leases is the same at any size
 LEASE_TTL_FACTOR = 4
+LEASE_SHARE = 0.75  # of a short one, written when the mesh looked small, that may pass before that
+# Nodes that started together shall not go on refreshing together: the first time each comes by up
+# to so much of the interval early, later by a little.
+EARLY_FIRST, EARLY_LATER = 0.75, 0.1
 LOOK_EVERY_S = 0.5  # for what is to be refreshed; what has a new value does not wait
 WANTS_TTL_S = 7 * 86400
 WANTS_REFRESH_S = 86400
@@ -144,10 +148,15 @@ class Author:
         record = self._document.get(self._me, register)
         if record is None:
             return True
-        # A lease may have been written when the mesh looked small, and ends accordingly soon.
-        lease_s = min(refresh_s, record.ttl_s / LEASE_TTL_FACTOR)
+        # All that start together write leases for a small mesh: they wait as long as they can, as
+        # the refreshes of a large one would come within a minute.
+        lease_s = (1 - self._early(record)) * min(refresh_s, LEASE_SHARE * record.ttl_s)
         every_s = {MEMBER: lease_s, WANTS: WANTS_REFRESH_S}.get(register, TTL_S_MAX // 2)
         return mesh_now - record.issued_at >= every_s
+
+    def _early(self, lease: Record) -> float:
+        most = EARLY_FIRST if lease.issued_at < self._started_at + LEASE_REFRESH_S else EARLY_LATER
+        return most * lease.digest[0] / 256
 
     def _write(self, register: str, mesh_now: float, lease_ttl_s: int) -> Record:
         self._seq += 1

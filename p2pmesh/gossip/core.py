@@ -215,7 +215,6 @@ class Core:
             if self.watch.is_mine_to_probe(node, now):
                 out += self._probe(node, now)
         out += [Disconnect(node=n, reason="not needed") for n in self._dialling.unwanted(now)]
-        out += [Disconnect(node=n, reason="silent") for n in self.prober.mute(now)]
         self._timeout_due = now + PROBE_TIMEOUT_S
         out.append(SetTimer(after_s=PROBE_TIMEOUT_S, token=TIMEOUT))
         return [*out, *(self._misses(now) if late_s <= LAG_S else []), *self._review(now)]
@@ -238,10 +237,15 @@ class Core:
 
     def _misses(self, now: float) -> list[Out]:
         """Count missing answers; ask around about, and accuse, whom this node observes."""
-        self.healths.touch(self.prober.count(self._near.wanted, now))
+        missed = self.prober.count(self._near.wanted, now)
+        self.healths.touch(missed)
+        out: list[Out] = [Disconnect(node=n, reason="silent") for n in self.prober.mute(now)]
+        # A connection may be dead where both its ends are well: a new one tells.
+        doubted = [n for n in sorted(missed) if n in self.links and self.prober.doubts(n)]
+        out += [dial for node in doubted if (dial := self._dialling.try_once(node))]
         if not self.settling.done:
-            return []
-        return [*self.watch.ask_around(now), *self._accuse(now)]
+            return out
+        return [*out, *self.watch.ask_around(now), *self._accuse(now)]
 
     def _accuse(self, now: float) -> list[Out]:
         if not self.settling.done or not self.watch.accuse(self.document.removed, now):
@@ -336,16 +340,19 @@ class Core:
         subject = ask.subject
         if subject == self.me or not self.watch.errands.accept(node, ask, now):
             return []
-        until = SetTimer(after_s=ERRAND_S, token=ERRAND)
-        if subject in self.links:
-            return [*self._probe(subject, now), until]
-        dial = self._dialling.try_once(subject)
-        return [dial, until] if dial else [*self.watch.errands.found(subject, alive=False)]
+        ways: list[Out] = self._probe(subject, now) if subject in self.links else []
+        if not self.prober.answering(subject) and (dial := self._dialling.try_once(subject)):
+            ways.append(dial)
+        if subject not in self.links and not ways:
+            return [*self.watch.errands.found(subject, alive=False)]
+        return [*ways, SetTimer(after_s=ERRAND_S, token=ERRAND)]
 
     def _facts(self, node: NodeId, facts: Facts, now: float) -> list[Out]:
         self._intake.learning = not self.settling.done
         asked = self._sync.asked(node) if facts.asked else frozenset[bytes]()
         taken = self._intake.take(node, facts, now, self.clock.now(now), asked)
+        if taken.nothing and not facts.asked:
+            return []  # most of what is flooded comes several times
         out = [*taken.out, *self._follow(taken, now)]
         for record in taken.own:
             out += self.author.outranked(record, self.clock.now(now))

@@ -2,7 +2,8 @@
 
 Wanted is a link to every neighbour on the overlay. Of two nodes the one with the smaller id dials
 at once and the other a little later, so that they rarely meet half-way. Beside that one absent
-member is dialled each second in turn, whatever is known of it: a partition of any length heals.
+member is dialled each second, whatever is known of it: all in turn and, every other time, one of
+those that went last. So a partition of any length heals, and soon although many are gone for good.
 A link stays while either end wants it, and a while longer.
 """
 
@@ -25,6 +26,7 @@ STABLE_S = 2.0  # a link that broke sooner counts as an attempt that failed
 UNDER_WAY_S = 10.0  # after that an attempt that was not reported back is taken for lost
 UNWANTED_S = 30.0  # a link that neither end wants stays that long: views may still differ
 ABSENT_INTERVAL_S = 1.0
+GONE_LAST = 8
 
 
 @dataclass(slots=True)
@@ -48,7 +50,8 @@ class Dialling:
         self._attempts: dict[NodeId | None, _Attempts] = {}
         self._kept_at: dict[NodeId, float] = {}
         self._absent_at = 0.0
-        self._last_absent: NodeId | None = None
+        self._turns: dict[bool, NodeId] = {}  # who was dialled last: of all, of those gone last
+        self._of_last = False
 
     # --- links ------------------------------------------------------------------------------------
 
@@ -126,9 +129,11 @@ class Dialling:
         absent = [node for node in self._roster.absent() if node not in links]
         if not absent:
             return None
-        last = self._last_absent
-        later = (node for node in absent if last is None or node > last)
-        node = self._last_absent = next(later, absent[0])
+        self._of_last = not self._of_last
+        among = sorted(absent[-GONE_LAST:] if self._of_last else absent)
+        last = self._turns.get(self._of_last)
+        later = (node for node in among if last is None or node > last)
+        node = self._turns[self._of_last] = next(later, among[0])
         return self.try_once(node)
 
     def _is_due(self, node: NodeId | None, now: float, *, first_after_s: float) -> bool:

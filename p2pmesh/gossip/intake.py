@@ -65,6 +65,11 @@ class Taken:
     asked: AbstractSet[bytes] = field(default=frozenset(), compare=False)
 
     @property
+    def nothing(self) -> bool:
+        """Nothing of it was news, and nobody is to hear of it."""
+        return not (self.ids or self.own or self.doubted or self.out)
+
+    @property
     def news(self) -> Facts:
         """What is to be passed on; certificates are not: everybody makes them."""
         return Facts(records=tuple(self.records), forks=tuple(self.forks))

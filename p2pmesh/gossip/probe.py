@@ -22,6 +22,9 @@ SILENCE_S = 1.75  # nothing from a node that should be probing this one
 # A kernel sends again ever more rarely, so a link that was cut for long stays mute as long again;
 # a new one is there as soon as packets pass.
 MUTE_S = 5.0
+# If none says anything it is this machine that came to another network, or lost it: its links are
+# dead, and there is time to come back by new ones before the others agree that it is gone.
+ALL_MUTE_S = 2.25
 RTT_SMOOTHING = 0.25  # weight of the newest sample
 DUE_SLACK_S = 1e-6  # of a timer that fires as asked, in floats
 
@@ -37,6 +40,10 @@ class _Watched:
     asked: int | None = None  # token of the probe that is under way
     asked_at: float = 0.0
     rtt_s: float | None = None
+
+    def silent_s(self, now: float) -> float:
+        """Since when nothing came."""
+        return now - (self.heard_at or 0.0)
 
 
 class Prober:
@@ -55,6 +62,10 @@ class Prober:
         """How many misses make `node` suspect."""
         watched = self._nodes.get(node)
         return watched.enough if watched else MISSES_MIN
+
+    def doubts(self, node: NodeId) -> bool:
+        """Whether one more miss makes `node` suspect."""
+        return self.misses(node) >= self.enough(node) - 1
 
     def heard_at(self, node: NodeId) -> float | None:
         """When anything last came from `node`; None: never."""
@@ -99,19 +110,19 @@ class Prober:
     def quiet(self, node: NodeId, now: float) -> bool:
         """Whether a linked node has said nothing for longer than probes of its own take."""
         watched = self._nodes.get(node)
-        return watched is not None and now - (watched.heard_at or 0.0) > SILENCE_S
+        return watched is not None and watched.silent_s(now) > SILENCE_S
 
     def mute(self, now: float) -> list[NodeId]:
-        """Linked nodes that were asked, and have been silent for so long that the link is to blame.
+        """Linked nodes that have been silent for so long that the link is to blame.
 
         Args:
             now: In seconds.
         """
-        return sorted(
-            node
-            for node, watched in self._nodes.items()
-            if watched.linked and watched.misses and now - (watched.heard_at or 0.0) >= MUTE_S
-        )
+        linked = [(node, watched) for node, watched in self._nodes.items() if watched.linked]
+        asked = [(node, watched) for node, watched in linked if watched.misses]
+        if asked and all(watched.silent_s(now) >= ALL_MUTE_S for _, watched in linked):
+            return sorted(node for node, _ in linked)
+        return sorted(node for node, watched in asked if watched.silent_s(now) >= MUTE_S)
 
     def ask(self, node: NodeId, now: float) -> int | None:
         """The token of a probe to send now; None while one is under way."""

@@ -71,7 +71,7 @@ class Roster:
 
     def refresh(self, owners: Iterable[NodeId]) -> None:
         """Read the records of these owners again."""
-        for owner in owners:
+        for owner in sorted(owners):  # the book is kept in this order
             before = self.known.get(owner)
             record = self.document.get(owner, MEMBER)
             after = self._shared.member(record) if record and record.body else None
@@ -97,9 +97,9 @@ class Roster:
         return known.addresses if known else self._absent.get(node, ())
 
     def absent(self) -> list[NodeId]:
-        """Who was here once, did not say goodbye and is not live; sorted."""
+        """Who was here once, did not say goodbye and is not live; who went last comes last."""
         removed = [n for n in self.document.removed if n in self.known and not self.known[n].left]
-        return sorted({*self._absent, *removed} - {self.me})
+        return [node for node in (*self._absent, *sorted(removed)) if node != self.me]
 
     def dialable(self, node: NodeId) -> bool:
         """Whether `node` listens anywhere, as far as is known."""

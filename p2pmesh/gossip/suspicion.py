@@ -113,7 +113,7 @@ class Suspicion:
         """
         questions: list[Question] = []
         for subject in sorted(subjects):
-            if self._prober.misses(subject) < self._prober.enough(subject) - 1:
+            if not self._prober.doubts(subject):
                 continue
             suspect, known = self._suspects.get(subject), self._roster.known.get(subject)
             epoch = known.epoch if known is not None else 0

@@ -38,6 +38,7 @@ ENCODED_KEPT = 4  # messages; what goes over several links is sent over all of t
 MESSAGES_RATE_PER_S = 500.0
 CORE_SHARE = 0.1  # of a core: what a peer's messages may take for long
 MESSAGES_BURST = 8192
+CROSSING_S = 10.0  # two ends that dial each other at once are done with both dials by then
 ADDRESS_STAGGER_S = 0.25  # between two addresses of one node (RFC 8305 advises the same)
 
 log = structlog.get_logger(__name__)
@@ -209,9 +210,14 @@ class Links:
                 self._events.link_down(peer.node)
 
     def _replaces(self, newer: _Link, older: _Link) -> bool:
-        """Both ends keep the link that the smaller id dialled, so that exactly one remains."""
-        if newer.peer.instance != older.peer.instance:
-            return True  # the peer restarted; the old link cannot be alive
+        """Both ends keep the link that the smaller id dialled, so that exactly one remains.
+
+        That is for two that cross. Nobody dials whom it is linked with: a peer that does so later
+        has restarted, or lost its end of the older link on its way to another network.
+        """
+        aged = trio.current_time() - older.since >= CROSSING_S
+        if aged or newer.peer.instance != older.peer.instance:
+            return True
         mine = self._me < newer.peer.node
         return newer.outgoing == mine or older.outgoing != mine
 
@@ -263,6 +269,7 @@ class _Link:
         self._outbox = Outbox()
         self._scope = trio.CancelScope()
         self._paid_until = -math.inf
+        self.since = trio.current_time()
         self.reason = "closed"
         self._fault = ""
         self.gone = trio.Event()

@@ -48,6 +48,7 @@ class Net:
         self.epochs: dict[int, int] = {}  # on each disk
         self.asleep: set[int] = set()  # stopped: what comes waits
         self.cut: set[frozenset[int]] = set()  # pairs that cannot reach each other
+        self.lost: set[frozenset[int]] = set()  # pairs whose connection swallows all; new ones work
         self._lives: dict[int, int] = {}
         self._links: set[frozenset[int]] = set()
         self._heap: list[tuple[float, int, int, int, Event]] = []
@@ -125,7 +126,7 @@ class Net:
             match out:
                 case Send(node=node, message=message):
                     other = NODES.index(node)
-                    if frozenset({number, other}) in self._links:
+                    if frozenset({number, other}) in self._links - self.lost:
                         message = decode_message(encode_message(message))
                         event = Received(node=NODES[number], message=message)
                         self._at(other, event, LATENCY_S)
@@ -146,7 +147,7 @@ class Net:
     def _dial(self, number: int, node: NodeId | None, where: Address) -> None:
         other = int(where.host.rsplit(".", 1)[1])
         link = frozenset({number, other})
-        if other == number or link in self._links:
+        if other == number or link in self._links - self.lost:
             return
         if link in self.cut or other in self.asleep:
             self._at(number, DialFailed(node=node, nobody_there=False), DIAL_TIMEOUT_S)
@@ -154,12 +155,14 @@ class Net:
             self._at(number, DialFailed(node=node, nobody_there=True), LATENCY_S)
         else:
             self._links.add(link)
+            self.lost.discard(link)
             for one, peer in ((number, other), (other, number)):
                 self._at(one, LinkUp(node=NODES[peer], version=1), LATENCY_S)
 
     def _break(self, link: frozenset[int]) -> None:
         if link in self._links:
             self._links.remove(link)
+            self.lost.discard(link)
             for number in sorted(link):
                 (other,) = link - {number}
                 self._at(number, LinkDown(node=NODES[other]), LATENCY_S)

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from p2pmesh.gossip.author import (
+    EARLY_FIRST,
+    EARLY_LATER,
     KEPT_FOR_FIRST,
     LEASE_REFRESH_S,
+    LEASE_SHARE,
     LEASE_TTL_FACTOR,
     OWNER_BURST,
     OWNER_RATE_PER_S,
@@ -32,10 +35,10 @@ INSTANCE = 50
 SMALL = 3  # a mesh in which leases are refreshed as often as they ever are
 
 
-def author(*, writing: bool = True, lease: bool = True) -> tuple[Author, Document]:
+def author(number: int = 0, *, writing: bool = True, lease: bool = True) -> tuple[Author, Document]:
     """An author that has said that it is here, unless it is not yet writing."""
     document = Document(MESH)
-    one = Author(KEYS[0], MESH, INSTANCE, NOW, document)
+    one = Author(KEYS[number], MESH, INSTANCE, NOW, document)
     one.start(NOW)
     one.writing = writing
     if lease:
@@ -72,10 +75,12 @@ def test_a_lease_of_a_small_mesh_is_renewed_in_time_when_the_mesh_turns_out_larg
     one, document = author()
     lease = document.get(ME, MEMBER)
     assert lease is not None
-    (renewed,) = one.due(NOW + LEASE_REFRESH_S, 10_000)
+    most_s = LEASE_SHARE * lease.ttl_s
+    assert one.due(NOW + (1 - EARLY_FIRST) * most_s - 1, 10_000) == []
+    (renewed,) = one.due(NOW + most_s, 10_000)
     assert renewed.register == MEMBER
     assert renewed.expires_at > lease.expires_at + LEASE_REFRESH_S
-    assert one.due(NOW + 3 * LEASE_REFRESH_S, 10_000) == []
+    assert one.due(NOW + most_s + 3 * LEASE_REFRESH_S, 10_000) == []
 
 
 def test_what_it_said_itself_before_its_lease_ran_out_outranks_nobody() -> None:
@@ -171,9 +176,23 @@ def test_the_lease_is_refreshed_and_costs_the_same_in_any_mesh(
     one.publish(MEMBER, BODY)
     (first,) = one.due(NOW, members)
     assert first.ttl_s == LEASE_TTL_FACTOR * refresh_s
-    assert one.due(NOW + refresh_s - 1, members) == []
+    assert one.due(NOW + (1 - EARLY_FIRST) * refresh_s - 1, members) == []
     (again,) = one.due(NOW + refresh_s, members)
     assert again.version > first.version
+    assert one.due(NOW + (2 - EARLY_LATER) * refresh_s - 1, members) == []
+    assert registers(one.due(NOW + 2 * refresh_s, members)) == [MEMBER]
+
+
+def test_those_who_start_together_do_not_refresh_together() -> None:
+    moments = set[float]()
+    for number in range(8):
+        one, _ = author(number, lease=False)
+        one.publish(MEMBER, BODY)
+        one.due(NOW, SMALL)
+        seconds = range(LEASE_REFRESH_S + 1)
+        moments.add(next(second for second in seconds if one.due(NOW + second, SMALL)))
+    assert len(moments) > 4
+    assert min(moments) >= (1 - EARLY_FIRST) * LEASE_REFRESH_S
 
 
 def test_wants_last_a_week_and_are_refreshed_daily() -> None:

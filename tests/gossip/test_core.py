@@ -85,7 +85,7 @@ def test_the_halves_of_a_mesh_find_each_other_again_after_any_time() -> None:
     assert NODES[2] not in net.cores[0].document
     net.tell(3, Publish(register=CAPS, body=VALUE))
     net.part()
-    net.run(10)
+    net.run(10.5)
     assert net.agree()
     assert all(len(core.linked) == 3 for core in net.cores.values())
 
@@ -148,6 +148,16 @@ def test_a_link_that_breaks_alone_removes_nobody() -> None:
     net.part({0}, {3})
     net.run(60)
     assert all(net.removed(by) == set() for by in range(4))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_connections_that_die_alone_make_nobody_accuse(size: int) -> None:
+    net = settled(size)
+    last = size - 1
+    net.lost = {frozenset({number, last}) for number in range(last)}
+    net.run(10)
+    assert all(core.document.get(core.me, ACCUSED) is None for core in net.cores.values())
+    assert net.lost == set()
 
 
 def test_half_of_the_nodes_gone_at_once_are_removed_by_the_rest() -> None:
@@ -229,6 +239,17 @@ def test_asked_about_a_neighbour_it_asks_it_and_tells() -> None:
     net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[2], token=77)))
     net.told[0].clear()
     net.run(0.7)
+    told = [out.message for out in net.told[0] if isinstance(out, Send)]
+    assert Told(subject=NODES[2], token=77, alive=True) in told
+
+
+def test_asked_about_a_neighbour_that_misses_answers_it_tries_a_new_connection() -> None:
+    net = settled(3)
+    net.lost = {frozenset({0, 2})}
+    net.run(2)
+    net.told[0].clear()
+    net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[2], token=77)))
+    net.run(5 * LATENCY_S)
     told = [out.message for out in net.told[0] if isinstance(out, Send)]
     assert Told(subject=NODES[2], token=77, alive=True) in told
 

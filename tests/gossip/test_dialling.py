@@ -11,6 +11,7 @@ from p2pmesh.gossip.dialling import (
     ABSENT_INTERVAL_S,
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
+    GONE_LAST,
     POLITENESS_S,
     SEED_BACKOFF_MAX_S,
     STABLE_S,
@@ -167,10 +168,18 @@ def dialled(one: Dialling, at: float, links: frozenset[NodeId] = NOBODY) -> list
 
 def test_one_of_the_absent_is_dialled_each_second_in_turn() -> None:
     one, nodes = absent(3)
-    turns = [dialled(one, NOW + 0.25 * quarter) for quarter in range(4 * 7)]
+    turns = [dialled(one, NOW + 0.25 * quarter) for quarter in range(4 * 8)]
     seconds = [list(chain(*turns[at : at + 4])) for at in range(0, len(turns), 4)]
-    assert seconds == [[node] for node in [*nodes, *nodes, nodes[0]]]
+    twice = [node for node in nodes for _ in range(2)]
+    assert seconds == [[node] for node in [*twice, nodes[0], nodes[0]]]
     assert ABSENT_INTERVAL_S == 1.0
+
+
+def test_those_who_went_last_are_looked_for_first_and_yet_nobody_is_forgotten() -> None:
+    one, nodes = absent(100)
+    turns = [node for second in range(200) for node in dialled(one, NOW + second)]
+    assert set(turns[: 2 * GONE_LAST]) >= set(nodes[-GONE_LAST:])
+    assert set(turns) == set(nodes)
 
 
 def test_who_is_linked_or_came_back_is_not_absent() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.gossip.probe import (
+    ALL_MUTE_S,
     CALM_S,
     MISSES_MAX,
     MISSES_MIN,
@@ -189,6 +190,7 @@ def test_quiet_is_who_should_have_probed_by_now() -> None:
 
 def test_a_link_on_which_nothing_comes_for_long_is_mute() -> None:
     prober = linked()
+    prober.link_up(BEN, MUTE_S - PROBE_TIMEOUT_S)  # this machine itself hears something
     prober.ask(ANNA, MUTE_S - PROBE_TIMEOUT_S)
     assert prober.mute(MUTE_S) == [], "the answer may still come"
     miss(prober, MUTE_S)
@@ -198,6 +200,27 @@ def test_a_link_on_which_nothing_comes_for_long_is_mute() -> None:
     assert prober.mute(2 * MUTE_S) == []
     prober.link_down(ANNA, 2 * MUTE_S)
     assert prober.mute(3 * MUTE_S) == [], "there is no link"
+
+
+def test_one_miss_before_a_suspicion_there_is_doubt() -> None:
+    prober = linked()
+    for misses in range(1, MISSES_MIN):
+        assert not prober.doubts(ANNA)
+        miss(prober, float(misses))
+    assert prober.doubts(ANNA)
+    prober.heard(ANNA, 10.0)
+    assert not prober.doubts(ANNA)
+
+
+def test_when_nobody_says_anything_all_links_are_dead() -> None:
+    prober = linked()
+    prober.link_up(BEN, 0.5)
+    assert prober.mute(0.5 + ALL_MUTE_S) == [], "nobody was asked"
+    miss(prober, ALL_MUTE_S)
+    assert prober.mute(0.4 + ALL_MUTE_S) == []
+    assert prober.mute(0.5 + ALL_MUTE_S) == [ANNA, BEN]
+    prober.heard(BEN, 0.5 + ALL_MUTE_S)
+    assert prober.mute(0.5 + ALL_MUTE_S) == []
 
 
 def test_own_absence_is_nobodys_fault() -> None:

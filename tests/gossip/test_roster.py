@@ -74,6 +74,13 @@ def test_who_has_no_address_cannot_be_dialled() -> None:
     assert (BEN, True) in view.roster.population
 
 
+def test_the_book_is_in_one_order_whatever_the_hashes() -> None:
+    roster = mesh_of(6).roster
+    roster.known.clear()
+    roster.refresh(frozenset(NODES[:6]))
+    assert list(roster.book) == sorted(NODES[1:6])
+
+
 def test_a_refreshed_lease_makes_no_new_population() -> None:
     view = mesh_of(3)
     before = view.roster.population

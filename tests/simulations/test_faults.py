@@ -5,12 +5,16 @@ import pytest
 from simulations.faults import (
     FAULTS,
     clock,
+    clog,
     crash,
+    disk_full,
     flip_flop,
     freeze,
     join,
     knob,
+    lose,
     partition,
+    reset,
     restart_all,
     roam,
     slow,
@@ -26,12 +30,16 @@ def test_every_fault_has_its_name() -> None:
         "knob",
         "partition",
         "flip_flop",
+        "clog",
+        "lose",
+        "reset",
         "crash",
         "restart_all",
         "join",
         "freeze",
         "suspend",
         "slow",
+        "disk_full",
         "clock",
         "roam",
         "twin",
@@ -53,7 +61,7 @@ def test_a_crash_may_end_with_another_disk() -> None:
     (down,) = stage.world.down
     stage.world.run(1)
     assert not down.powered
-    stage.world.run(20)
+    stage.world.run(20.5)
     assert down.core is not None
     assert down.disk.epoch > before[down.number]
     assert list(unsettled(stage.world)) == []
@@ -91,6 +99,35 @@ def test_flip_flops_come_and_go_until_all_is_healed() -> None:
     assert stage.world.network.cuts == []
 
 
+def test_single_connections_clog_fall_silent_or_break() -> None:
+    stage = staged()
+    before = {id(end) for node in stage.world.nodes for end in node.links.ends.values()}
+    clog(stage, count=3, for_s=0.5)
+    assert len(stage.world.network.cuts) == 6
+    stage.world.run(0.5)
+    assert stage.world.network.cuts == []
+    lose(stage, count=3)
+    reset(stage, count=3)
+    stage.world.run(13)
+    after = {id(end) for node in stage.world.nodes for end in node.links.ends.values()}
+    assert not after >= before
+    assert list(unsettled(stage.world)) == []
+
+
+def test_who_has_to_write_to_a_full_disk_gives_up_until_there_is_room() -> None:
+    stage = staged()
+    disk_full(stage, count=3, for_s=20)
+    full = [node for node in stage.world.nodes if node.disk_full]
+    crash(stage, count=4, for_s=2, disk="lost")
+    stage.world.run(5)
+    down = [node for node in full if node.core is None]
+    assert down
+    assert all(node.gave_up for node in down)
+    stage.world.run(30.5)
+    assert all(node.core is not None for node in stage.world.nodes)
+    assert list(unsettled(stage.world)) == []
+
+
 def test_machines_stand_still_and_go_on() -> None:
     stage = staged()
     freeze(stage, for_s=2)
@@ -108,7 +145,7 @@ def test_a_new_clock_counts_from_a_new_start() -> None:
     stage.world.run(1)
     (node,) = (one for one in stage.world.nodes if one.offset_s)
     assert node.clock() < stage.world.nodes[node.number - 1].clock() - 19
-    stage.world.run(20)
+    stage.world.run(20.5)
     assert list(unsettled(stage.world)) == []
 
 
@@ -125,6 +162,24 @@ def test_healing_undoes_everything_but_deaths() -> None:
     assert stage.world.network.cuts == []
     assert len(stage.world.honest) == 5
     assert all(node.awake and not node.lag_s for node in stage.world.honest)
+
+
+def test_who_has_met_only_nodes_that_are_gone_is_invited_anew() -> None:
+    stage = staged()
+    first, second = stage.world.nodes[:2]
+    first.kill()
+    second.kill()
+    stage.world.run(10)
+    join(stage)
+    newcomer = stage.world.nodes[-1]
+    newcomer.kill()
+    newcomer.seeds = (first.address, second.address)
+    newcomer.start()
+    stage.world.run(5)
+    assert list(unsettled(stage.world))
+    stage.heal()
+    stage.world.run(10)
+    assert list(unsettled(stage.world)) == []
 
 
 def test_newcomers_and_those_who_move_and_come_back_are_found() -> None:

@@ -63,6 +63,21 @@ def test_who_comes_back_is_not_waited_for() -> None:
     assert (removals.pending, removals.latencies_s) == (0, [])
 
 
+def test_who_went_down_meanwhile_counts_on_nobody() -> None:
+    world = settled()
+    removals = Removals(world)
+    world.readers.append(removals)
+    world.nodes[3].cut_power()
+    world.nodes[2].kill()
+    world.nodes[2].start()
+    world.nodes[2].kill()
+    world.run(1)
+    world.nodes[2].start()
+    assert removals.pending == 1
+    world.run(6)
+    assert removals.pending == 0
+
+
 def test_settling_ends_once() -> None:
     world = settled()
     world.nodes[3].cut_power()

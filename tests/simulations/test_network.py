@@ -200,6 +200,46 @@ def test_who_lost_power_answers_nothing_until_its_kernel_is_back() -> None:
     assert pair.a.over == 1
 
 
+def test_a_lost_connection_is_silent_and_another_can_be_made() -> None:
+    pair = Pair()
+    end = pair.connect()
+    pair.network.lose(end)
+    pair.network.send(end, b"anybody?")
+    pair.network.send(end.far, b"anybody?")
+    pair.run(60)
+    assert (pair.a.heard, pair.b.heard, pair.a.over, pair.b.over) == ([], [], 0, 0)
+    again = pair.connect()
+    pair.network.send(again, b"here I am")
+    pair.run(1)
+    assert pair.heard == [b"here I am"]
+
+
+def test_a_reset_ends_a_connection_for_both() -> None:
+    pair = Pair()
+    end = pair.connect()
+    pair.network.send(end, b"never seen")
+    pair.network.reset(end)
+    pair.run(1)
+    assert (pair.heard, pair.a.over, pair.b.over) == ([], 1, 1)
+    assert (end.open, end.far.open) == (False, False)
+
+
+def test_an_uplink_takes_its_time_for_each_byte() -> None:
+    pair = Pair()
+    end = pair.connect()
+    pair.network.conditions.bytes_per_s = 1000
+    for _ in range(3):
+        pair.network.send(end, bytes(900))
+    sent_at = pair.schedule.now
+    pair.run(10)
+    took = [at - sent_at - end.one_way_s - HANDLING_S for at, _ in pair.b.heard]
+    assert took == [pytest.approx(seconds) for seconds in (1, 2, 3)]
+    pair.network.conditions.bytes_per_s = 0
+    pair.network.send(end, bytes(900))
+    pair.run(end.one_way_s + 2 * HANDLING_S)
+    assert len(pair.b.heard) == 4
+
+
 @pytest.mark.parametrize(("size", "count"), [(1, MESSAGES_MAX), (BYTES_MAX // 4, 4)])
 def test_a_full_queue_ends_the_connection(size: int, count: int) -> None:
     pair = Pair()

@@ -122,6 +122,6 @@ def test_of_two_with_one_key_one_gives_way() -> None:
     world = settled()
     twin(Stage(world))
     assert len(world.honest) == 4
-    world.run(45)
+    world.run(45.5)
     assert len(world.honest) == 3
     assert list(unsettled(world)) == []

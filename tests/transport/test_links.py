@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -12,13 +10,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.config import Address
-from p2pmesh.identity.hello import Peer, Self
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import links as module
 from p2pmesh.transport.barred import BAR_FIRST_S
 from p2pmesh.transport.base import SEND_TIMEOUT_S
-from p2pmesh.transport.links import CORE_SHARE, MESSAGES_RATE_PER_S, Links, is_bulk
-from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
+from p2pmesh.transport.links import CORE_SHARE, MESSAGES_RATE_PER_S, is_bulk
+from p2pmesh.transport.memory import MemoryNetwork
 from p2pmesh.transport.outbox import MESSAGES_MAX
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
@@ -30,68 +27,15 @@ from p2pmesh.wire.messages import (
     Own,
     Probe,
     Ranges,
-    Told,
     Unknown,
     Want,
     encode_message,
 )
 from tests.transport.networks import someone
+from tests.transport.stories import BERT, SOMEBODY, Story, anna, bert, running, word
 
-ANNA, BERT = sorted((someone(1), someone(2)), key=lambda me: me.key.id)
-SOMEBODY = NodeId(b"s" * 16)
 NEWS = [Facts(records=(b"news %d" % number,)) for number in range(3)]
 CHUNK = Facts(records=(bytes(CHUNK_BYTES_MAX // 2),) * 2, asked=True)
-
-
-def word(number: int) -> Message:
-    """One of many messages that can be told apart."""
-    return Told(subject=SOMEBODY, token=number, alive=True)
-
-
-class Story:
-    """Links of one node, and what they told it."""
-
-    def __init__(self, me: Self, network: MemoryNetwork, port: int) -> None:
-        self.id = NodeId(me.key.id)
-        self.address = Address("memory", port)
-        transport = MemoryTransport(lambda: me, network, self.address)
-        self.links = Links(transport, self.id, self)
-        self.told: list[tuple[object, ...]] = []
-
-    def link_up(self, peer: Peer) -> None:
-        self.told.append(("up", peer.node))
-
-    def link_down(self, node: NodeId) -> None:
-        self.told.append(("down", node))
-
-    def message_received(self, node: NodeId, message: Message) -> None:
-        self.told.append(("message", node, message))
-
-    def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
-        self.told.append(("failed", node, nobody_there))
-
-    async def on_stream(self, peer: Peer, stream: trio.abc.Stream) -> None:
-        raise AssertionError("no streams here")
-
-
-@asynccontextmanager
-async def running(*makers: Callable[[MemoryNetwork], Story]) -> AsyncIterator[list[Story]]:
-    network = MemoryNetwork()
-    stories = [make(network) for make in makers]
-    async with trio.open_nursery() as nursery:
-        for story in stories:
-            await nursery.start(story.links.run, story.on_stream)
-        with trio.fail_after(60):
-            yield stories
-        nursery.cancel_scope.cancel()
-
-
-def anna(network: MemoryNetwork) -> Story:
-    return Story(ANNA, network, 1)
-
-
-def bert(network: MemoryNetwork) -> Story:
-    return Story(BERT, network, 2)
 
 
 async def test_messages_reach_the_other_node(autojump_clock: MockClock) -> None:
@@ -104,37 +48,6 @@ async def test_messages_reach_the_other_node(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         assert b.told == [("up", a.id), ("message", a.id, word(1)), ("message", a.id, word(2))]
         assert a.told == [("up", b.id), ("message", b.id, CHUNK)]
-
-
-async def test_two_that_dial_each_other_keep_one_link(autojump_clock: MockClock) -> None:
-    async with running(anna, bert) as (a, b):
-        a.links.dial(b.id, [b.address])
-        b.links.dial(a.id, [a.address])
-        await wait_all_tasks_blocked()
-        assert a.links.linked == {b.id}
-        assert b.links.linked == {a.id}
-        assert ("down", b.id) not in a.told
-        assert a.links._links[b.id].outgoing
-        assert not b.links._links[a.id].outgoing
-        a.links.send(b.id, word(1))
-        await wait_all_tasks_blocked()
-        assert b.told[-1] == ("message", a.id, word(1))
-
-
-async def test_a_restarted_peer_replaces_its_old_link(autojump_clock: MockClock) -> None:
-    async with running(anna, bert) as (a, b):
-        b.links.dial(a.id, [a.address])
-        await wait_all_tasks_blocked()
-        reborn = Self(key=BERT.key, instance=2, mesh=BERT.mesh)
-        async with trio.open_nursery() as nursery:
-            network = MemoryNetwork()
-            network.listening = a.links._transport._network.listening  # type: ignore[attr-defined]
-            again = Story(reborn, network, 3)
-            await nursery.start(again.links.run, again.on_stream)
-            again.links.dial(a.id, [a.address])
-            await wait_all_tasks_blocked()
-            assert a.links._links[b.id].peer.instance == 2
-            nursery.cancel_scope.cancel()
 
 
 async def test_who_is_not_there_is_reported_at_once(autojump_clock: MockClock) -> None:
