@@ -11,7 +11,7 @@ import pytest
 
 from tests.repository import ROOT, Source, ignored, python_sources, text_files
 
-MODULE_LINES_MAX = 400
+MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
 LINE_COLUMNS_MAX = 100
 
@@ -186,7 +186,7 @@ def test_the_top_level_is_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("rule", "good", "bad"),
     [
-        (long_module, "\n" * 400, "\n" * 401),
+        (long_module, "\n" * 500, "\n" * 501),
         (
             long_function,
             'def f():\n    """' + "\n" * 99 + '"""\n' + "    pass\n" * 59,

@@ -1,19 +1,57 @@
-"""What a hostile or broken program does to a port, and how a node's answers are checked."""
+"""What hostile or broken programs and members do, and how a node's answers are checked."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import http.client
 import json
 import random
+import secrets
 import socket
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
+import trio
 
+from p2pmesh.config import Address, parse_address
+from p2pmesh.errors import MeshError
+from p2pmesh.gossip.membership import Gossip
+from p2pmesh.identity.hello import Peer, Self
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, parse_id
+from p2pmesh.models import gguf
+from p2pmesh.models.cards import Card, ModelDigest, card_of
+from p2pmesh.models.store import EMBEDDED
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.state.bodies import (
+    CAPS,
+    MEMBER,
+    SERVES,
+    Caps,
+    Held,
+    Member,
+    Served,
+    held_pages,
+    held_register,
+    serves_to_wire,
+)
+from p2pmesh.transport.base import Channel
+from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.wire.messages import Facts, encode_message
+from p2pmesh.wire.records import seal
 from tests.mesh.nodes import Node
 
 QUESTION = "What is the capital of France?"
@@ -138,7 +176,7 @@ def answers(*nodes: Node) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Footprint:
     """What a node's process holds."""
 
     descriptors: int
@@ -146,8 +184,234 @@ class Held:
     resident_bytes: int
 
 
-def held(node: Node) -> Held:
+def held(node: Node) -> Footprint:
     """What the node itself, without its engines, holds now."""
     process = psutil.Process(node.process.pid)
     with process.oneshot():
-        return Held(process.num_fds(), process.num_threads(), process.memory_info().rss)
+        return Footprint(process.num_fds(), process.num_threads(), process.memory_info().rss)
+
+
+# --- members that mean ill ----------------------------------------------------------------------
+
+Attack = Callable[[Channel], Awaitable[None]]
+Handler = Callable[[trio.abc.Stream], Awaitable[None]]
+
+
+def signed(
+    key: SigningKey,
+    mesh: MeshId | None,
+    register: str,
+    body: Mapping[str, object],
+    *,
+    ttl_s: int = 240,
+) -> bytes:
+    """A valid record, issued now."""
+    assert mesh is not None
+    now = int(time.time())
+    return seal(
+        key,
+        mesh=mesh,
+        register=register,
+        epoch=now,
+        seq=1,
+        instance=1,
+        issued_at=now,
+        ttl_s=ttl_s,
+        body=dict(body),
+    ).raw
+
+
+def member(name: str, *addresses: Address) -> dict[str, Any]:
+    """The body of an honest `member` record."""
+    return Member(name=name, addresses=addresses, version="0.1.0").to_wire()
+
+
+async def identity_in(node: Node, key: SigningKey | None = None) -> Self:
+    """Somebody whom the mesh of `node` takes for a member."""
+    me = Self(key=key or SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
+    peer = await TlsTransport(lambda: me, []).introduce(parse_address(node.me["peer"]))
+    return replace(me, mesh=peer.mesh, mesh_name=peer.mesh_name)
+
+
+@dataclass
+class Attacker:
+    """A node with a key of its own that was let into the mesh and speaks raw bytes on its links."""
+
+    me: Self
+    target: Address
+    new_each_time: bool = False
+    links: int = 0
+    refused: int = 0
+
+    @classmethod
+    async def on(cls, node: Node) -> Attacker:
+        """One that has `node` for its target."""
+        return cls(await identity_in(node), parse_address(node.me["peer"]))
+
+    async def run(self, attack: Attack, seconds: float) -> None:
+        """Attack over one link after the other: whenever one is closed, the next is dialled."""
+        transport = TlsTransport(lambda: self.me, [])
+        with trio.move_on_after(seconds):
+            while True:
+                if self.new_each_time:
+                    self.me = replace(self.me, key=SigningKey(secrets.token_bytes(32)))
+                try:
+                    async with transport.dial(self.target, expected=None) as channel:
+                        self.links += 1
+                        if not self.new_each_time:
+                            mine = self.record(MEMBER, member("attacker"))
+                            await channel.send(encode_message(Facts(records=(mine,))))
+                        await attack(channel)
+                except* MeshError:
+                    self.refused += 1
+
+    def record(self, register: str, body: Mapping[str, object], *, ttl_s: int = 240) -> bytes:
+        """A valid record of its own."""
+        return signed(self.me.key, self.me.mesh, register, body, ttl_s=ttl_s)
+
+
+async def never_answer(stream: trio.abc.Stream) -> None:
+    """Take a request, say nothing, keep the stream open."""
+    while await stream.receive_some(65536):
+        pass
+
+
+async def hang_up(stream: trio.abc.Stream) -> None:
+    """Close a stream as soon as it is opened."""
+    await stream.aclose()
+
+
+class Liar:
+    """A member that takes part in the gossip as it should and publishes whatever it likes.
+
+    Args:
+        me: Who it is.
+        target: Whom it joins.
+        registers: The bodies that it signs, besides its `member` record.
+        name: What it calls itself.
+        addresses: Where it says that it listens; None: where it does.
+        on_stream: How it answers forwarded requests.
+
+    Attributes:
+        streams: How many streams were opened to it.
+    """
+
+    def __init__(
+        self,
+        me: Self,
+        target: Address,
+        registers: Mapping[str, Mapping[str, Any]],
+        *,
+        name: str = "liar",
+        addresses: Sequence[Address] | None = None,
+        on_stream: Handler = hang_up,
+    ) -> None:
+        self._me, self._target, self._name = me, target, name
+        self._registers = registers
+        self._addresses = addresses
+        self._on_stream = on_stream
+        self.streams = 0
+
+    @property
+    def id(self) -> NodeId:
+        """Its id."""
+        return NodeId(self._me.key.id)
+
+    def publish(self, register: str, body: Mapping[str, Any] | None) -> None:
+        """Sign another body while it runs; None withdraws the register."""
+        self._mesh.publish(register, body)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled; started once the mesh has its records."""
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        transport = TlsTransport(lambda: self._me, listeners)
+        assert self._me.mesh is not None
+        core = Gossip(
+            key=self._me.key,
+            mesh=self._me.mesh,
+            instance=secrets.randbits(60),
+            epoch=int(time.time()),
+            seeds=(self._target,),
+        )
+        self._mesh = Mesh(core, transport, save_epoch=lambda _: None, clock=time.time)
+        addresses = (transport.address,) if self._addresses is None else self._addresses
+        self._mesh.publish(MEMBER, member(self._name, *addresses))
+        for register, body in self._registers.items():
+            self._mesh.publish(register, body)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._mesh.run, self._take)
+            await self._mesh.settled.wait()
+            task_status.started()
+
+    async def _take(self, _: Peer, stream: trio.abc.Stream) -> None:
+        self.streams += 1
+        with trio.CancelScope():
+            try:
+                await self._on_stream(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await stream.aclose()  # whom it lied to hung up
+
+
+@asynccontextmanager
+async def lying(
+    target: Node,
+    *registers: Mapping[str, Mapping[str, Any]],
+    key: SigningKey | None = None,
+    **options: Any,
+) -> AsyncIterator[Liar]:
+    """A liar in the mesh of `target` for the length of the block; it leaves without goodbye.
+
+    Args:
+        target: Whom it joins.
+        registers: What it signs, see `gives`, `holds` and `claims`.
+        key: Its key; a random one.
+        options: Of `Liar`.
+    """
+    me = await identity_in(target, key)
+    merged = {register: body for part in registers for register, body in part.items()}
+    liar = Liar(me, parse_address(target.me["peer"]), merged, **options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(liar.run)
+        yield liar
+        nursery.cancel_scope.cancel()
+
+
+def key_below(*nodes: Node) -> SigningKey:
+    """A key whose id sorts before those of all these nodes."""
+    ids = [parse_id(node.me["id"]) for node in nodes]
+    while not all((key := SigningKey(secrets.token_bytes(32))).id < one for one in ids):
+        pass
+    return key
+
+
+@functools.cache
+def demo() -> Held:
+    """The embedded model, as an honest holder describes it."""
+    content = EMBEDDED.read_bytes()
+    card = card_of([gguf.scan(content, size_bytes=len(content))])
+    digest = ModelDigest(hashlib.sha256(content).hexdigest())
+    return Held(digest=digest, stem=EMBEDDED.stem, card=card, demo=True)
+
+
+def gives(budget_bytes: int) -> dict[str, dict[str, Any]]:
+    """The register that promises memory."""
+    return {CAPS: Caps(budget_bytes=budget_bytes, engine="embedded", rpc="").to_wire()}
+
+
+def holds(*held: Held) -> dict[str, dict[str, Any]]:
+    """The registers of a member that says that it has these files."""
+    return {held_register(page): body for page, body in enumerate(held_pages(held))}
+
+
+def describes(**changes: Any) -> Held:
+    """The embedded model with some fields of its card falsified."""
+    card: Card = replace(demo().card, **changes)
+    return replace(demo(), card=card)
+
+
+def claims(
+    served: Iterable[ModelDigest] = (), *, state: Any = "ready"
+) -> dict[str, dict[str, Any]]:
+    """The register of a member that says that it runs these models; the embedded one if none."""
+    digests = list(served) or [demo().digest]
+    return {SERVES: serves_to_wire([Served(digest=digest, state=state) for digest in digests])}

@@ -21,7 +21,7 @@ from tests.mesh.hostile import (
     HALF_TLS,
     JUNK,
     PORTS,
-    Held,
+    Footprint,
     answers,
     ask,
     chat_request,
@@ -56,7 +56,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
         yield nodes
 
 
-def _assert_given_back(nodes: list[Node], before: list[Held]) -> None:
+def _assert_given_back(nodes: list[Node], before: list[Footprint]) -> None:
     """Every connection and all memory of an attack goes back, but for a few pooled connections."""
     for node, was in zip(nodes, before, strict=True):
         limit = was.descriptors + POOLED

@@ -6,8 +6,7 @@ import json
 import secrets
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,16 +14,11 @@ import pytest
 import structlog
 import trio
 
-from p2pmesh.config import Address, parse_address
-from p2pmesh.errors import MeshError
-from p2pmesh.identity.hello import Self
 from p2pmesh.identity.keys import MeshId, SigningKey
-from p2pmesh.state.bodies import CAPS, MEMBER, Caps, Member
+from p2pmesh.state.bodies import CAPS, Caps
 from p2pmesh.transport.base import Channel
-from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.messages import Facts, encode_message
-from p2pmesh.wire.records import seal
-from tests.mesh.hostile import ANSWER, answers, ask
+from tests.mesh.hostile import ANSWER, Attacker, answers, ask, signed
 from tests.mesh.nodes import Node, running
 
 FORGED_PER_S = 10_000
@@ -33,57 +27,6 @@ CPU_SHARE_MAX = 0.10  # of a core, above what the node takes in peace
 SHORT_S = 1.0
 
 log = structlog.get_logger(__name__)
-
-Attack = Callable[[Channel], Awaitable[None]]
-
-
-@dataclass
-class Attacker:
-    """A node with a key of its own that was let into the mesh."""
-
-    me: Self
-    target: Address
-    new_each_time: bool = False
-    links: int = 0
-    refused: int = 0
-
-    async def run(self, attack: Attack, seconds: float) -> None:
-        """Attack over one link after the other: whenever one is closed, the next is dialled."""
-        transport = TlsTransport(lambda: self.me, [])
-        with trio.move_on_after(seconds):
-            while True:
-                if self.new_each_time:
-                    self.me = replace(self.me, key=SigningKey(secrets.token_bytes(32)))
-                try:
-                    async with transport.dial(self.target, expected=None) as channel:
-                        self.links += 1
-                        if not self.new_each_time:
-                            mine = Facts(records=(self.record(MEMBER),))
-                            await channel.send(encode_message(mine))
-                        await attack(channel)
-                except* MeshError:
-                    self.refused += 1
-
-    def record(self, register: str) -> bytes:
-        """An honest record of its own."""
-        body = Member(name="attacker", addresses=(), version="0.1.0").to_wire()
-        return signed(self.me.key, self.me.mesh, register, body)
-
-
-def signed(key: SigningKey, mesh: MeshId | None, register: str, body: dict[str, object]) -> bytes:
-    assert mesh is not None
-    now = int(time.time())
-    return seal(
-        key,
-        mesh=mesh,
-        register=register,
-        epoch=now,
-        seq=1,
-        instance=1,
-        issued_at=now,
-        ttl_s=240,
-        body=body,
-    ).raw
 
 
 def forged(mesh: MeshId | None, count: int) -> list[bytes]:
@@ -95,13 +38,6 @@ def forged(mesh: MeshId | None, count: int) -> list[bytes]:
         raw[number % 64] ^= 1
         made.append(bytes(raw))
     return made
-
-
-async def attacker_of(node: Node) -> Attacker:
-    target = parse_address(node.me["peer"])
-    me = Self(key=SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
-    peer = await TlsTransport(lambda: me, []).introduce(target)
-    return Attacker(Self(key=me.key, instance=1, mesh=peer.mesh, mesh_name="home"), target)
 
 
 def cpu_s(node: Node) -> float:
@@ -134,7 +70,7 @@ JUNK = {
 async def test_junk_on_a_gossip_link_ends_that_link_and_the_mesh_goes_on(
     pair: list[Node], junk: bytes
 ) -> None:
-    attacker = await attacker_of(pair[0])
+    attacker = await Attacker.on(pair[0])
 
     async def send_junk(channel: Channel) -> None:
         while True:
@@ -164,7 +100,7 @@ def others_live(pair: list[Node]) -> bool:
 async def test_a_flood_of_forged_records_costs_its_neighbour_little(
     pair: list[Node], per_message: int, *, new_each_time: bool
 ) -> None:
-    attacker = await attacker_of(pair[0])
+    attacker = await Attacker.on(pair[0])
     attacker.new_each_time = new_each_time
     records = forged(attacker.me.mesh, 1000)
     batches = [
