@@ -102,7 +102,8 @@ class _Connection(TCPServer):
 class _Server:
     """The connections of one console."""
 
-    def __init__(self, app: QuartTrio) -> None:
+    def __init__(self, app: QuartTrio, connections_max: int) -> None:
+        self._connections_max = connections_max
         self._config = _config()
         self._context = WorkerContext(None)
         self._app = ASGIWrapper(_plain_http_only(app))
@@ -111,8 +112,8 @@ class _Server:
 
     async def handle(self, stream: trio.SocketStream) -> None:
         """Serve one connection; whatever goes wrong in it ends here."""
-        if len(self._streams) >= CONNECTIONS_MAX:
-            _log.warning("connection_refused", reason="too many", limit=CONNECTIONS_MAX)
+        if len(self._streams) >= self._connections_max:
+            _log.warning("connection_refused", reason="too many", limit=self._connections_max)
             await trio.aclose_forcefully(stream)
             return
         self._streams.add(stream)
@@ -150,6 +151,7 @@ async def serve(
     app: QuartTrio,
     listeners: Sequence[trio.SocketListener],
     *,
+    connections_max: int = CONNECTIONS_MAX,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until cancelled, then stop within little more than `GRACE_S`.
@@ -157,11 +159,12 @@ async def serve(
     Args:
         app: A fresh application; quart's can be started once.
         listeners: Bound sockets; closed at the end.
+        connections_max: More at once are refused.
         task_status: Started when connections are accepted.
     """
     stopping = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_serve_until, app, listeners, stopping)
+        await nursery.start(_serve_until, _Server(app, connections_max), app, listeners, stopping)
         task_status.started()
         try:
             await trio.sleep_forever()
@@ -170,13 +173,13 @@ async def serve(
 
 
 async def _serve_until(
+    server: _Server,
     app: QuartTrio,
     listeners: Sequence[trio.SocketListener],
     stopping: trio.Event,
     *,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    server = _Server(app)
     # Shielded so that answers in progress are finished; `finish` is what bounds it.
     with trio.CancelScope(shield=True):
         async with trio.open_nursery() as nursery, trio.open_nursery() as connections:

@@ -86,6 +86,10 @@ class EngineStatus:
     since_s: float
 
 
+# A process that is gone or not ours, or no descriptor left to read /proc with.
+_UNKNOWN = (psutil.Error, OSError)
+
+
 @dataclass(slots=True)
 class _Life:
     """One start of the engine, from the launcher's first line to its last."""
@@ -247,7 +251,7 @@ class EngineProcess:
     def _take(self, life: _Life, line: str) -> None:
         match line.split(" "):
             case ["pid", pid] if pid.isdigit():
-                with contextlib.suppress(psutil.Error):  # it may be gone already
+                with contextlib.suppress(*_UNKNOWN):  # it may be gone already
                     life.engine = psutil.Process(int(pid))
             case ["listening", host, port] if port.isdigit():
                 life.host, life.port = host, int(port)
@@ -336,7 +340,7 @@ async def _put_down(life: _Life) -> None:
     await process.stdout.aclose()
     with trio.move_on_after(KILL_S):
         while life.engine is not None and _lives(life.engine):
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(*_UNKNOWN):
                 life.engine.kill()
             await trio.sleep(PROBE_PAUSE_S)
 
@@ -346,6 +350,8 @@ def _lives(engine: psutil.Process) -> bool:
         return bool(engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except OSError:  # nobody can say
+        return True
 
 
 def _size_of(paths: Iterable[PurePath]) -> int:
@@ -357,7 +363,7 @@ def _progress(life: _Life, size_bytes: int) -> str:
     """How much of the model is in memory, as far as the system can tell."""
     try:
         held_bytes = life.engine.memory_info().rss if life.engine else 0
-    except psutil.Error:
+    except _UNKNOWN:
         held_bytes = 0
     tenths = min(held_bytes, size_bytes) * 10 // max(size_bytes, 1)
     return f"loading {size_bytes / 1e6:,.0f} MB, {tenths * 10} % in memory"

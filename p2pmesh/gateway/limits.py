@@ -16,6 +16,8 @@ from p2pmesh.gateway.openai import ApiError
 # From clients, and apart from them from peers, so that a crowd at the door locks nobody out.
 # Each costs about 20 KiB; most systems give a process 1024 files, and engines and peers need some.
 CONNECTIONS_MAX = 768
+# Connections to replicas kept for the next request, all together: they cost files, here and there.
+POOL_IDLE_MAX = 128
 # Requests being answered at once, from clients, and apart from them from peers: two nodes that
 # wait for each other's places with their own full would wait for ever.
 IN_FLIGHT_MAX = 256
@@ -60,6 +62,7 @@ class Limits:
 
     connections: int = CONNECTIONS_MAX
     in_flight: int = IN_FLIGHT_MAX
+    pool_idle: int = POOL_IDLE_MAX
     queue: int = QUEUE_MAX
     queue_wait_s: float = QUEUE_WAIT_S
     waiting: int = WAITING_MAX

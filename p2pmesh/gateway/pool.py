@@ -15,6 +15,7 @@ import trio
 
 from p2pmesh.errors import EngineError, LinkError
 from p2pmesh.gateway.headers import Header
+from p2pmesh.gateway.limits import POOL_IDLE_MAX
 from p2pmesh.gateway.route import ReplicaKey, Target
 
 # To an engine: under the 5 s after which llama-server closes an idle connection itself.
@@ -24,8 +25,6 @@ PEER_IDLE_TIMEOUT_S = 60.0
 PRUNE_INTERVAL_S = 4.0
 # Per replica: as many as one of them answers at once in practice, and a burst on top.
 IDLE_PER_REPLICA_MAX = 64
-# All idle connections together: they cost files, here and there.
-IDLE_MAX = 128
 # To a process on this machine, or a new stream on a link that exists.
 CONNECT_DEADLINE_S = 5.0
 # The request goes out at the speed of the network; nothing accepted for so long is a dead peer.
@@ -122,8 +121,9 @@ def _words(exc: BaseException) -> str:
 class Pool:
     """Idle connections by replica, the last used first."""
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, idle_max: int = POOL_IDLE_MAX) -> None:
         self._connect = connect
+        self._idle_max = idle_max
         # By age: all of them, the one that has been idle longest first.
         self._idle: OrderedDict[int, Upstream] = OrderedDict()
         self._by_key: dict[ReplicaKey, list[Upstream]] = {}
@@ -166,7 +166,7 @@ class Pool:
         idle.append(upstream)
         self._idle[id(upstream)] = upstream
         self.filled.set()
-        if len(self._idle) > IDLE_MAX:
+        if len(self._idle) > self._idle_max:
             await self._close_oldest()
 
     async def prune(self) -> None:

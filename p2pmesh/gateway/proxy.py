@@ -90,7 +90,7 @@ class Proxy:
         self._rng = rng
         self._in_flight: Counter[ReplicaKey] = Counter()
         self._doors: dict[ReplicaKey, trio.CapacityLimiter] = {}
-        self.pool = Pool(backends.connect)
+        self.pool = Pool(backends.connect, limits.pool_idle)
         self.suspicion = SuspicionWatch(backends.suspected)
 
     async def answer(self, client: ClientConnection, job: Job) -> None:

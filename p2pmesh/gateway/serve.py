@@ -39,6 +39,7 @@ class _Open:
         self.scope = scope
         self.client = client
         self.busy = False
+        self.idle_since = trio.current_time()
 
 
 class Gateway:
@@ -143,7 +144,7 @@ class Gateway:
         """Requests and answers in turn; every expected end of a connection ends here."""
         client = connection.client
         try:
-            if len(self._open[origin]) > self._limits.connections:
+            if not self._has_room(origin, connection):
                 await self._api.refuse(client, _crowded())
                 return
             while True:
@@ -153,6 +154,7 @@ class Gateway:
                 connection.busy = True
                 await self._api.handle(client, head, origin)
                 connection.busy = False
+                connection.idle_since = trio.current_time()
                 self._idle.unpark_all()
                 if not client.can_go_on:
                     await client.linger()
@@ -167,6 +169,19 @@ class Gateway:
         except AnswerBrokenError as exc:
             self._counters.failures += 1
             _log.warning("answer_broken", why=str(exc))
+
+    def _has_room(self, origin: Origin, newest: _Open) -> bool:
+        """Whether `newest` can stay; the one that has been idle longest gives way to it."""
+        everybody = self._open[origin]
+        if len(everybody) <= self._limits.connections:
+            return True
+        idle = [one for one in everybody if not one.busy and one is not newest]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda one: one.idle_since)
+        everybody.discard(oldest)
+        oldest.scope.cancel()
+        return True
 
     async def _refuse_junk(self, client: ClientConnection, exc: h11.RemoteProtocolError) -> None:
         self._counters.junk += 1

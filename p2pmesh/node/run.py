@@ -32,6 +32,7 @@ from p2pmesh.identity.hello import Self
 from p2pmesh.identity.keys import show_id
 from p2pmesh.models.store import Store
 from p2pmesh.node.clocks import SteadyClock
+from p2pmesh.node.descriptors import budget, raise_limit
 from p2pmesh.node.holding import Holding, Opened, open_models
 from p2pmesh.node.interfaces import advertised, default_name
 from p2pmesh.node.joining import choose_mesh
@@ -142,7 +143,14 @@ class Node:
     async def run(self, until: Until | None) -> None:
         """Join or found, start every part, wait, stop every part."""
         listeners = self._ports["peer"].listeners
-        transport = TlsTransport(lambda: self._self, listeners, self._clock)
+        bounds = budget(raise_limit())
+        transport = TlsTransport(
+            lambda: self._self,
+            listeners,
+            self._clock,
+            unauthenticated_max=bounds.unauthenticated,
+            holding_max=bounds.holding,
+        )
         card = await choose_mesh(
             self._home, self._settings.join, transport.introduce, self._ui.note
         )
@@ -160,7 +168,7 @@ class Node:
             in_flight=lambda digest: gateway.statistics().in_flight.get(digest, 0),
         )
         routes = Routes(mesh, serving, slots=self._settings.slots)
-        gateway = Gateway(routes)
+        gateway = Gateway(routes, limits=bounds.gateway)
         status = self._make_status(card, mesh, serving, routes)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals)
@@ -175,7 +183,8 @@ class Node:
                 mesh.settled.wait()
             )  # before that it knows nothing to answer with, not even itself
             await nursery.start(gateway.serve, self._ports["api"].listeners)
-            await nursery.start(console.serve, create_app(status), self._ports["console"].listeners)
+            serve_console = partial(console.serve, connections_max=bounds.console)
+            await nursery.start(serve_console, create_app(status), self._ports["console"].listeners)
             nursery.start_soon(self._keep_book, mesh, card)
             self._write_run_file(status, card)
             try:
@@ -275,12 +284,18 @@ class Node:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Keep telling the mesh how much memory this node gives; started once it was told."""
+        """Keep telling the mesh how much memory this node gives; started once it was told.
+
+        What was said last stands while the system cannot be asked.
+        """
         told = self._tell_budget(mesh, serving, None)
         task_status.started()
         while True:
             await trio.sleep(MEASURE_INTERVAL_S)
-            told = self._tell_budget(mesh, serving, told)
+            try:
+                told = self._tell_budget(mesh, serving, told)
+            except (psutil.Error, OSError) as exc:  # no descriptor is left to read /proc with
+                log.warning("memory_not_measured", reason=str(exc))
 
     def _tell_budget(self, mesh: Mesh, serving: Serving, told: Published | None) -> Published:
         engine, named = self._engine, self._settings.memory

@@ -75,6 +75,7 @@ class Serving:
         self._slots = slots
         self._logs = logs
         self._in_flight = in_flight
+        self._threads = compute_threads(psutil.cpu_count(logical=False))
         self._running: dict[ModelDigest, _Running] = {}
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
@@ -140,7 +141,7 @@ class Serving:
             modality=file.card.modality,
             context=launch_context(view, digest),
             slots=wanted.slots if wanted and wanted.slots else self._slots,
-            threads=compute_threads(psutil.cpu_count(logical=False)),
+            threads=self._threads,
         )
         process = EngineProcess(
             self._engine,
@@ -191,5 +192,5 @@ def compute_threads(cores: int | None) -> int:
 def _resident_bytes(pid: int) -> int:
     try:
         return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:  # it ended a moment ago
+    except psutil.NoSuchProcess:  # it ended a moment ago
         return 0

@@ -52,6 +52,8 @@ class TlsTransport:
         me: Called for each connection: who this node says that it is.
         listeners: Bound TCP listeners, closed when `serve` ends.
         clock: Unix time in seconds as this node takes it to be, for the hello.
+        unauthenticated_max: Connections that have not proved who they are.
+        holding_max: Connections that are kept waiting before they are closed unheard.
     """
 
     def __init__(
@@ -59,7 +61,11 @@ class TlsTransport:
         me: Callable[[], Self],
         listeners: list[trio.SocketListener],
         clock: Callable[[], float] = time.time,
+        *,
+        unauthenticated_max: int = UNAUTHENTICATED_MAX,
+        holding_max: int = HOLDING_MAX,
     ) -> None:
+        self._unauthenticated_max, self._holding_max = unauthenticated_max, holding_max
         self._me = me
         self._clock = clock
         self._listeners = listeners
@@ -121,7 +127,7 @@ class TlsTransport:
     async def _hold(self, tcp: trio.SocketStream) -> None:
         """Hang up without a word, and not at once: who waits does not dial again meanwhile."""
         async with tcp:
-            if self._holding < HOLDING_MAX:
+            if self._holding < self._holding_max:
                 self._holding += 1
                 try:
                     await trio.sleep(HOLD_S)
@@ -131,11 +137,9 @@ class TlsTransport:
     @contextlib.contextmanager
     def _place_for(self, host: str) -> Iterator[None]:
         # Nodes of one machine share its address, and nobody else can come from there.
-        per_host = UNAUTHENTICATED_MAX if _is_loopback(host) else UNAUTHENTICATED_PER_HOST_MAX
-        if (
-            self._unauthenticated.total() >= UNAUTHENTICATED_MAX
-            or self._unauthenticated[host] >= per_host
-        ):
+        everybody = self._unauthenticated_max
+        per_host = everybody if _is_loopback(host) else UNAUTHENTICATED_PER_HOST_MAX
+        if self._unauthenticated.total() >= everybody or self._unauthenticated[host] >= per_host:
             raise _TurnedAwayError("too many connections that have not said who they are")
         self._unauthenticated[host] += 1
         try:

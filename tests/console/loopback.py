@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import trio
 from quart_trio import QuartTrio
@@ -13,11 +15,11 @@ from p2pmesh.console.serve import serve
 ANSWER_S = 5.0  # no answer on loopback takes longer, however busy the machine
 
 
-async def start(app: QuartTrio, nursery: trio.Nursery) -> int:
+async def start(app: QuartTrio, nursery: trio.Nursery, **options: Any) -> int:
     """Serve `app` in `nursery`; its port."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port: int = listener.socket.getsockname()[1]
-    await nursery.start(serve, app, [listener])
+    await nursery.start(partial(serve, **options), app, [listener])
     return port
 
 

@@ -6,7 +6,6 @@ import pytest
 import trio
 import trio.testing
 
-from p2pmesh.console import serve as serve_module
 from p2pmesh.console.api import BODY_BYTES_MAX, create_app
 from p2pmesh.console.serve import GRACE_S
 from tests.console.fake import TOKEN, FakeNode, three_nodes
@@ -139,11 +138,8 @@ async def test_a_long_or_endless_body_is_refused_and_the_connection_ends(
     nursery.cancel_scope.cancel()
 
 
-async def test_connections_are_bounded(
-    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve_module, "CONNECTIONS_MAX", 2)
-    port = await start(create_app(FakeNode()), nursery)
+async def test_connections_are_bounded(nursery: trio.Nursery) -> None:
+    port = await start(create_app(FakeNode()), nursery, connections_max=2)
     async with connect(port) as first, connect(port) as second:
         for stream in (first, second):
             await stream.send_all(get("/api/status"))

@@ -30,11 +30,11 @@ async def exchange(upstream: Upstream) -> None:
             await upstream.receive()
 
 
-def pool_of(engine: FakeEngine) -> Pool:
+def pool_of(engine: FakeEngine, idle_max: int = 128) -> Pool:
     async def connect(_: Target) -> trio.abc.Stream:
         return await engine.dial()
 
-    return Pool(connect)
+    return Pool(connect, idle_max)
 
 
 async def test_the_last_used_connection_is_taken_first(autojump_clock: MockClock) -> None:
@@ -83,10 +83,9 @@ async def test_one_whose_answer_was_not_read_is_closed() -> None:
 
 
 async def test_idle_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "IDLE_MAX", 3)
     monkeypatch.setattr(pool_module, "IDLE_PER_REPLICA_MAX", 2)
     async with trio.open_nursery() as nursery:
-        pool = pool_of(FakeEngine(nursery))
+        pool = pool_of(FakeEngine(nursery), idle_max=3)
         here = [await pool.open(target()) for _ in range(4)]
         there = [await pool.open(target(THERE)) for _ in range(2)]
         for upstream in here:

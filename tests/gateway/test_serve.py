@@ -198,18 +198,39 @@ async def test_a_slow_reader_slows_the_engine_down() -> None:
 
 async def test_connections_are_bounded() -> None:
     async with open_world(limits=Limits(connections=2)) as world:
-        world.engine()
+        world.engine(silent)
         held = [world.caller() for _ in range(2)]
         for caller in held:
-            assert (await caller.ask("GET", "/health"))[0].status_code == 200
+            await caller.send("POST", CHAT, BODY)
+        await trio.testing.wait_all_tasks_blocked()
         head, _ = await world.caller().answer()
         assert head.status_code == 503
         assert field_of(head, "retry-after") == "5"
-        asked = await world.caller(peer=True).ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
-        assert asked[0].status_code == 200
+        asked = await world.caller(peer=True).ask("GET", "/health")
+        assert asked[0].status_code == 200, "peers have places of their own"
         await held[0].stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert (await world.caller().ask("GET", "/health"))[0].status_code == 200
+
+
+async def test_the_connection_that_was_idle_longest_gives_way_to_a_new_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world(limits=Limits(connections=3)) as world:
+        world.engine(silent)
+        mute, working, kept = (world.caller() for _ in range(3))
+        await working.send("POST", CHAT, BODY)
+        await trio.sleep(1)
+        assert (await kept.ask("GET", "/health"))[0].status_code == 200
+        await trio.sleep(1)
+        newest = world.caller()
+        assert (await newest.ask("GET", "/health"))[0].status_code == 200
+        assert await mute.rest() == b""
+        assert (await kept.ask("GET", "/health"))[0].status_code == 200
+        await trio.sleep(1)
+        assert (await world.caller().ask("GET", "/health"))[0].status_code == 200
+        assert await newest.rest() == b"", "it was idle since before the other one asked again"
+        assert (await kept.ask("GET", "/health"))[0].status_code == 200
 
 
 async def test_an_idle_or_slow_connection_is_closed(autojump_clock: MockClock) -> None:

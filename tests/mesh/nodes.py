@@ -79,12 +79,18 @@ class Node:
 
 
 def start(
-    home: Path, *options: str, name: str = "node", timeout_s: float = READY_TIMEOUT_S
+    home: Path,
+    *options: str,
+    name: str = "node",
+    timeout_s: float = READY_TIMEOUT_S,
+    descriptors: int | None = None,
 ) -> Node:
-    """Start a node and wait until it is ready."""
+    """Start a node and wait until it is ready; with `descriptors` it may have no more than that."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the node
+    limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
+    home_and_name = f"--home={home}", f"--name={name}"
     process = subprocess.Popen(
-        [*program(), "up", "--json", f"--home={home}", f"--name={name}", *ANY_PORTS, *options],
+        [*limit, *program(), "up", "--json", *home_and_name, *ANY_PORTS, *options],
         stdout=subprocess.PIPE,
         stderr=log,
         env=environment(),

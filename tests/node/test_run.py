@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -30,6 +32,7 @@ from p2pmesh.node import run as module
 from p2pmesh.node.keystore import MeshCard, load_book
 from p2pmesh.node.run import Node, run
 from p2pmesh.node.snapshot import Status
+from p2pmesh.placement.resources import Memory
 from p2pmesh.state.bodies import MEMBER
 from tests.engine.samples import EMBEDDED
 from tests.models.make import tiny_gguf
@@ -168,6 +171,28 @@ async def test_a_node_starts_answers_and_stops_by_its_console(
     assert not [process for process in engines if process.is_running()]
     assert not home.run_file.exists()
     assert not any(is_open(line[name]) for name in ("api", "console", "peer"))
+
+
+@pytest.mark.usefixtures("found_engine")
+async def test_a_measurement_that_fails_leaves_what_was_said_last(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    def fail(_: int) -> Memory:
+        nonlocal failures
+        failures += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc/meminfo")
+
+    monkeypatch.setattr(module, "MEASURE_INTERVAL_S", 0.01)
+    async with running(replace(settings, memory=NO_ROOM)) as (_, status):
+        monkeypatch.setattr(module, "_main_memory", fail)
+        with structlog.testing.capture_logs() as logs:
+            while failures < 3:  # noqa: ASYNC110 - nothing announces it
+                await trio.sleep(0.01)
+        assert status.snapshot()["node"]["memory"]["budget_bytes"] == NO_ROOM
+    failed = [log for log in logs if log["event"] == "memory_not_measured"]
+    assert "Too many open files" in failed[0]["reason"]
 
 
 @pytest.mark.usefixtures("found_engine")

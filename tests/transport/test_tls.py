@@ -38,8 +38,9 @@ class Greeter:
 
 
 @asynccontextmanager
-async def bert_listening() -> AsyncIterator[TlsTransport]:
-    transport = TlsTransport(lambda: BERT, await trio.open_tcp_listeners(0, host="127.0.0.1"))
+async def bert_listening(**bounds: int) -> AsyncIterator[TlsTransport]:
+    own = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    transport = TlsTransport(lambda: BERT, own, **bounds)
     greeter = Greeter()
     async with trio.open_nursery() as nursery:
         await nursery.start(transport.serve, greeter.on_channel, greeter.on_stream)
@@ -100,9 +101,8 @@ async def test_junk_inside_tls_is_dropped_and_the_node_lives() -> None:
         await assert_alive(bert)
 
 
-async def test_a_crowd_that_says_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "UNAUTHENTICATED_MAX", 3)
-    async with bert_listening() as bert, trio.open_nursery() as nursery:
+async def test_a_crowd_that_says_nothing_is_bounded() -> None:
+    async with bert_listening(unauthenticated_max=3) as bert, trio.open_nursery() as nursery:
         silent = [
             await trio.open_tcp_stream(bert.address.host, bert.address.port) for _ in range(3)
         ]
@@ -119,8 +119,11 @@ async def test_an_address_with_too_much_trouble_is_kept_waiting_and_hung_up_on(
 ) -> None:
     monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
     monkeypatch.setattr(tls, "HOLD_S", 0.2)
-    monkeypatch.setattr(tls, "HOLDING_MAX", 1)
-    async with bert_listening() as bert, listeners() as own, trio.open_nursery() as nursery:
+    async with (
+        bert_listening(holding_max=1) as bert,
+        listeners() as own,
+        trio.open_nursery() as nursery,
+    ):
 
         async def hang_up_after_s() -> float:
             started = trio.current_time()
