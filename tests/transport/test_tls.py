@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -38,7 +39,7 @@ class Greeter:
 
 
 @asynccontextmanager
-async def bert_listening(**bounds: int) -> AsyncIterator[TlsTransport]:
+async def bert_listening(**bounds: Any) -> AsyncIterator[TlsTransport]:
     own = await trio.open_tcp_listeners(0, host="127.0.0.1")
     transport = TlsTransport(lambda: BERT, own, **bounds)
     greeter = Greeter()
