@@ -18,6 +18,7 @@ from p2pmesh import __version__
 from p2pmesh.config import BY_NAME, Setting, resolve
 from p2pmesh.errors import MeshError
 from p2pmesh.home import Home
+from p2pmesh.log import configure
 
 ALL = tuple(BY_NAME)
 
@@ -98,7 +99,9 @@ def _resolving(callback: Callable[..., Any], names: tuple[str, ...]) -> Callable
     def resolved(**params: Any) -> Any:
         options = {name: params.pop(f"setting_{name}") for name in names}
         context = click.get_current_context()
-        context.meta["debug"] = params.pop("debug")
+        debug = context.meta["debug"] = params.pop("debug")
+        # Never on standard output, where answers go. A node opens a file as well.
+        configure(None, debug=debug)
         # Where the config file lies depends on --home: so once without the file.
         home = Home.of(resolve(options, os.environ))
         context.obj = resolve(options, os.environ, home.read_config())

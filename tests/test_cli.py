@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
+import structlog
 import trio
 
 from p2pmesh import __version__, cli
@@ -43,7 +45,7 @@ class Probe:
 
 
 @pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Probe:
+def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Probe]:
     """Three commands beside the real ones, and a home without a config file."""
     probe = Probe()
     module = ModuleType("probing")
@@ -60,7 +62,11 @@ def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Probe:
     for name in BY_NAME:
         monkeypatch.delenv(f"P2PMESH_{name.upper()}", raising=False)
     monkeypatch.setenv("P2PMESH_HOME", str(tmp_path))
-    return probe
+    handlers, level = logging.root.handlers, logging.root.level
+    yield probe
+    structlog.reset_defaults()
+    logging.root.handlers = handlers
+    logging.root.setLevel(level)
 
 
 def _command(name: str, probe: Probe) -> click.Command:
@@ -195,6 +201,16 @@ def test_a_config_file_that_cannot_be_read_is_one_sentence(run: Run, tmp_path: P
     outcome = run("all")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(f"p2pmesh: Cannot read {tmp_path / 'config.toml'} (")
+
+
+@pytest.mark.parametrize(("debug", "logged"), [([], 0), (["--debug"], 1)])
+def test_what_is_logged_never_gets_among_the_answers(
+    run: Run, probe: Probe, debug: list[str], logged: int
+) -> None:
+    probe.act = lambda: structlog.get_logger("p2pmesh.models").warning("model_skipped")
+    outcome = run("all", *debug)
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err.count("model_skipped") == logged
 
 
 # What goes wrong

@@ -204,7 +204,13 @@ class Doctor:
             yield _fail("models", str(exc), "install p2pmesh again")
         yield _ok("models", f"{words.count(len(store.discover()), 'usable file')} found")
         for one in store.unusable:
-            yield _warn("models", one.reason, "delete it, or download it again")
+            if one.state == "other":
+                yield _ok("models", one.reason)
+            else:
+                # What is missing is named in the reason, with how to get it.
+                damaged = one.state == "damaged"
+                fix = "delete it, or download it again" if damaged else ""
+                yield _warn("models", one.reason, fix)
         for text in self._settings.model:
             try:
                 store.locate(text)

@@ -42,7 +42,10 @@ def models(settings: Settings, *, as_json: bool) -> None:
     store = Store(home, environ=os.environ)
     files = store.discover()
     if as_json:
-        skipped = [{"path": str(one.path), "reason": one.reason} for one in store.unusable]
+        skipped = [
+            {"path": str(one.path), "state": one.state, "reason": one.reason}
+            for one in store.unusable
+        ]
         found = {
             "models": served,
             "files": [_as_object(file) for file in files],

@@ -18,6 +18,12 @@ from p2pmesh.engine.devices import Device
 
 Backend = Literal["cuda", "rocm", "vulkan", "metal", "cpu"]
 
+# The variable by which cmake is told of a compiler, the compiler, and what brings it.
+_COMPILERS: Mapping[Backend, tuple[str, str, str]] = {
+    "cuda": ("CUDACXX", "nvcc", "the CUDA toolkit"),
+    "rocm": ("HIPCXX", "hipcc", "the ROCm toolkit"),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
@@ -64,9 +70,9 @@ def find_accelerators(machine: Machine) -> tuple[Accelerator, ...]:
         return (Accelerator(name="Apple GPU", backend="metal"),) * (machine.processor == "arm64")
     found = []
     if (machine.root / "proc/driver/nvidia/version").exists() or machine.which("nvidia-smi"):
-        found.append(_buildable(machine, "NVIDIA GPU", "cuda", "nvcc", "the CUDA toolkit"))
+        found.append(_buildable(machine, "NVIDIA GPU", "cuda"))
     if (machine.root / "dev/kfd").exists():
-        found.append(_buildable(machine, "AMD GPU", "rocm", "hipcc", "the ROCm toolkit"))
+        found.append(_buildable(machine, "AMD GPU", "rocm"))
     return tuple(found)
 
 
@@ -77,6 +83,23 @@ def choose_backend(machine: Machine) -> Backend:
             return accelerator.backend
     has_render_node = any((machine.root / "dev/dri").glob("renderD*"))
     return "vulkan" if has_render_node and machine.has_vulkan_toolkit() else "cpu"
+
+
+def missing_toolkit(backend: Backend, machine: Machine) -> str:
+    """Return what has to be installed before an engine with `backend` can be built; "" if nothing.
+
+    Compilers that only `CUDACXX` or the like name count: whoever set it knows what they do.
+    """
+    if backend == "vulkan" and not machine.has_vulkan_toolkit():
+        return "the Vulkan SDK: glslc or vulkan/vulkan.h is missing"
+    if backend == "metal" and machine.system != "darwin":
+        return "macOS: Metal exists nowhere else"
+    if backend not in _COMPILERS:
+        return ""
+    variable, compiler, toolkit = _COMPILERS[backend]
+    if machine.environ.get(variable) or machine.which(compiler):
+        return ""
+    return f"{toolkit}: {compiler} is missing"
 
 
 def unused_warnings(machine: Machine, devices: Sequence[Device]) -> tuple[str, ...]:
@@ -90,12 +113,11 @@ def unused_warnings(machine: Machine, devices: Sequence[Device]) -> tuple[str, .
     )
 
 
-def _buildable(
-    machine: Machine, name: str, backend: Backend, compiler: str, toolkit: str
-) -> Accelerator:
+def _buildable(machine: Machine, name: str, backend: Backend) -> Accelerator:
     """With its own toolkit, else with Vulkan, which every driver brings, else not at all."""
-    if machine.which(compiler):
+    missing = missing_toolkit(backend, machine)
+    if not missing:
         return Accelerator(name=name, backend=backend)
     if machine.has_vulkan_toolkit():
         return Accelerator(name=name, backend="vulkan")
-    return Accelerator(name=name, backend="cpu", missing=f"{toolkit}: {compiler} is missing")
+    return Accelerator(name=name, backend="cpu", missing=missing)

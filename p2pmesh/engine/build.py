@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from p2pmesh.engine import sources
-from p2pmesh.engine.accelerators import Backend, Machine, choose_backend
+from p2pmesh.engine.accelerators import Backend, Machine, choose_backend, missing_toolkit
 from p2pmesh.engine.find import SERVER, Engine, examine_native, managed_directory
 from p2pmesh.engine.programs import CommandError, Progress, Report, run
 from p2pmesh.engine.sources import Tools
@@ -92,12 +92,18 @@ def install(
         EngineError: The source is not the pinned one, or what was built does not work.
     """
     root = home.engine
-    backend = backend or choose_backend(Machine(environ=os.environ))
+    machine = Machine(environ=os.environ)
+    backend = backend or choose_backend(machine)
     try:
         (root / "work").mkdir(parents=True, exist_ok=True)
         with _locked(root / "lock"):
             if not force and _is_current(root, backend):
                 report(Progress(step="done", detail="this engine is installed already"))
+            elif missing := missing_toolkit(backend, machine):
+                raise LocalError(
+                    f"An engine with --backend {backend} needs {missing}; install it, or choose "
+                    f"another: this machine can build {choose_backend(machine)}"
+                )
             else:
                 _install(root, backend, report, force=force)
     except OSError as exc:

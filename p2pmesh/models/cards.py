@@ -24,6 +24,7 @@ from p2pmesh.models.metadata import (
     WIDTH_MAX,
     Metadata,
     Modality,
+    OtherKindError,
     plain_text,
 )
 from p2pmesh.models.tensors import TensorInfo
@@ -139,7 +140,7 @@ def _tensors(headers: Sequence[Header]) -> list[TensorInfo]:
             f"its parts hold {len(tensors)} of {promised} tensors; download them again"
         )
     if not tensors:
-        raise ModelError("it holds no weights, only a vocabulary; get the model itself")
+        raise OtherKindError("it holds no weights, only a vocabulary; get the model itself")
     return tensors
 
 

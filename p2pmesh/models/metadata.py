@@ -48,8 +48,9 @@ _ENCODERS = {
     "t5encoder",
 }
 _POOLING_NONE, _POOLING_RANK = 0, 4  # llama.cpp: enum llama_pooling_type
-# GGUF files that lie beside models and are none.
-_NOT_MODELS = {
+# GGUF files that are no language models, by architecture or type: what lies beside models, and
+# what programs for images write.
+_OTHER_KINDS = {
     "clip": "a vision or audio projector",
     "mmproj": "a vision or audio projector",
     "adapter": "a LoRA adapter",
@@ -57,12 +58,23 @@ _NOT_MODELS = {
     "wavtokenizer-dec": "an audio decoder",
     "eagle3": "a draft head for speculative decoding",
     "dflash": "a draft head for speculative decoding",
-}
+    **dict.fromkeys(
+        (
+            "aura", "cosmos", "flux", "hidream", "hyvid", "ltxv", "lumina2", "qwen_image", "sd1",
+            "sd3", "sdxl", "wan",
+        ),
+        "a model for images or video",
+    ),
+}  # fmt: skip
 
 
 def plain_text(text: str, limit: int = NAME_CHARACTERS_MAX) -> str:
     """`text` as it may be shown and sent: one line, no control characters, not too long."""
     return _UNSAFE.sub(" ", text).strip()[:limit].strip()
+
+
+class OtherKindError(ModelError):
+    """A good GGUF file of a kind that cannot be served alone; the user keeps it where it is."""
 
 
 class Metadata:
@@ -72,14 +84,14 @@ class Metadata:
         self._metadata = header.metadata
         self.architecture = plain_text(self.text("general.architecture"), 64)
         if not self.architecture:
-            raise ModelError("it does not name its architecture; it is no language model")
+            raise OtherKindError("it does not name its architecture; it is no language model")
 
     def refuse_others(self) -> None:
-        """Raise `ModelError` for the GGUF files that lie beside models and are none."""
+        """Raise `OtherKindError` for GGUF files that are no language models."""
         for key in ("general.architecture", "general.type"):
-            what = _NOT_MODELS.get(self.text(key))
+            what = _OTHER_KINDS.get(self.text(key))
             if what:
-                raise ModelError(f"it is {what}, which belongs to a model and is none itself")
+                raise OtherKindError(f"it is {what}, which cannot be served alone")
 
     def has(self, key: str) -> bool:
         """Whether the header has this key, whatever its value."""
@@ -103,7 +115,9 @@ class Metadata:
         full = f"{self.architecture}.{key}"
         value = self._metadata.get(full, default)
         if value is None:
-            raise ModelError(f"its header lacks {full}; it is no language model p2pmesh can serve")
+            raise OtherKindError(
+                f"its header lacks {full}; it is no language model p2pmesh can serve"
+            )
         return self._checked(full, value, limit, least)
 
     def per_layer(self, key: str, limit: int, layers: int, *, default: int) -> list[int]:

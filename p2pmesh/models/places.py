@@ -49,11 +49,13 @@ class Candidate:
         path: As found, links not resolved: in some caches only the link has a name.
         stem: What to call it when its file name says nothing, else None.
         aliases: What else people call it.
+        problem: Why it cannot be used, as far as its program's own notes say; "" when they do not.
     """
 
     path: Path
     stem: str | None = None
     aliases: tuple[str, ...] = ()
+    problem: str = ""
 
 
 def usual_places(
@@ -145,31 +147,44 @@ def _ollama(root: Path) -> Iterator[Candidate]:
     """Ollama's models lie in blobs named by digest; their names are in manifests."""
     manifests = root / "manifests"
     for path in _walk(manifests, lambda name: not name.startswith(".")):
-        digest = _model_layer(path)
         parts = path.relative_to(manifests).parts
-        if digest is None or len(parts) < 3:
+        if len(parts) < 3:
             continue
         space, model, tag = parts[-3:]
         owned = "" if space == "library" else f"{space}/"
         names = [f"{owned}{model}:{tag}"] + ([f"{owned}{model}"] if tag == "latest" else [])
+        try:
+            digest = _model_layer(path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+            log.info("manifest_skipped", path=str(path), reason=repr(exc))
+            problem = (
+                f"{path} cannot be used: it is no manifest of Ollama's; ollama pull {names[0]}"
+            )
+            yield Candidate(path=path, problem=problem)
+            continue
+        if digest is None:
+            continue
         blob = root / "blobs" / f"sha256-{digest}"
-        if os.path.isfile(blob):  # noqa: PTH113  (False, not an error, where we may not look)
-            stem = f"{owned}{model}-{tag}".replace("/", "-")
-            yield Candidate(path=blob, stem=stem, aliases=tuple(names))
-        else:
-            log.warning("model_skipped", path=str(blob), reason="its manifest names a missing blob")
+        missing = not os.path.isfile(blob)  # noqa: PTH113  (no error where we may not look)
+        yield Candidate(
+            path=blob,
+            stem=f"{owned}{model}-{tag}".replace("/", "-"),
+            aliases=tuple(names),
+            problem=f"{names[0]} cannot be used: its file {blob} is missing; ollama pull {names[0]}"
+            if missing
+            else "",
+        )
 
 
 def _model_layer(manifest: Path) -> str | None:
-    """The digest of a manifest's weights, None when it has none or is unreadable."""
-    try:
-        with manifest.open("rb") as file:
-            parsed: Any = json.loads(file.read(MANIFEST_BYTES_MAX))
-        for layer in parsed["layers"]:
-            if layer["mediaType"] == _OLLAMA_MODEL:
-                # It becomes part of a path: nothing but a digest may pass.
-                match = _OLLAMA_DIGEST.match(layer["digest"])
-                return match[1] if match else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
-        log.warning("manifest_skipped", path=str(manifest), reason=repr(exc))
+    """Return the digest of a manifest's weights, None when it has none; raises on any nonsense."""
+    with manifest.open("rb") as file:
+        parsed: Any = json.loads(file.read(MANIFEST_BYTES_MAX))
+    for layer in parsed["layers"]:
+        if layer["mediaType"] == _OLLAMA_MODEL:
+            # It becomes part of a path: nothing but a digest may pass.
+            match = _OLLAMA_DIGEST.match(layer["digest"])
+            if match is None:
+                raise ValueError("the weights are not named by a digest")
+            return match[1]
     return None

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import structlog
 
@@ -24,6 +24,7 @@ from p2pmesh.home import Home
 from p2pmesh.models import catalogue, gguf
 from p2pmesh.models.cards import Card, ModelDigest, card_of
 from p2pmesh.models.index import Index, Known, Stamp
+from p2pmesh.models.metadata import OtherKindError
 from p2pmesh.models.places import Candidate, find_candidates, usual_places
 
 log = structlog.get_logger(__name__)
@@ -60,10 +61,17 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unusable:
-    """A file that looked like a model and cannot be served."""
+    """A file that looked like a model and cannot be served.
+
+    Attributes:
+        reason: A sentence that names the file.
+        state: `damaged`; `other` when it is a good file that is not for serving alone; `missing`
+            when the file, or a part of it, is not here or cannot be read.
+    """
 
     path: Path
     reason: str
+    state: Literal["damaged", "other", "missing"]
 
 
 class Store:
@@ -112,8 +120,7 @@ class Store:
                 try:
                     models.append(self._open(candidate))
                 except MeshError as exc:
-                    skipped = Unusable(path=candidate.path, reason=str(exc))
-                    unusable[candidate.path] = skipped
+                    unusable[candidate.path] = _unusable(candidate.path, exc)
         self._index.save()
         with self._lock:
             news = [one for path, one in unusable.items() if self._unusable.get(path) != one]
@@ -135,6 +142,8 @@ class Store:
         return model
 
     def _open(self, candidate: Candidate) -> ModelFile:
+        if candidate.problem:
+            raise LocalError(candidate.problem)
         parts = _parts(candidate.path.absolute())
         stamp = _stamp(parts)
         card = self._index.get(parts[0], stamp).card
@@ -247,6 +256,13 @@ class Store:
         return f"No model {text!r}: no such file, and none of that name in {where}; {hint}"
 
 
+def _unusable(path: Path, exc: MeshError) -> Unusable:
+    if isinstance(exc, OtherKindError):
+        return Unusable(path=path, reason=str(exc), state="other")
+    state: Literal["damaged", "missing"] = "damaged" if isinstance(exc, ModelError) else "missing"
+    return Unusable(path=path, reason=str(exc), state=state)
+
+
 def _first_part(path: Path) -> Path:
     """The file that a part's model begins with; `path` itself when it is no part."""
     stem, _, count = catalogue.split_part(path.stem)
@@ -270,7 +286,7 @@ def _parts(path: Path) -> tuple[Path, ...]:
     missing = [part.name for part in parts if not _is_file(part)]
     if missing:
         are = f"and {len(missing) - 1} more are" if len(missing) > 1 else "is"
-        raise ModelError(
+        raise LocalError(
             f"{path} cannot be used: {missing[0]} {are} missing beside it; download all parts"
         )
     return parts
@@ -307,7 +323,7 @@ def _read_card(parts: Sequence[Path]) -> Card:
     try:
         return card_of(headers)
     except ModelError as exc:
-        raise ModelError(f"{parts[0]} cannot be used: {exc}") from exc
+        raise type(exc)(f"{parts[0]} cannot be used: {exc}") from exc
 
 
 def _read_header(file: BinaryIO) -> gguf.Header:

@@ -20,6 +20,7 @@ from p2pmesh.engine.find import Engine
 from p2pmesh.errors import EngineError
 from p2pmesh.home import Home
 from tests.console.running import console, write_run_file
+from tests.models.make import other_files, split
 
 GIB = 2**30
 FREE = Address("127.0.0.1", 0)
@@ -196,7 +197,24 @@ def test_corrupt_and_missing_models(home: Home) -> None:
     assert counted.detail == "0 usable files found"
     assert broken.state == "warn"
     assert "broken.gguf cannot be used" in broken.detail
+    assert broken.fix == "delete it, or download it again"
     assert only(found, "model").state == "fail"
+
+
+def test_good_files_that_are_not_served_alone_are_in_order(home: Home) -> None:
+    others = other_files(home.models)
+    counted, *found = of(run(home), "models")
+    assert counted.detail == "0 usable files found"
+    assert {(check.state, check.fix) for check in found} == {("ok", "")}
+    for path, words in others.values():
+        assert any(str(path) in check.detail and words in check.detail for check in found)
+
+
+def test_a_model_of_which_a_part_is_missing_is_to_be_completed(home: Home) -> None:
+    split(home.models)[0].unlink()
+    _, missing = of(run(home), "models")
+    assert (missing.state, missing.fix) == ("warn", "")
+    assert missing.detail.endswith("download all parts")
 
 
 def test_a_clock_behind_the_last_start(home: Home) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from p2pmesh.engine.accelerators import (
     Accelerator,
+    Backend,
     Machine,
     choose_backend,
     find_accelerators,
+    missing_toolkit,
     unused_warnings,
 )
 from p2pmesh.engine.devices import Device
@@ -89,3 +91,28 @@ def test_apple(tmp_path: Path) -> None:
     assert find_accelerators(apple) == (Accelerator(name="Apple GPU", backend="metal"),)
     assert choose_backend(apple) == "metal"
     assert choose_backend(machine(tmp_path, system="darwin")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("backend", "files", "missing"),
+    [
+        ("cpu", [], ""),
+        ("cuda", [], "the CUDA toolkit: nvcc is missing"),
+        ("cuda", ["usr/local/cuda/bin/nvcc"], ""),
+        ("rocm", ["bin/nvcc"], "the ROCm toolkit: hipcc is missing"),
+        ("rocm", ["bin/hipcc"], ""),
+        ("vulkan", ["bin/glslc"], "the Vulkan SDK: glslc or vulkan/vulkan.h is missing"),
+        ("vulkan", ["bin/glslc", "usr/include/vulkan/vulkan.h"], ""),
+        ("metal", [], "macOS: Metal exists nowhere else"),
+    ],
+)
+def test_what_a_backend_lacks(
+    tmp_path: Path, backend: Backend, files: list[str], missing: str
+) -> None:
+    assert missing_toolkit(backend, machine(tmp_path, *files)) == missing
+
+
+def test_a_compiler_that_a_variable_names_counts(tmp_path: Path) -> None:
+    named = Machine(environ={"CUDACXX": "/opt/cuda-13/bin/nvcc"}, root=tmp_path, system="linux")
+    assert missing_toolkit("cuda", named) == ""
+    assert missing_toolkit("metal", Machine(environ={}, root=tmp_path, system="darwin")) == ""

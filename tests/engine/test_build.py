@@ -220,6 +220,23 @@ def test_too_little_room_is_said_before_anything_is_done(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
+def test_a_backend_without_its_toolkit_is_one_sentence(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        build_module, "missing_toolkit", lambda *_: "the CUDA toolkit: nvcc is missing"
+    )
+    monkeypatch.setattr(build_module, "choose_backend", lambda _: "cpu")
+    steps = Steps()
+    with pytest.raises(LocalError) as caught:
+        install(home, report=steps.append, backend="cuda")
+    assert str(caught.value) == (
+        "An engine with --backend cuda needs the CUDA toolkit: nvcc is missing; install it, or "
+        "choose another: this machine can build cpu"
+    )
+    assert list(steps) == []
+
+
 def test_a_disk_that_fills_up_is_one_sentence(
     home: Home, offer: Callable[[dict[str, str]], None]
 ) -> None:

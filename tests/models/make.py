@@ -296,6 +296,26 @@ def split(folder: Path, name: str = "big") -> list[Path]:
     return sorted(folder.glob(f"{name}-*.gguf"))
 
 
+def other_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Good GGUF files that cannot be served alone, each with words that say what they are."""
+    folder.mkdir(exist_ok=True)
+    keys = {
+        "mmproj": ({"general.architecture": "clip", "general.type": "mmproj"}, "projector"),
+        "lora": ({"general.architecture": "llama", "general.type": "adapter"}, "LoRA adapter"),
+        "imatrix": ({"general.type": "imatrix", "general.architecture": "x"}, "importance matrix"),
+        "flux": ({"general.architecture": "flux"}, "images or video"),
+        "nameless": ({"general.name": "unet"}, "does not name its architecture"),
+        "speech": ({"general.architecture": "speech"}, "no language model"),
+    }
+    found: dict[str, tuple[Path, str]] = {}
+    for name, (metadata, words) in keys.items():
+        path = folder / f"{name}.gguf"
+        packed = [packed_key(key, 8, packed_string(value)) for key, value in metadata.items()]
+        path.write_bytes(packed_file(packed, [packed_tensor("w", [32])], data_bytes=128))
+        found[name] = (path, words)
+    return found
+
+
 def bad_files(folder: Path) -> dict[str, tuple[Path, type[MeshError], str]]:
     """Paths of which no model can be opened, each with the error and words that say why."""
     folder.mkdir(exist_ok=True)

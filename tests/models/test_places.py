@@ -162,15 +162,32 @@ def test_ollamas_blobs_get_their_names(tmp_path: Path) -> None:
         manifest("sha256:../../../../etc/passwd"),
         manifest("md5:abc"),
         manifest(f"sha256:{HEX}\n"),
-        manifest(f"sha256:{HEX}", media="application/octet-stream"),
-        manifest("sha256:" + "e" * 64),  # no such blob
     ],
 )
-def test_bad_manifests_are_skipped(tmp_path: Path, content: bytes) -> None:
+def test_a_bad_manifest_is_named_with_its_problem(tmp_path: Path, content: bytes) -> None:
     touch(tmp_path / "blobs" / f"sha256-{HEX}")
     folder = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "m"
-    touch(folder / "bad", content)
+    bad = touch(folder / "bad", content)
     touch(folder / "good", manifest(f"sha256:{HEX}"))
-    with capture_logs():
-        found = list(find_candidates(Place(owner="Ollama", path=tmp_path)))
-    assert [candidate.stem for candidate in found] == ["m-good"]
+    found = list(find_candidates(Place(owner="Ollama", path=tmp_path)))
+    assert [candidate.path for candidate in found] == [bad, tmp_path / "blobs" / f"sha256-{HEX}"]
+    assert found[0].problem == (
+        f"{bad} cannot be used: it is no manifest of Ollama's; ollama pull m:bad"
+    )
+    assert found[1].problem == ""
+
+
+def test_a_manifest_without_its_blob_is_named_with_its_problem(tmp_path: Path) -> None:
+    named = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "m" / "3b"
+    touch(named, manifest(f"sha256:{HEX}"))
+    (found,) = find_candidates(Place(owner="Ollama", path=tmp_path))
+    assert found.problem == (
+        f"m:3b cannot be used: its file {tmp_path / 'blobs' / f'sha256-{HEX}'} is missing; "
+        "ollama pull m:3b"
+    )
+
+
+def test_a_manifest_of_something_else_is_passed_over(tmp_path: Path) -> None:
+    named = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "m" / "3b"
+    touch(named, manifest(f"sha256:{HEX}", media="application/octet-stream"))
+    assert list(find_candidates(Place(owner="Ollama", path=tmp_path))) == []

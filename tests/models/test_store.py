@@ -114,10 +114,10 @@ def test_the_digest_of_parts_is_that_of_their_digests(store: Store, tmp_path: Pa
 def test_a_missing_part_is_named(store: Store, tmp_path: Path) -> None:
     files = split(tmp_path / "m")
     files[1].unlink()
-    with pytest.raises(ModelError, match=r"big-00002-of-00003\.gguf is missing"):
+    with pytest.raises(LocalError, match=r"big-00002-of-00003\.gguf is missing"):
         store.open(files[0])
     files[0].unlink()
-    with pytest.raises(ModelError, match=r"big-00001-of-00003\.gguf and 1 more are missing"):
+    with pytest.raises(LocalError, match=r"big-00001-of-00003\.gguf and 1 more are missing"):
         store.open(files[2])
 
 

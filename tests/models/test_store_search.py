@@ -13,7 +13,7 @@ from p2pmesh.errors import ConfigError
 from p2pmesh.home import Home
 from p2pmesh.models import store as module
 from p2pmesh.models.store import EMBEDDED, ModelFile, Store
-from tests.models.make import bad_files, split, tiny_gguf
+from tests.models.make import bad_files, other_files, split, tiny_gguf
 
 
 def stems(models: list[ModelFile]) -> list[str]:
@@ -74,6 +74,27 @@ def test_what_cannot_be_used_is_skipped_and_remembered(home: Home, store: Store)
     (home.models / "empty.gguf").unlink()
     store.discover()
     assert "empty.gguf" not in {one.path.name for one in store.unusable}
+
+
+def test_an_unusable_file_is_damaged_or_missing_or_of_another_kind(
+    home: Home, user: Path, store: Store
+) -> None:
+    (home.models / "damaged.gguf").write_bytes(b"")
+    split(home.models)[0].unlink()
+    others = other_files(home.models)
+    manifest = user / ".ollama/models/manifests/registry.ollama.ai/library/m/3b"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{")
+    with capture_logs():
+        assert store.discover() == []
+    states = {one.path: one.state for one in store.unusable}
+    assert states.pop(home.models / "damaged.gguf") == "damaged"
+    assert states.pop(manifest) == "missing"
+    for path, words in others.values():
+        assert states.pop(path) == "other"
+        (reason,) = (one.reason for one in store.unusable if one.path == path)
+        assert words in reason
+    assert list(states.values()) == ["missing"]
 
 
 def test_known_files_are_not_read_again(
