@@ -1,8 +1,8 @@
 """The argument list of an engine for one model.
 
-Pure: values in, strings out. Only flags that every llama-server of the last two years knows and
-that `p2pmesh.engine.embedded` understands as well. Secrets are not among them: the API key goes
-through the environment (`environment_of`), where `ps` does not show it.
+Pure: values in, strings out. Only flags that `p2pmesh.engine.embedded` understands as well; a
+llama-server that lacks one of them (`needed_flags`) is not used. Secrets are not among them: the
+API key goes through the environment (`environment_of`), where `ps` does not show it.
 
 `--embeddings` does not forbid chat (b11434 answers both), but it needs a pooling type, reserves
 logits for every row of a batch (hundreds of MB with a large vocabulary), and answers 400 on models
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 Modality = Literal["chat", "completion", "embedding", "rerank"]
 
@@ -39,6 +39,13 @@ class Command(Protocol):
     @property
     def command(self) -> tuple[str, ...]:
         """What goes before the flags."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unnamed:
+    """An engine without a command, for the flags alone."""
+
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,23 @@ def server_argv(engine: Command, launch: Launch) -> list[str]:
     if launch.http_threads is not None:
         argv += ["--threads-http", str(launch.http_threads)]
     return argv
+
+
+def needed_flags() -> frozenset[str]:
+    """Return every flag that `server_argv` can write: what an engine has to know."""
+    launches = (
+        Launch(
+            model_paths=(PurePath("model"),),
+            alias="model",
+            modality=modality,
+            devices=("none",),
+            threads=1,
+            http_threads=1,
+        )
+        for modality in get_args(Modality)
+    )
+    words = (word for launch in launches for word in server_argv(_Unnamed(), launch))
+    return frozenset(word for word in words if word.startswith("--"))
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Which engine this node uses, and what that engine says about itself.
 
 In order: the one that the user named, the one that `p2pmesh engine install` built, llama-server on
-the path, the wheel. An engine is asked, never guessed about: version, devices and RPC protocol
-come from running it. All of it blocks (some 0.1 s; seconds when a driver wakes up): call it from a
-thread.
+the path, the wheel. An engine is asked, never guessed about: version, flags, devices and RPC
+protocol come from running it. One that does not serve is passed over for the next. All of it
+blocks (some 0.1 s; seconds when a driver wakes up): call it from a thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from p2pmesh.engine.accelerators import Machine, unused_warnings
-from p2pmesh.engine.argv import passed_on
+from p2pmesh.engine.argv import needed_flags, passed_on
 from p2pmesh.engine.devices import Device, has_device_list, parse_devices
+from p2pmesh.engine.sources import BUILD_NUMBER
 from p2pmesh.errors import ConfigError, EngineError
 
 Source = Literal["option", "managed", "path", "wheel"]
@@ -38,6 +39,7 @@ _EMBEDDED = (sys.executable, "-P", "-m", "p2pmesh.engine.embedded")
 _VERSION = re.compile(
     r"^version: (?P<name>\S+)(?: \((?:build (?P<build>\d+),)?.*\))?", re.MULTILINE
 )
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _RPC_VERSION = re.compile(r"Starting RPC server v(\d+\.\d+\.\d+)")
 
 # No address: the RPC server says its version, fails to listen and ends. Nothing is ever open.
@@ -55,7 +57,7 @@ class Engine:
         version: What it calls itself: `b11434`, or the wheel's version.
         rpc: Its RPC protocol, `7.0.0`; None when it cannot be a pipeline stage.
         devices: Accelerators that it can use; none means CPU only.
-        warnings: Sentences for the user, such as a GPU that it leaves idle.
+        warnings: Sentences for the user: a GPU that it leaves idle, an engine that was passed over.
     """
 
     kind: Literal["embedded", "native"]
@@ -96,10 +98,11 @@ def find_engine(explicit: Path | None, managed: Path, environ: Mapping[str, str]
         ConfigError: `explicit` is not a working llama-server; nothing else is tried then.
         EngineError: There is no engine at all.
     """
-    broken = []
+    broken: list[str] = []
     for finding in survey(explicit, managed, environ):
         if finding.engine is not None:
-            return finding.engine
+            passed_over = tuple(f"Not used: {problem}" for problem in broken)
+            return replace(finding.engine, warnings=(*passed_over, *finding.engine.warnings))
         if finding.source == "option":
             raise ConfigError(f"--engine {finding.where}: {finding.problem}")
         if finding.where:
@@ -168,6 +171,9 @@ def _examine(
             last = next((line for line in reversed(greeting.splitlines()) if line.strip()), "")
             problem = f"it is not a llama-server that p2pmesh can use: {last.strip() or 'silence'}"
             return Finding(source=source, where=where, problem=problem)
+        if source != "wheel" and (missing := _missing_flags(command, environ)):
+            problem = f"{_age(version)}: it does not know {', '.join(missing)}"
+            return Finding(source=source, where=where, problem=problem)
         rpc = None if rpc_server is None else _rpc_version(rpc_server, environ)
     except EngineError as exc:
         return Finding(source=source, where=where, problem=str(exc))
@@ -184,9 +190,26 @@ def _examine(
     return Finding(source=source, where=where, engine=engine)
 
 
+def _build_number(match: re.Match[str]) -> int:
+    """Return the build that a version names; 0 when it names none."""
+    return int(match["build"] or (match["name"] if match["name"].isdigit() else "0"))
+
+
 def _version_name(match: re.Match[str]) -> str:
-    build = match["build"] or (match["name"] if match["name"].isdigit() else "0")
-    return match["name"] if int(build) == 0 else f"b{build}"
+    build = _build_number(match)
+    return f"b{build}" if build else match["name"]
+
+
+def _missing_flags(command: tuple[str, ...], environ: Mapping[str, str]) -> list[str]:
+    """Return the flags of a launch that an engine's help does not name."""
+    known = set(_FLAG.findall(_ask([*command, "--help"], environ)))
+    return sorted(needed_flags() - known)
+
+
+def _age(version: re.Match[str]) -> str:
+    # An engine newer than the one that this p2pmesh was made with may have lost a flag.
+    age = "new for this p2pmesh" if _build_number(version) > BUILD_NUMBER else "old"
+    return f"llama-server {_version_name(version)} is too {age}"
 
 
 def _rpc_version(rpc_server: Path, environ: Mapping[str, str]) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2pmesh.engine import sources
+from p2pmesh.engine.argv import needed_flags
 
 CMAKE = """\
 cmake_minimum_required(VERSION 3.14)
@@ -21,13 +22,14 @@ foreach(name llama-server ggml-rpc-server llama-imatrix llama-perplexity llama-q
   add_executable(${name} ${name}.cpp)
 endforeach()
 """
-SERVER = """\
+SERVER = f"""\
 #include <cstdio>
 #include <cstring>
-int main(int argc, char ** argv) {
+int main(int argc, char ** argv) {{
     if (!strcmp(argv[1], "--version")) fprintf(stderr, "version: 1 (build 11434, commit x)\\n");
+    else if (!strcmp(argv[1], "--help")) puts("{" ".join(sorted(needed_flags()))}");
     else printf("Available devices:\\n  (none)\\n");
-}
+}}
 """
 RPC_SERVER = '#include <cstdio>\nint main() { printf("Starting RPC server v7.0.0\\n"); }\n'
 OTHER = "int main() {}\n"

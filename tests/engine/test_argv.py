@@ -7,7 +7,14 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from p2pmesh.engine.argv import Launch, environment_of, passed_on, readable, server_argv
+from p2pmesh.engine.argv import (
+    Launch,
+    environment_of,
+    needed_flags,
+    passed_on,
+    readable,
+    server_argv,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,14 @@ COMMON = [
 )
 def test_flags(launch: Launch, rest: list[str]) -> None:
     assert server_argv(ENGINE, launch) == COMMON + rest
+
+
+def test_the_needed_flags_are_all_that_are_ever_written() -> None:
+    assert needed_flags() == {
+        "--model", "--alias", "--host", "--port", "--ctx-size", "--parallel", "--kv-unified",
+        "--offline", "--no-webui", "--jinja", "--embeddings", "--reranking", "--batch-size",
+        "--ubatch-size", "--device", "--threads", "--threads-http",
+    }  # fmt: skip
 
 
 def test_a_long_context_does_not_make_a_huge_embedding_batch() -> None:

@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import pytest
 
-from p2pmesh.engine.argv import Launch, Modality, environment_of, server_argv
+from p2pmesh.engine.argv import Launch, Modality, environment_of, needed_flags, server_argv
 from p2pmesh.engine.devices import has_device_list
 from tests.engine.samples import EMBEDDED, MODEL, Plain
 
@@ -22,6 +22,10 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_it_says_its_version_and_devices() -> None:
     assert re.match(r"version: \d+\.\d+\.\d+ \(xllamacpp\)\n", run("--version").stderr)
     assert has_device_list(run("--list-devices").stdout)
+
+
+def test_it_knows_every_flag_of_a_launch() -> None:
+    assert needed_flags() <= set(re.findall(r"--[a-z-]+", run("--help").stdout))
 
 
 @pytest.mark.parametrize(

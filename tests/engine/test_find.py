@@ -17,14 +17,39 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stand-ins are s
 GREETING = "version: 0.6.0-dev (build 11434, commit unknown)"
 
 
-def stand_in(directory: Path, greeting: str = GREETING, rpc: str | None = None) -> Path:
-    """A program that answers llama-server's two questions, and an RPC server beside it."""
+# As llama.cpp prints them: short and other names beside the long one, then what it is.
+OLD_HELP = """
+-c,    --ctx-size N                     size of the prompt context (env: LLAMA_ARG_CTX_SIZE)
+-np,   --parallel N                     number of parallel sequences to decode (default: 1)
+-dev,  --device <dev1,dev2,..>          comma-separated list of devices, see --list-devices
+-t,    --threads N                      number of threads to use during generation
+-b,    --batch-size N                   logical maximum batch size (default: 2048)
+-ub,   --ubatch-size N                  physical maximum batch size (default: 512)
+-m,    --model FNAME                    model path
+-a,    --alias STRING                   set alias for model name (to be used by REST API)
+--host HOST                             ip address to listen
+--port PORT                             port to listen (default: 8080)
+--no-webui                              Disable the Web UI (default: enabled)
+--embedding, --embeddings               restrict to only support embedding use case
+--reranking, --rerank                   enable reranking endpoint on server
+--threads-http N                        number of threads used to process HTTP requests
+--jinja                                 use jinja template for chat
+"""
+HELP = f"""{OLD_HELP}
+-kvu,  --kv-unified                     use single unified KV buffer for the KV cache
+--offline                               Offline mode: forces use of cache
+"""
+
+
+def stand_in(
+    directory: Path, greeting: str = GREETING, rpc: str | None = None, manual: str = HELP
+) -> Path:
+    """A program that answers llama-server's three questions, and an RPC server beside it."""
     directory.mkdir(parents=True, exist_ok=True)
     server = directory / "llama-server"
     devices = "printf 'Available devices:\\n  CUDA0: NVIDIA X (100 MiB, 50 MiB free)\\n'"
-    server.write_text(
-        f'#!/bin/sh\ncase "$1" in --version) echo "{greeting}" >&2;; *) {devices};; esac\n'
-    )
+    answers = f'--version) echo "{greeting}" >&2;; --help) echo "{manual}";; *) {devices};;'
+    server.write_text(f'#!/bin/sh\ncase "$1" in {answers} esac\n')
     server.chmod(0o755)
     if rpc is not None:
         beside = directory / "ggml-rpc-server"
@@ -134,6 +159,31 @@ def test_a_wrong_choice_is_one_sentence(tmp_path: Path, prepare: object, problem
     publish(tmp_path / "engine")
     with pytest.raises(ConfigError, match=f"^--engine {path}: {problem}$"):
         find_engine(path, tmp_path / "engine", environ())
+
+
+OLD = "version: 4800 (abc1234)"
+TOO_OLD = "llama-server b4800 is too old: it does not know --kv-unified, --offline"
+
+
+def test_an_engine_that_lacks_a_flag_is_passed_over_and_named(tmp_path: Path) -> None:
+    server = stand_in(tmp_path / "bin", OLD, manual=OLD_HELP)
+    engine = find_engine(None, tmp_path / "engine", environ(tmp_path / "bin"))
+    assert engine.source == "wheel"
+    assert engine.warnings[0] == f"Not used: {server}: {TOO_OLD}"
+
+
+def test_a_chosen_engine_that_lacks_a_flag_is_one_sentence(tmp_path: Path) -> None:
+    server = stand_in(tmp_path / "bin", OLD, manual=OLD_HELP)
+    with pytest.raises(ConfigError) as caught:
+        find_engine(server, tmp_path / "engine", environ())
+    assert str(caught.value) == f"--engine {server}: {TOO_OLD}"
+
+
+def test_a_newer_engine_that_lost_a_flag_is_not_called_old(tmp_path: Path) -> None:
+    lost = HELP.replace("--no-webui ", "--no-ui    ")
+    server = stand_in(tmp_path / "bin", "version: 99999 (abc1234)", manual=lost)
+    with pytest.raises(ConfigError, match=r"b99999 is too new for this p2pmesh.* --no-webui$"):
+        find_engine(server, tmp_path / "engine", environ())
 
 
 def test_an_engine_that_hangs_is_not_waited_for(
