@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from p2pmesh.node.snapshot import Status
 
 LOG_FILE = "node.log"
+STDIN_CHUNK_BYTES = 4096  # of what comes before the end, and is not looked at
 
 
 @click.command()
@@ -42,7 +44,18 @@ def up(ctx: click.Context, *, as_json: bool, until_eof: bool) -> None:
 async def wait_stdin_eof() -> None:
     """Return when whoever holds the other end of standard input is gone."""
     # A thread, as not every kind of file can be waited on; it is left behind on cancellation.
-    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(_read_to_end, abandon_on_cancel=True)
+
+
+def _read_to_end() -> None:
+    """Block until standard input ends; at once when there is none."""
+    if sys.stdin is None:
+        return
+    # The descriptor, not the file object: a thread that is blocked inside `sys.stdin` holds its
+    # lock, and Python aborts when it wants to flush that file at the end of the process.
+    descriptor = sys.stdin.fileno()
+    while os.read(descriptor, STDIN_CHUNK_BYTES):
+        pass
 
 
 class JsonUi:

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from p2pmesh.commands.up import JsonUi, TextUi, reachable, wait_stdin_eof
 from p2pmesh.node.run import Ui
 from p2pmesh.node.snapshot import Status
 from tests.console.fake import three_nodes
+from tests.mesh.nodes import ANY_PORTS, environment, program
 
 LINE = {
     "id": "abc",
@@ -162,10 +168,54 @@ def test_the_address_to_join_is_this_nodes_first_one() -> None:
 
 
 async def test_the_end_of_standard_input_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Input:
-        buffer = StringIO("what comes before the end is of no interest\n")
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        ended = trio.Event()
 
-    monkeypatch.setattr(sys, "stdin", Input)
+        async def wait() -> None:
+            await wait_stdin_eof()
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            os.write(writer, b"what comes before the end is of no interest\n")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            os.close(writer)
+            with trio.fail_after(10):
+                await ended.wait()
+
+
+async def test_no_standard_input_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
     with trio.fail_after(10):
         await wait_stdin_eof()
-    assert Input.buffer.read() == ""
+
+
+END_S = 20.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "EOF"])
+def test_a_node_with_open_standard_input_ends_in_order(tmp_path: Path, end: str) -> None:
+    with subprocess.Popen(
+        [*program(), "up", "--json", "--until-eof", f"--home={tmp_path}", *ANY_PORTS],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        if end == "EOF":
+            process.stdin.close()
+        else:
+            process.send_signal(signal.Signals[end])
+        code = process.wait(END_S)
+        said = process.stderr.read().decode()
+    assert code == 0, said
+    assert "Fatal Python error" not in said
+    assert not (tmp_path / "run.json").exists()
