@@ -189,8 +189,9 @@ async def test_the_end_of_standard_input_is_waited_for(monkeypatch: pytest.Monke
 
 async def test_no_standard_input_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    with trio.fail_after(10):
+    with trio.move_on_after(10) as waiting:
         await wait_stdin_eof()
+    assert not waiting.cancelled_caught
 
 
 END_S = 20.0
