@@ -47,7 +47,7 @@ class Overlay:
         rings: The members in the order in which they stand on each.
     """
 
-    __slots__ = ("_observers", "dialable", "rings")
+    __slots__ = ("_observers", "_ways_in", "dialable", "rings")
 
     def __init__(self, members: Iterable[tuple[NodeId, bool]], like: Overlay | None = None) -> None:
         self.dialable = dict(members)
@@ -61,6 +61,11 @@ class Overlay:
             stay = [place for place in ring if place[1] not in gone] if gone else ring
             # Sorting takes microseconds where nearly all is in order already.
             self.rings.append(sorted([*stay, *(places[at] for places in come)]))
+        # The same without those that cannot be dialled, who are no way in for each other: however
+        # many of them stand beside one, its neighbours are found in a few steps.
+        self._ways_in = [
+            [place for place in ring if self.dialable[place[1]]] for ring in self.rings
+        ]
 
     def __len__(self) -> int:
         return len(self.dialable)
@@ -115,7 +120,7 @@ class Overlay:
         chosen: list[NodeId] = []
         for ring in range(len(self.rings)):
             for node in self._walk(subject, ring, forward=False):
-                if node not in chosen and node not in skip and self._linkable(subject, node):
+                if node not in chosen and node not in skip:
                     chosen.append(node)
                     break
         return tuple(chosen)
@@ -129,8 +134,7 @@ class Overlay:
         """
         between = 0
         for node in self._walk(me, ring, forward=True):
-            if self._linkable(me, node):
-                yield node
+            yield node
             between += self.dialable[node] and node not in skip
             if between > ring:
                 return
@@ -139,9 +143,7 @@ class Overlay:
         if me not in self.dialable:
             return frozenset()
         if len(self.dialable) <= FULL_MESH_MAX:
-            return frozenset(
-                node for node in self.dialable if node != me and self._linkable(me, node)
-            )
+            return frozenset(self._walk(me, 0, forward=True))
         found = set[NodeId]()
         for ring in range(rings):
             found.update(self._beside(me, ring, forward=True))
@@ -152,23 +154,19 @@ class Overlay:
         """The next node that `me` can be linked with, and all to whom `me` is the next."""
         for position, node in enumerate(self._walk(me, ring, forward=forward)):
             if self.dialable[node]:
-                if position == 0 or not self.dialable[me]:
+                if position == 0:
                     yield node
                 return
-            if self.dialable[me]:
-                yield node
+            yield node
 
     def _walk(self, start: NodeId, ring: int, *, forward: bool) -> Iterator[NodeId]:
-        """Everybody else once round the ring, from next to `start` on."""
-        order = self.rings[ring]
+        """All that `start` can be linked with once round the ring, from next to it on."""
+        order = self.rings[ring] if self.dialable[start] else self._ways_in[ring]
         at = bisect_left(order, _places(start)[ring])
-        others = len(order) - 1
+        others = len(order) - self.dialable[start]
         # Indices below zero count from the end, which is where a ring goes on.
         steps = range(at - others, at) if forward else range(at - 1, at - 1 - others, -1)
         return (order[step][1] for step in steps)
-
-    def _linkable(self, one: NodeId, other: NodeId) -> bool:
-        return self.dialable[one] or self.dialable[other]
 
 
 Overlays = Callable[[frozenset[tuple[NodeId, bool]], Overlay | None], Overlay]

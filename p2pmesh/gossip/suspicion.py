@@ -10,9 +10,11 @@ was wrong about a subject waits before it accuses that one again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from heapq import nsmallest
+from itertools import islice
 
 from p2pmesh.gossip.probe import Prober
 from p2pmesh.gossip.roster import Roster
@@ -20,6 +22,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import ACCUSED_MAX, Accusation
 
 HELPERS_MAX = 3
+SUSPECTS_PER_TURN = 32  # asked about at once; in a mass crash a node observes about ten of them
 TOLD_WITHIN_S = 1.0  # helpers that did not say by then do not count
 ASK_AGAIN_S = 2.0  # what helpers said holds that long
 REST_FIRST_S, REST_MAX_S = 2.0, 60.0  # before accusing again whom one was wrong about
@@ -112,15 +115,8 @@ class Suspicion:
             now: In seconds.
         """
         questions: list[Question] = []
-        for subject in sorted(subjects):
-            if not self._prober.doubts(subject):
-                continue
-            suspect, known = self._suspects.get(subject), self._roster.known.get(subject)
-            epoch = known.epoch if known is not None else 0
-            if suspect is not None and suspect.epoch != epoch:
-                suspect = None  # what was said is about an earlier life
-            if suspect is not None and now - suspect.asked_at < ASK_AGAIN_S:
-                continue
+        for subject in self._most_urgent(subjects, now):
+            suspect, epoch = self._suspect(subject), self._epoch(subject)
             self._token += 1
             asked = helpers(subject, self._token)[:HELPERS_MAX]
             fresh = _Suspect(self._token, now, epoch, helpers=set(asked))
@@ -140,11 +136,12 @@ class Suspicion:
         """
         before = dict(self.accusations)
         self._withdraw(frozenset(removed), now)
-        for subject in sorted(subjects):
+        for subject in sorted(subjects, key=lambda one: (not self._was_reached(one), one)):
             known = self._roster.known.get(subject)
             if known is None or known.left or subject in self.accusations:
                 continue
-            if len(self.accusations) < ACCUSED_MAX and self._is_due(subject, known.epoch, now):
+            if self._has_row_for(subject) and self._is_due(subject, known.epoch, now):
+                self._make_room()
                 self.accusations[subject] = Accusation(subject, *known.version)
         return self.accusations != before
 
@@ -152,13 +149,53 @@ class Suspicion:
         """This node itself was away: what it had found out means nothing."""
         self._suspects.clear()
 
+    def _most_urgent(self, subjects: Iterable[NodeId], now: float) -> list[NodeId]:
+        """Whom to ask about in this turn: those that this node once reached come first.
+
+        Records of members that never were anywhere cost their owner nothing, and are many: what
+        they take of this node's time is bounded, and nobody else waits behind them.
+        """
+        due: list[tuple[bool, float, NodeId]] = []
+        for subject in subjects:
+            if not self._prober.doubts(subject):
+                continue
+            suspect = self._suspect(subject)
+            asked_at = -math.inf if suspect is None else suspect.asked_at
+            if now - asked_at >= ASK_AGAIN_S:
+                due.append((not self._was_reached(subject), asked_at, subject))
+        return [subject for *_, subject in nsmallest(SUSPECTS_PER_TURN, due)]
+
+    def _suspect(self, subject: NodeId) -> _Suspect | None:
+        """What was found out about its present life."""
+        suspect = self._suspects.get(subject)
+        return suspect if suspect is not None and suspect.epoch == self._epoch(subject) else None
+
+    def _epoch(self, subject: NodeId) -> int:
+        known = self._roster.known.get(subject)
+        return known.epoch if known is not None else 0
+
+    def _was_reached(self, subject: NodeId) -> bool:
+        return self._reached.get(subject) == self._epoch(subject)
+
+    def _has_row_for(self, subject: NodeId) -> bool:
+        # A stranger, whom this node never reached, gives way to a subject that was there.
+        return len(self.accusations) < ACCUSED_MAX or (
+            self._was_reached(subject) and not all(map(self._was_reached, self.accusations))
+        )
+
+    def _make_room(self) -> None:
+        """Withdraw the accusation of a stranger, if there is no row left."""
+        if len(self.accusations) >= ACCUSED_MAX:
+            stranger = next(one for one in self.accusations if not self._was_reached(one))
+            del self.accusations[stranger]
+            self._removed_at.pop(stranger, None)
+
     def _is_due(self, subject: NodeId, epoch: int, now: float) -> bool:
         suspect, rest = self._suspects.get(subject), self._rests.get(subject)
         if suspect is None or suspect.epoch != epoch or (rest and now < rest.until):
             return False
-        reached = self._reached.get(subject) == epoch
-        others = self._others(subject)
-        sure = reached or len(suspect.deniers) >= min(DENIERS_SURE, max(1, len(others)))
+        reached, others = self._was_reached(subject), self._count_others(subject)
+        sure = reached or len(suspect.deniers) >= max(1, others)
         enough = self._prober.enough(subject) * (1 if sure else STRANGER_FACTOR)
         waiting = suspect.helpers and now - suspect.asked_at < TOLD_WITHIN_S
         vouched = suspect.vouched_at is not None and now - suspect.vouched_at < ASK_AGAIN_S
@@ -169,10 +206,11 @@ class Suspicion:
             and (reached or bool(suspect.deniers) or not others)
         )
 
-    def _others(self, subject: NodeId) -> AbstractSet[NodeId]:
-        """Who else could know whether a node is there."""
-        others = self._roster.live - {subject, self._roster.me}
-        return others - self.accusations.keys()
+    def _count_others(self, subject: NodeId) -> int:
+        """How many else could know whether a node is there; as many as are asked for, at most."""
+        known = {subject, self._roster.me}
+        others = (n for n in self._roster.live if n not in known and n not in self.accusations)
+        return sum(1 for _ in islice(others, DENIERS_SURE))
 
     def _withdraw(self, removed: frozenset[NodeId], now: float) -> None:
         for subject, accusation in list(self.accusations.items()):

@@ -47,7 +47,16 @@ class Watch:
 
     def ask_around(self, now: float) -> list[Send]:
         """Ask about those that miss answers."""
-        questions = self.suspicion.ask(self._near.subjects, self._helpers, now)
+        links = sorted(node for node in self._links if self._prober.answering(node))
+
+        def helpers(subject: NodeId, turn: int) -> list[NodeId]:
+            """Links to ask about `subject`: its own neighbours first, then the others in turn."""
+            first = turn % len(links) if links else 0
+            near = self._near.near(subject)
+            others = [node for node in links[first:] + links[:first] if node != subject]
+            return sorted(others, key=lambda node: node not in near)
+
+        questions = self.suspicion.ask(self._near.subjects, helpers, now)
         return [
             Send(node=one.helper, message=Ask(subject=one.subject, token=one.token))
             for one in questions
@@ -56,10 +65,3 @@ class Watch:
     def accuse(self, removed: AbstractSet[NodeId], now: float) -> bool:
         """Accuse and withdraw what is due; returns whether there was anything."""
         return self.suspicion.review(self._near.subjects, removed, now)
-
-    def _helpers(self, subject: NodeId, turn: int) -> list[NodeId]:
-        """Links to ask about `subject`: its own neighbours first, then the others in turn."""
-        links = sorted(n for n in self._links if n != subject and self._prober.answering(n))
-        first = turn % len(links) if links else 0
-        near = self._near.near(subject)
-        return sorted(links[first:] + links[:first], key=lambda node: node not in near)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from random import Random
@@ -80,6 +81,35 @@ def test_observers_are_as_many_as_can_be_and_never_the_subject(
         }
         assert len(set(observers)) == len(observers) == min(RINGS, len(able))
         assert able.issuperset(observers)
+
+
+def beside(members: Members, ring: int, start: NodeId, step: int) -> list[NodeId]:
+    """Everybody else in the order of a ring as PROTOCOL.md has it, backwards for a step of -1."""
+    order = sorted(
+        (one for one, _ in members),
+        key=lambda one: (hashlib.blake2b(bytes([ring]) + one, digest_size=8).digest(), one),
+    )
+    at = order.index(start)
+    return [order[(at + step * n) % len(order)] for n in range(1, len(order))]
+
+
+@given(MEMBERS, SKIPS)
+def test_observers_and_neighbours_are_those_of_the_protocol(
+    members: Members, skip: frozenset[NodeId]
+) -> None:
+    overlay, dialable = Overlay(members), dict(members)
+    for subject, _ in members:
+        chosen: list[NodeId] = []
+        near: set[NodeId] = set()
+        for ring in range(RINGS):
+            before = beside(members, ring, subject, -1)
+            able = [one for one in before if dialable[one] or dialable[subject]]
+            chosen += [one for one in able if one not in skip and one not in chosen][:1]
+            after = beside(members, ring, subject, 1)
+            near.update(*([one for one in way if dialable[one]][:1] for way in (before, after)))
+        assert overlay.observers(subject, skip) == tuple(chosen)
+        if not dialable[subject]:
+            assert near <= overlay.neighbours(subject)
 
 
 @pytest.mark.parametrize("undialable", [0, 0.3, 0.95])
@@ -191,9 +221,10 @@ def test_nothing_is_said_of_strangers() -> None:
     assert Overlay([]).neighbours(stranger) == frozenset()
 
 
-def test_a_thousand_members_take_little_time() -> None:
+@pytest.mark.parametrize("undialable", [0, 0.5, 0.998])
+def test_a_thousand_members_take_little_time(undialable: float) -> None:
     """A guard against the wrong order of growth, ten times above what is measured."""
-    members = random_members(1000, seed=4)
+    members = random_members(1000, seed=4, undialable=undialable)
     Overlay(members)
     began_at = time.perf_counter()
     overlay = Overlay(members)

@@ -11,6 +11,7 @@ from p2pmesh.gossip.suspicion import (
     REST_FIRST_S,
     REST_MAX_S,
     STRANGER_FACTOR,
+    SUSPECTS_PER_TURN,
     TOLD_WITHIN_S,
     Question,
 )
@@ -176,10 +177,38 @@ def test_accusations_fit_their_register() -> None:
     for node in others:
         observer.view.roster.known[node] = observer.view.roster.known[SUBJECT]
         observer.suspicion.accusations[node] = accusation(1)._replace(subject=node)
+        observer.suspicion.heard(node)
     observer.tell(observer.ask(), alive=False)
     assert not observer.review()
     del observer.suspicion.accusations[others[0]]
     assert observer.review()
+
+
+def test_whoever_was_never_there_gives_way_to_a_subject_that_was() -> None:
+    observer = silent()
+    strangers = [NodeId(number.to_bytes(16, "big")) for number in range(ACCUSED_MAX)]
+    for node in strangers:
+        observer.view.roster.known[node] = observer.view.roster.known[SUBJECT]
+        observer.suspicion.accusations[node] = accusation(1)._replace(subject=node)
+    observer.tell(observer.ask(), alive=False)
+    assert observer.review()
+    assert observer.accuses
+    assert len(observer.suspicion.accusations) == ACCUSED_MAX
+    assert not observer.review()
+
+
+def test_whom_this_node_once_reached_it_asks_about_before_all_strangers() -> None:
+    observer = silent()
+    strangers = {NodeId(bytes([0, number]) + bytes(14)) for number in range(SUSPECTS_PER_TURN)}
+    observer.subjects |= strangers
+    for _ in range(MISSES_MIN + 1):
+        observer.now += 1.0
+        observer.prober.count(strangers, observer.now)
+    first = [one.subject for one in observer.ask()]
+    assert first[0] == SUBJECT
+    assert len(set(first)) == SUSPECTS_PER_TURN
+    assert {one.subject for one in observer.ask()} == strangers - set(first)
+    assert observer.ask() == []
 
 
 # Withdrawing

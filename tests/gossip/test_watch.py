@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import time
+
 from p2pmesh.gossip.events import Send
 from p2pmesh.gossip.neighbourhood import Neighbourhood
 from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, SILENCE_S, Prober
-from p2pmesh.gossip.suspicion import HELPERS_MAX
+from p2pmesh.gossip.suspicion import HELPERS_MAX, SUSPECTS_PER_TURN
 from p2pmesh.gossip.watch import Watch
-from p2pmesh.identity.keys import NodeId
+from p2pmesh.identity.keys import NodeId, SigningKey
+from p2pmesh.state.bodies import MEMBER
 from p2pmesh.wire.messages import Ask, Told
 from tests.gossip.make import accusation, mesh_of
-from tests.state.make import NODES
+from tests.state.make import NODES, member, sealed
 
 SMALLER, SUBJECT, ME, *_, LARGER = sorted(NODES)
 
@@ -109,3 +112,24 @@ def test_a_sign_of_life_answers_those_who_asked() -> None:
     told = Told(subject=SUBJECT, token=4, alive=True)
     assert observer.watch.heard(SUBJECT) == [Send(node=LARGER, message=told)]
     assert observer.watch.heard(SUBJECT) == []
+
+
+def test_members_that_never_were_anywhere_cost_little_time_and_hold_nobody_up() -> None:
+    """A guard against the wrong order of growth, ten times above what is measured."""
+    view, prober = mesh_of(2), Prober()
+    near = Neighbourhood(view.roster, view.shared)
+    body = member(addresses=()).to_wire()
+    for number in range(1000):
+        key = SigningKey((1000 + number).to_bytes(32, "big"))
+        view.learn(sealed(key, MEMBER, body=body))
+    watch = Watch(view.roster, prober, near, {NODES[1]})
+    prober.link_up(NODES[1], 0.0)
+    watch.heard(NODES[1])
+    near.update(frozenset())
+    assert len(near.subjects) == 1000
+    for second in range(1, 4):
+        prober.count(near.wanted, float(second))
+    began_at = time.perf_counter()
+    asked = watch.ask_around(3.0)
+    assert time.perf_counter() - began_at < 0.1
+    assert len({one.message for one in asked}) == SUSPECTS_PER_TURN
