@@ -148,8 +148,8 @@ def _facts(node: Mapping[str, Any]) -> list[str]:
     name = f"{node['name']} ({node['id']}), p2pmesh {node['version']}, process {node['pid']}"
     facts = [
         ("This node", f"{name}, up {words.duration(node['uptime_s'])}"),
-        ("API", f"http://{node['api']}/v1"),
-        ("Console", f"http://{node['console']}/"),
+        ("API", f"{words.url(node['api'])}/v1"),
+        ("Console", f"{words.url(node['console'])}/"),
         ("Peers", node["peer"]),
         ("Home", node["home"]),
         ("Memory", f"{used} of {budget} for models in use"),

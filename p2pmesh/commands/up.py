@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from p2pmesh.config import Settings
+from p2pmesh.commands import words
+from p2pmesh.config import Settings, parse_address
 from p2pmesh.home import Home
 from p2pmesh.log import configure
+from p2pmesh.node.interfaces import advertised, is_loopback
 
 if TYPE_CHECKING:
     from p2pmesh.node.snapshot import Status
@@ -101,10 +103,12 @@ class TextUi:
         others = mesh["nodes"] - 1
         company = f"{others} other node{'s' * (others != 1)}" if others else "no other node yet"
         click.echo(f"Mesh     {mesh['name']}, {company}")
-        click.echo(f"API      http://{me['api']}/v1")
-        click.echo(f"Console  http://{me['console']}/")
-        click.echo(f"Join     p2pmesh up --join {reachable(snapshot)}")
-        click.echo("         Whoever reaches that port can join; prompts are answered anywhere.")
+        for term, address, path in (("API", me["api"], "/v1"), ("Console", me["console"], "/")):
+            click.echo(f"{term:<7}  {words.url(address)}{path}")
+            if elsewhere := url_elsewhere(address):
+                click.echo(f"         {elsewhere}{path} for other machines")
+        for line in join_lines(snapshot):
+            click.echo(line)
         engine = me["engine"]
         click.echo(f"Engine   {engine['kind']} {engine['version']}")
         for warning in me["warnings"]:
@@ -116,10 +120,30 @@ class TextUi:
             where = ", ".join(r["name"] for r in model["replicas"] if r["state"] == "ready")
             if where:
                 click.echo(f"Ready    {model['id']} on {where}")
-            elif model["wanted_by"]:
+            elif model["wanted_by"] or model["copies"]:
                 click.echo(f"Waiting  {model['id']}: {model['state']}: {model['reason']}")
 
 
-def reachable(snapshot: Mapping[str, Any]) -> str:
-    """The address that another machine would join, as far as this one can tell."""
-    return next(str(one["address"]) for one in snapshot["nodes"] if one["self"])
+def url_elsewhere(address: str) -> str:
+    """Return the URL by which other machines reach a listener on all interfaces; "" for others."""
+    bound = parse_address(address)
+    best = advertised(bound)[0]
+    return "" if best == bound or is_loopback(best.host) else f"http://{best}"
+
+
+def join_lines(snapshot: Mapping[str, Any]) -> list[str]:
+    """Say how another node joins, or why another machine cannot."""
+    address = next(str(one["address"]) for one in snapshot["nodes"] if one["self"])
+    command = f"Join     p2pmesh up --join {address}"
+    if not is_loopback(parse_address(address).host):
+        return [
+            command,
+            "         Whoever reaches that port can join; prompts are answered anywhere.",
+        ]
+    listener = parse_address(snapshot["node"]["peer"])
+    why = (
+        f"--peer {listener} is a loopback address"
+        if is_loopback(listener.host)
+        else "this one has no network address"
+    )
+    return [f"{command}   (on this machine)", f"         Other machines cannot join: {why}."]

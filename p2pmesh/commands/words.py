@@ -10,6 +10,7 @@ from typing import Any
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _KEPT = "\n\t"
+_HERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - what nodes listen on
 
 
 def clean(text: str) -> str:
@@ -20,6 +21,15 @@ def clean(text: str) -> str:
 def line(value: object) -> str:
     """A value from outside as one clean line."""
     return " ".join(clean(part) for part in str(value).split())
+
+
+def url(address: str) -> str:
+    """Return the URL by which this machine reaches one of its listeners, without a path.
+
+    "0.0.0.0:9337" -> "http://127.0.0.1:9337": what listens everywhere is no place to go to.
+    """
+    host, _, port = address.rpartition(":")
+    return f"http://{_HERE.get(host, host)}:{port}"
 
 
 def size(count_bytes: int) -> str:

@@ -17,6 +17,11 @@ def default_name() -> str:
     return name[:NAME_CHARS_MAX].strip() or "node"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an IP address is reached from this machine alone."""
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
 def advertised(bound: Address) -> tuple[Address, ...]:
     """The addresses to tell others, the likeliest first, for a listener bound at `bound`.
 

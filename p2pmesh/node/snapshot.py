@@ -12,6 +12,7 @@ import trio
 from p2pmesh import __version__
 from p2pmesh.config import Address
 from p2pmesh.engine.find import Engine
+from p2pmesh.gossip.events import Health
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
@@ -126,8 +127,10 @@ class Status:
             "memory_bytes": view.caps.budget_bytes if view.caps else 0,
             "engine": view.caps.engine if view.caps else "",
             "models": [
-                {"id": self._id(digest), "digest": digest, "state": one.state}
+                {"id": self._id(digest), "digest": digest, "state": self._seen(view.node, one)}
                 for digest, one in view.serves.items()
+                if self._mesh.health(view.node) is not Health.DEAD
+                and view.node not in self._mesh.dead
             ],
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 1),
         }
@@ -135,6 +138,11 @@ class Status:
     def _model(self, digest: ModelDigest) -> dict[str, Any]:
         view = self._mesh.view
         card = view.cards.get(digest)
+        replicas = [self._replica(node, one) for node, one in self._routes.replicas(digest)]
+        copies = [a.copies for a in self._serving.plan.assignments if a.digest == digest]
+        state = self._routes.state(digest)
+        if state == "ready" and not any(one["state"] == "ready" for one in replicas):
+            state = Health.SUSPECT.value  # its last owner does not answer, and is not given up yet
         wanted_by: list[NodeId] = [w.owner for w in view.wants if w.wanted.digest == digest]
         return {
             "id": self._id(digest),
@@ -143,8 +151,9 @@ class Status:
             "size_bytes": card.size_bytes if card else 0,
             "architecture": card.architecture if card else "",
             "modality": card.modality if card else "",
-            "state": self._routes.state(digest),
-            "replicas": [_replica(node, one) for node, one in self._routes.replicas(digest)],
+            "state": state,
+            "replicas": replicas,
+            "copies": sum(copies),
             "wanted_by": [show_id(owner) for owner in wanted_by],
             "reason": self._routes.reason(digest),
         }
@@ -156,11 +165,15 @@ class Status:
     def _id(self, digest: ModelDigest) -> str:
         return self._mesh.view.catalogue.id_of(digest) if digest in self._digests() else digest
 
+    def _replica(self, node: NodeView, one: Served) -> dict[str, Any]:
+        return {
+            "node": show_id(node.node),
+            "name": node.member.name,
+            "state": self._seen(node.node, one),
+            "detail": one.detail,
+        }
 
-def _replica(node: NodeView, one: Served) -> dict[str, Any]:
-    return {
-        "node": show_id(node.node),
-        "name": node.member.name,
-        "state": one.state,
-        "detail": one.detail,
-    }
+    def _seen(self, node: NodeId, one: Served) -> str:
+        """Return the state that a node claims for a model, or its own while it does not answer."""
+        health = self._mesh.health(node)
+        return one.state if health is Health.LIVE else health.value

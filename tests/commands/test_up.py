@@ -7,13 +7,17 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from socket import AF_INET
+from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import pytest
 import trio
 import trio.testing
 
-from p2pmesh.commands.up import JsonUi, TextUi, reachable, wait_stdin_eof
+from p2pmesh.commands.up import JsonUi, TextUi, join_lines, url_elsewhere, wait_stdin_eof
+from p2pmesh.node import interfaces
 from p2pmesh.node.run import Ui
 from p2pmesh.node.snapshot import Status
 from tests.console.fake import three_nodes
@@ -127,7 +131,7 @@ def test_a_person_sees_what_is_served_and_what_is_not_and_why(
         {**replica, "name": "carl", "state": "ready"},
     ]
     loading.update(state="not served", replicas=[], wanted_by=["x"], reason="needs 43.1 GiB")
-    unserved.update(replicas=[], wanted_by=[])  # a file that nobody asked for
+    unserved.update(replicas=[], wanted_by=[], copies=0)  # a file that nobody asked for
     TextUi().ready(told(snapshot))
     assert capsys.readouterr().out.splitlines() == [
         f"Ready    {ready['id']} on anna, carl",
@@ -161,7 +165,63 @@ def test_an_empty_file_divides_nothing_by_nothing(monkeypatch: pytest.MonkeyPatc
 def test_the_address_to_join_is_this_nodes_first_one() -> None:
     snapshot = three_nodes()
     snapshot["nodes"].reverse()
-    assert reachable(snapshot) == "192.168.1.20:9338"
+    assert join_lines(snapshot)[0] == "Join     p2pmesh up --join 192.168.1.20:9338"
+
+
+@pytest.mark.parametrize(
+    ("peer", "why"),
+    [
+        ("127.0.0.1:9338", "--peer 127.0.0.1:9338 is a loopback address"),
+        ("[::1]:9338", "--peer [::1]:9338 is a loopback address"),
+        ("0.0.0.0:9338", "this one has no network address"),
+    ],
+)
+def test_other_machines_are_not_asked_to_join_a_loopback_address(peer: str, why: str) -> None:
+    snapshot = three_nodes()
+    snapshot["node"]["peer"] = peer
+    snapshot["nodes"][0]["address"] = "127.0.0.1:9338"
+    assert snapshot["nodes"][0]["self"]
+    assert join_lines(snapshot) == [
+        "Join     p2pmesh up --join 127.0.0.1:9338   (on this machine)",
+        f"         Other machines cannot join: {why}.",
+    ]
+
+
+def test_listeners_on_all_interfaces_are_shown_with_addresses_that_can_be_reached(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = three_nodes()
+    snapshot["node"].update(api="0.0.0.0:9337", console="[::1]:3131")
+    monkeypatch.setattr(
+        interfaces, "_outgoing", lambda family: "192.168.1.20" if family == AF_INET else ""
+    )
+    addresses = [
+        SimpleNamespace(family=AF_INET, address=ip) for ip in ("127.0.0.1", "192.168.1.20")
+    ]
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"any": addresses})
+    TextUi().listening(told(snapshot))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [
+        "API      http://127.0.0.1:9337/v1",
+        "         http://192.168.1.20:9337/v1 for other machines",
+        "Console  http://[::1]:3131/",
+    ]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9337", "192.168.1.20:9337", "[::1]:9337"])
+def test_an_address_that_was_chosen_is_shown_alone(address: str) -> None:
+    assert url_elsewhere(address) == ""
+
+
+def test_a_demo_model_without_room_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot = three_nodes()
+    model = snapshot["models"][2]
+    model.update(wanted_by=[], copies=1, reason="needs 217.6 MiB, the largest budget is 0.0 MiB")
+    snapshot["models"] = [model]
+    TextUi().ready(told(snapshot))
+    assert capsys.readouterr().out == (
+        f"Waiting  {model['id']}: not served: needs 217.6 MiB, the largest budget is 0.0 MiB\n"
+    )
 
 
 # The end of standard input

@@ -58,3 +58,16 @@ def test_an_engine_in_words() -> None:
     assert words.engine(status) == "native b1 (path)"
     status["devices"] = [{"id": "CUDA0", "description": "RTX"}]
     assert words.engine(status) == "native b1 (path), CUDA0 RTX"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("127.0.0.1:9337", "http://127.0.0.1:9337"),
+        ("0.0.0.0:9337", "http://127.0.0.1:9337"),
+        ("[::]:9337", "http://[::1]:9337"),
+        ("[fe80::1]:80", "http://[fe80::1]:80"),
+    ],
+)
+def test_a_listener_is_shown_as_a_place_to_go_to(address: str, shown: str) -> None:
+    assert words.url(address) == shown

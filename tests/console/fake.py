@@ -23,6 +23,7 @@ TINY = {
         {"node": SELF_ID, "name": "kitchen-pc", "state": "ready", "detail": ""},
         {"node": "a" * 26, "name": "annas-laptop", "state": "ready", "detail": ""},
     ],
+    "copies": 1,
     "wanted_by": [SELF_ID],
     "reason": "fits whole on 3 of 3 nodes; two copies wanted",
 }
@@ -37,6 +38,7 @@ QWEN = {
     "replicas": [
         {"node": "a" * 26, "name": "annas-laptop", "state": "loading", "detail": "reading weights"}
     ],
+    "copies": 1,
     "wanted_by": ["a" * 26],
     "reason": "annas-laptop has the most free memory of the nodes that hold the file",
 }
@@ -49,6 +51,7 @@ LLAMA = {
     "modality": "chat",
     "state": "not served",
     "replicas": [],
+    "copies": 1,
     "wanted_by": [SELF_ID],
     "reason": "needs 43.1 GiB; the largest node has 24.0 GiB",
 }

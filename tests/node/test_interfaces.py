@@ -12,7 +12,7 @@ import trio
 
 from p2pmesh.config import NAME_CHARS_MAX, Address
 from p2pmesh.node import interfaces
-from p2pmesh.node.interfaces import advertised, default_name
+from p2pmesh.node.interfaces import advertised, default_name, is_loopback
 from p2pmesh.state.bodies import ADDRESSES_MAX
 
 EVERYWHERE = Address("0.0.0.0", 9338)
@@ -133,3 +133,19 @@ def test_a_node_is_called_as_its_machine(
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host_name)
     assert default_name() == name
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_loopback_addresses_are_told_from_others(host: str, *, loopback: bool) -> None:
+    assert is_loopback(host) is loopback

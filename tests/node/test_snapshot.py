@@ -59,8 +59,9 @@ def status_of(
 
 def snapshot(status: Status) -> dict[str, Any]:
     """As it arrives at whoever asks: through JSON."""
-    arrived: dict[str, Any] = json.loads(json.dumps(status.snapshot(), allow_nan=False))
-    assert arrived == status.snapshot(), "JSON values only: no tuples, no keys that are no text"
+    made = status.snapshot()
+    arrived: dict[str, Any] = json.loads(json.dumps(made, allow_nan=False))
+    assert arrived == made, "JSON values only: no tuples, no keys that are no text"
     return arrived
 
 
@@ -127,9 +128,9 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
 
 async def test_models_are_described_whether_they_are_served_or_not(parts: Parts) -> None:
     models = (await alone(parts))["models"]
-    idle = {"state": "not served", "replicas": [], "reason": "nobody wants it"}
+    idle = {"state": "not served", "replicas": [], "copies": 0, "reason": "nobody wants it"}
     replica = {"node": show_id(ME), "name": "me", "state": "ready", "detail": ""}
-    served = {"state": "ready", "replicas": [replica], "reason": "1 of 1 copy"}
+    served = {"state": "ready", "replicas": [replica], "copies": 1, "reason": "1 of 1 copy"}
     assert models == [
         {
             "id": f"model-{number}",
@@ -239,6 +240,7 @@ async def test_a_wanted_model_that_nobody_has_says_who_wants_it(parts: Parts) ->
         "modality": "",
         "state": "not served",
         "replicas": [],
+        "copies": 1,
         "wanted_by": sorted(show_id(node) for node in NODES[1:3]),
         "reason": "no live node holds the file",
     }
@@ -252,6 +254,33 @@ async def test_failures_say_why(parts: Parts) -> None:
         model = snapshot(status_of(parts))["models"][1]
     assert model["state"] == "failed"
     assert [one["detail"] for one in model["replicas"]] == ["out of memory"]
+
+
+async def test_an_owner_that_does_not_answer_is_not_shown_with_its_model_ready(
+    parts: Parts,
+) -> None:
+    parts.hearsay.join(1, budget_bytes=8 * GIB)
+    parts.hearsay.hold(1, held(5))
+    parts.hearsay.serve(1, 5)
+    parts.hearsay.want(1, wanted(5))
+
+    def shown() -> tuple[list[str], str, list[str]]:
+        seen = snapshot(status_of(parts))
+        (node,) = [one for one in seen["nodes"] if one["name"] == "node-1"]
+        (model,) = [one for one in seen["models"] if one["digest"] == digest(5)]
+        return (
+            [one["state"] for one in node["models"]],
+            model["state"],
+            [one["state"] for one in model["replicas"]],
+        )
+
+    async with serving(parts):
+        assert shown() == (["ready"], "ready", ["ready"])
+        parts.hearsay.suspect(1)
+        assert shown() == (["suspect"], "suspect", ["suspect"])
+        parts.hearsay.kill(1)
+        await wait_all_tasks_blocked()
+        assert shown() == ([], "not served", [])
 
 
 async def test_agreed_means_that_every_linked_node_has_the_plan(
