@@ -34,25 +34,30 @@ async def ask_token(host: str, port: int, launch: Launch) -> bool:
     Raises:
         EngineError: It refuses, or its answer is not one.
     """
-    path, question = _QUESTIONS[launch.modality]
-    data = json.dumps(question).encode()
-    request = h11.Request(
-        method="POST",
-        target=path,
-        headers=[
-            ("Host", f"{host}:{port}"),
-            ("Connection", "close"),
-            ("Authorization", f"Bearer {launch.api_key}"),
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(data))),
-        ],
-    )
+    authorization = ("Authorization", f"Bearer {launch.api_key}")
+    request, data = small_request(launch.modality, f"{host}:{port}", authorization)
     status, body = await _exchange(host, port, request, data)
     if status == 503:
         return False
     if status != 200:
-        raise EngineError(f"the engine answered a first request with {status}: {_reason(body)}")
+        raise EngineError(f"the engine answered a first request with {status}: {reason(body)}")
     return True
+
+
+def small_request(
+    modality: Modality, host: str, *headers: tuple[str, str]
+) -> tuple[h11.Request, bytes]:
+    """The head and body of the smallest request that makes a model of this kind compute."""
+    path, question = _QUESTIONS[modality]
+    data = json.dumps(question).encode()
+    described = [
+        ("Host", host),
+        ("Connection", "close"),
+        *headers,
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(data))),
+    ]
+    return h11.Request(method="POST", target=path, headers=described), data
 
 
 async def ask_health(host: str, port: int) -> bool:
@@ -67,28 +72,37 @@ async def ask_health(host: str, port: int) -> bool:
 
 
 async def _exchange(host: str, port: int, request: h11.Request, data: bytes) -> tuple[int, bytes]:
-    connection = h11.Connection(h11.CLIENT)
-    sent = b"".join(
-        connection.send(event) or b""
-        for event in (request, h11.Data(data=data), h11.EndOfMessage())
-    )
     try:
         stream = await trio.open_tcp_stream(host, port)
-        async with stream:
-            await stream.send_all(sent)
-            return await _answer(connection, stream)
+    except OSError as exc:
+        raise EngineError("the engine does not accept connections") from exc
+    async with stream:
+        return await exchange(stream, request, data)
+
+
+async def exchange(stream: trio.abc.Stream, request: h11.Request, data: bytes) -> tuple[int, bytes]:
+    """Send one request and read its answer: status and body.
+
+    Raises:
+        EngineError: The connection breaks, or what comes is no HTTP.
+    """
+    connection = h11.Connection(h11.CLIENT)
+    events = (request, h11.Data(data=data), h11.EndOfMessage())
+    try:
+        await stream.send_all(b"".join(connection.send(event) or b"" for event in events))
+        return await _answer(connection, stream)
     except (OSError, trio.BrokenResourceError) as exc:
         raise EngineError("the engine does not accept connections") from exc
     except h11.RemoteProtocolError as exc:
         raise EngineError(f"the engine does not speak HTTP: {exc}") from exc
 
 
-async def _answer(connection: h11.Connection, stream: trio.SocketStream) -> tuple[int, bytes]:
+async def _answer(connection: h11.Connection, stream: trio.abc.Stream) -> tuple[int, bytes]:
     status, body = 0, bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some())
+            connection.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Response):
             status = event.status_code
         elif isinstance(event, h11.Data):
@@ -99,7 +113,7 @@ async def _answer(connection: h11.Connection, stream: trio.SocketStream) -> tupl
             return status, bytes(body)
 
 
-def _reason(body: bytes) -> str:
+def reason(body: bytes) -> str:
     """The message of llama.cpp's error shape, else the beginning of whatever it is."""
     try:
         return str(json.loads(body)["error"]["message"])

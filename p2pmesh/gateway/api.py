@@ -37,7 +37,7 @@ from p2pmesh.gateway.openai import (
     wrong_modality,
 )
 from p2pmesh.gateway.proxy import Job, Proxy
-from p2pmesh.gateway.route import ServedModel, choose_auto
+from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 
@@ -190,7 +190,7 @@ class Api:
         self, head: h11.Request, body: bytes, endpoint: Endpoint, origin: Origin
     ) -> ServedModel:
         if origin is Origin.PEER:
-            return self._by_digest(_header(head, MODEL_HEADER) or "")
+            return self._checked(self._by_digest(_header(head, MODEL_HEADER) or ""), endpoint)
         content_type = _header(head, b"content-type") or ""
         if len(body) > PARSE_BYTES_MAX:
             name = await trio.to_thread.run_sync(
@@ -200,16 +200,18 @@ class Api:
             name = requested_model(body, content_type)
         if name is None:
             return self._auto(endpoint)
-        model = self._resolve(name)
-        if model.modality not in endpoint.modalities:
+        return self._checked(self._resolve(name), endpoint)
+
+    def _checked(self, model: ServedModel, endpoint: Endpoint) -> ServedModel:
+        """Refuse what the model cannot do; without its file that is left to the owner."""
+        if model.certain and model.fit(endpoint.modalities) is None:
             raise wrong_modality(model, endpoint)
         return model
 
     def _auto(self, endpoint: Endpoint) -> ServedModel:
-        models = self._backends.models()
-        model = choose_auto(models, endpoint.modalities)
-        if model is not None:
-            return model
+        ranked = rank_auto(self._backends.models(), endpoint.modalities)
+        if ranked:
+            return ranked[0]
         wanted = " or ".join(endpoint.modalities)
         message = f"No model for {wanted} is ready in this mesh"
         raise ApiError(503, message, code="model_not_ready", retry_after_s=RETRY_AFTER_S)

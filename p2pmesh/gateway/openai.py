@@ -15,8 +15,7 @@ from urllib.parse import unquote
 from p2pmesh.errors import MeshError
 from p2pmesh.gateway.route import READY, ServedModel
 from p2pmesh.gateway.scan import top_level
-
-AUTO = "auto"
+from p2pmesh.models.catalogue import AUTO
 
 # Longer bodies are scanned instead of parsed, and not on the event loop.
 PARSE_BYTES_MAX = 256 * 1024

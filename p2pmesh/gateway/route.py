@@ -15,7 +15,6 @@ from typing import NamedTuple
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 
-DEMO_MODEL_ID = "p2pmesh-demo-tiny"
 READY = "ready"
 LOADING = "loading"
 
@@ -59,7 +58,11 @@ class ServedModel:
 
     Attributes:
         id: Its public id.
-        modality: `chat`, `completion`, `embedding` or `rerank`.
+        modality: `chat`, `completion`, `embedding` or `rerank`, as far as this node knows.
+        modalities: All that the nodes which may answer say of it; empty when that is `modality`.
+        certain: This node has the file, so it need not ask others what the model can do.
+        placed: The plan gives it to a node; what merely runs somewhere nobody asked for.
+        demo: It is the embedded one, which answers only where nothing else can.
         state: `ready`, `loading`, `failed` or `not served`.
         reason: Why it is in that state, for a person; may be empty.
         nodes: Names of the nodes that hold a ready replica.
@@ -71,11 +74,20 @@ class ServedModel:
     id: str
     modality: str
     state: str
+    modalities: frozenset[str] = frozenset()
+    certain: bool = True
+    placed: bool = True
+    demo: bool = False
     reason: str = ""
     nodes: tuple[str, ...] = ()
     context_tokens: int = 0
     size_bytes: int = 0
     created_s: int = 0
+
+    def fit(self, modalities: Sequence[str]) -> int | None:
+        """The place among `modalities` of the first that the model may have; None for none."""
+        own = self.modalities or {self.modality}
+        return next((place for place, one in enumerate(modalities) if one in own), None)
 
 
 def choose(
@@ -116,31 +128,32 @@ def _busier(first: Target, second: Target, in_flight: Mapping[ReplicaKey, int]) 
     return here * max(second.slots, 1) > there * max(first.slots, 1)
 
 
-def choose_auto(models: Sequence[ServedModel], modalities: Sequence[str]) -> ServedModel | None:
-    """The model that a request without a model means, or None when none is of a fitting kind.
+def rank_auto(models: Sequence[ServedModel], modalities: Sequence[str]) -> list[ServedModel]:
+    """The models that a request without a model may mean, best first.
 
-    Ready before loading, anything before the demonstration model, the wanted modality first, then
-    the largest, which is the most able as a rule; equals by id. Every node picks the same one.
+    Only those that the plan places: what a node runs for itself answers for nobody else. Ready
+    before loading, anything before the demonstration model, the wanted modality first, then the
+    largest, which is the most able as a rule; equals by id. Every node ranks them the same.
 
     Args:
         models: All of the mesh.
         modalities: Those that can answer, the most fitting first.
     """
     fitting = [
-        model
+        (model, place)
         for model in models
-        if model.modality in modalities and model.state in (READY, LOADING)
+        if model.placed
+        and model.state in (READY, LOADING)
+        and (place := model.fit(modalities)) is not None
     ]
-    if not fitting:
-        return None
-    return min(
-        fitting,
-        key=lambda model: (
-            model.state != READY,
-            model.id == DEMO_MODEL_ID,
-            modalities.index(model.modality),
-            -model.size_bytes,
-            model.id,
-            model.digest,
-        ),
+    fitting.sort(
+        key=lambda pair: (
+            pair[0].state != READY,
+            pair[0].demo,
+            pair[1],
+            -pair[0].size_bytes,
+            pair[0].id,
+            pair[0].digest,
+        )
     )
+    return [model for model, _ in fitting]

@@ -2,16 +2,19 @@
 
 Pure. A model is its SHA-256; everything else is a name for it. The public id is the file's stem.
 The model's own name and the digest, or at least eight characters of it, are aliases. When two
-models share a stem both become `stem@first8`, and asking for the bare stem is answered with the
-choice. Names depend only on the set of entries, so that all nodes call a model the same.
+models with an equal claim share a stem both become `stem@first8`, and asking for the bare stem is
+answered with the choice; the model with a stronger claim keeps the stem, so that nobody takes the
+name of a model in use by holding a file. Names depend only on the set of entries, so that all
+nodes call a model the same.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.cards import ModelDigest
@@ -20,6 +23,10 @@ from p2pmesh.models.metadata import plain_text
 STEM_CHARACTERS_MAX = 200  # file names have at most 255 bytes on usual systems
 DIGEST_CHARACTERS = 64
 PREFIX_CHARACTERS = 8  # 32 bits: enough among models that are not forged to collide
+AUTO = "auto"  # in a request: any model that fits; so no model is called that
+UNNAMED = "model"
+
+T = TypeVar("T")
 
 _SUFFIX = re.compile(r"\.gguf\Z", re.IGNORECASE)
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\Z")
@@ -51,11 +58,13 @@ class Named:
         digest: Its SHA-256.
         stem: What `public_id` made of its file name.
         name: The model's own name, "" when it has none.
+        claim: How strongly the names are its own; the larger wins a name that others have too.
     """
 
     digest: ModelDigest
     stem: str
     name: str = ""
+    claim: int = 0
 
 
 def split_part(stem: str) -> tuple[str, int, int]:
@@ -69,7 +78,7 @@ def split_part(stem: str) -> tuple[str, int, int]:
 def public_id(file_name: str) -> str:
     """The id under which a model file is offered: its stem, without the number of the part."""
     stem, _, _ = split_part(_SUFFIX.sub("", file_name))
-    return plain_text(stem, STEM_CHARACTERS_MAX) or "model"
+    return plain_text(stem, STEM_CHARACTERS_MAX) or UNNAMED
 
 
 class Catalogue:
@@ -80,23 +89,26 @@ class Catalogue:
     """
 
     def __init__(self, entries: Iterable[Named]) -> None:
-        stems: defaultdict[ModelDigest, set[str]] = defaultdict(set)
-        by_stem: defaultdict[str, set[ModelDigest]] = defaultdict(set)
-        self._by_name: defaultdict[str, set[ModelDigest]] = defaultdict(set)
+        stems: defaultdict[ModelDigest, dict[str, int]] = defaultdict(dict)
+        by_stem: defaultdict[str, dict[ModelDigest, int]] = defaultdict(dict)
+        by_name: defaultdict[str, dict[ModelDigest, int]] = defaultdict(dict)
         for entry in entries:
-            stems[entry.digest].add(entry.stem)
-            by_stem[entry.stem].add(entry.digest)
+            _claim(stems[entry.digest], entry.stem, entry.claim)
+            _claim(by_stem[entry.stem], entry.digest, entry.claim)
             if entry.name:
-                self._by_name[entry.name].add(entry.digest)
-        self._by_stem = dict(by_stem)
-        self._ids = {digest: self._make_id(digest, min(stems[digest])) for digest in sorted(stems)}
+                _claim(by_name[entry.name], entry.digest, entry.claim)
+        self._by_stem, self._by_name = dict(by_stem), dict(by_name)
+        self._ids = {
+            digest: self._make_id(digest, min(_strongest(stems[digest])))
+            for digest in sorted(stems)
+        }
         self._by_id = {public: digest for digest, public in self._ids.items()}
 
     def _make_id(self, digest: ModelDigest, stem: str) -> str:
         # A stem that looks qualified always gets its own digest behind it, so that no file can
         # be named to take another model's id.
         others = self._by_stem[stem]
-        if len(others) == 1 and not _QUALIFIED.match(stem):
+        if _strongest(others) == {digest} and stem != AUTO and not _QUALIFIED.match(stem):
             return stem
         length = PREFIX_CHARACTERS
         while len({other[:length] for other in others}) < len(others):
@@ -124,7 +136,8 @@ class Catalogue:
         exact = self._by_id.get(text)
         if exact is not None:
             return exact
-        for found in (self._by_stem.get(text), self._qualified(text), self._by_name.get(text)):
+        stem, name = (_strongest(names.get(text, {})) for names in (self._by_stem, self._by_name))
+        for found in (stem, self._qualified(text), name):
             if found:
                 return self._only(text, found)
         prefix = text.lower()
@@ -145,3 +158,13 @@ class Catalogue:
         if len(found) > 1:
             raise AmbiguousModel(text, sorted(self._ids[digest] for digest in found))
         return next(iter(found))
+
+
+def _claim(claims: dict[T, int], what: T, claim: int) -> None:
+    claims[what] = max(claim, claims.get(what, claim))
+
+
+def _strongest(claims: Mapping[T, int]) -> set[T]:
+    """Everything whose claim nothing else exceeds."""
+    most = max(claims.values(), default=0)
+    return {what for what, claim in claims.items() if claim == most}

@@ -125,16 +125,16 @@ class Holding:
                 await self._mesh.changes.wait(seen)
 
     def _missing(self) -> frozenset[ModelDigest]:
-        view = self._mesh.view
-        return frozenset(
-            want.wanted.digest
-            for want in view.wants
-            if want.wanted.digest not in self._files and want.wanted.digest in view.cards
-        )
+        wanted = {want.wanted.digest for want in self._mesh.view.wants}
+        return frozenset(wanted.intersection(self._mesh.view.cards).difference(self._files))
 
     async def _search(self, missing: frozenset[ModelDigest]) -> None:
-        cards = self._mesh.view.cards
-        sizes = {cards[digest].size_bytes for digest in missing if digest in cards}
+        # Holders may say different sizes of one model: a file of any of them may be that model.
+        sizes = {
+            node.held[digest].card.size_bytes
+            for node in self._mesh.view.live
+            for digest in missing.intersection(node.held)
+        }
         found: Sequence[ModelFile] = await trio.to_thread.run_sync(
             self._store.discover, abandon_on_cancel=True
         )

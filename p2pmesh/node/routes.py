@@ -11,13 +11,13 @@ from p2pmesh.errors import EngineError
 from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gossip.events import Health
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.catalogue import Catalogue, Named
+from p2pmesh.models.cards import Card, ModelDigest
+from p2pmesh.models.catalogue import Catalogue
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.serving import Serving
-from p2pmesh.placement.inputs import agreed, launch_context
+from p2pmesh.placement.inputs import agreed, launch_context, launch_slots
 from p2pmesh.placement.plan import explain
-from p2pmesh.state.bodies import Served
+from p2pmesh.state.bodies import Served, Wanted
 from p2pmesh.state.views import NodeView
 
 
@@ -107,41 +107,55 @@ class Routes:
     def _make(self, count: int) -> _Made:
         view = self._mesh.view
         # Those too that should be served and are not yet: their owner died a moment ago.
-        offered = {one.digest for one in self._serving.plan.assignments if one.copies}
-        names = [Named(digest=w.wanted.digest, stem=w.wanted.stem) for w in view.wants]
+        digests = {one.digest for one in self._serving.plan.assignments if one.copies}
+        digests.update(want.wanted.digest for want in view.wants)
         for node in self._alive():
-            names += [
-                Named(digest=digest, stem=held.stem, name=held.card.name)
-                for digest, held in node.held.items()
-                if digest in node.serves or digest in offered
-            ]
-        digests = {named.digest for named in names}
+            digests.update(digest for digest in node.serves if digest in node.held)
+        names = [named for named in view.names if named.digest in digests]
         catalogue = Catalogue(names)
+        wishes = agreed(view)
+        models = [
+            self._model(digest, catalogue, wishes.get(digest))
+            for digest in {named.digest for named in names}
+        ]
         return _Made(
             count=count,
             catalogue=catalogue,
-            models=tuple(
-                sorted(
-                    (self._model(digest, catalogue) for digest in digests),
-                    key=lambda model: model.id,
-                )
-            ),
+            models=tuple(sorted(models, key=lambda model: model.id)),
             targets={},
         )
 
-    def _model(self, digest: ModelDigest, catalogue: Catalogue) -> ServedModel:
-        card = self._mesh.view.cards.get(digest)
+    def _model(
+        self, digest: ModelDigest, catalogue: Catalogue, wanted: Wanted | None
+    ) -> ServedModel:
+        view = self._mesh.view
+        card = view.cards.get(digest)
         ready = [node for node, one in self.replicas(digest) if one.state == "ready"]
+        own = digest in view.nodes[self._mesh.me].held if self._mesh.me in view.nodes else False
+        says = [node.held[digest].card.modality for node in ready if digest in node.held]
         return ServedModel(
             digest=digest,
             id=catalogue.id_of(digest),
             modality=card.modality if card else "chat",
+            modalities=frozenset() if own else frozenset(says),
+            certain=own,
+            placed=any(a.digest == digest and a.nodes for a in self._serving.plan.assignments),
+            demo=digest in view.demos,
             state=self.state(digest),
             reason=self.reason(digest),
             nodes=tuple(node.member.name for node in ready),
-            context_tokens=launch_context(self._mesh.view, digest) if card else 0,
+            context_tokens=self._context(digest, card, wanted) if card else 0,
             size_bytes=card.size_bytes if card else 0,
         )
+
+    def _context(self, digest: ModelDigest, card: Card, wanted: Wanted | None) -> int:
+        """The context that a request gets wherever it is answered: the least of the replicas'."""
+        given = [
+            launch_context(wanted, node.held[digest].card, node.caps.budget_bytes)
+            for node, one in self.replicas(digest)
+            if one.state == "ready" and node.caps and digest in node.held
+        ]
+        return min(given, default=launch_context(wanted, card, 0))
 
     def _targets(self, digest: ModelDigest) -> tuple[Target, ...]:
         wanted = agreed(self._mesh.view).get(digest)
@@ -152,7 +166,7 @@ class Routes:
                 digest=digest,
                 model_id=self.catalogue().id_of(digest),
                 local=node.node == self._mesh.me,
-                slots=wanted.slots if wanted and wanted.slots else self._slots,
+                slots=launch_slots(wanted, None, self._slots),
             )
             for node, one in self.replicas(digest)
             if one.state == "ready" and self._can_reach(node.node, digest)

@@ -39,9 +39,11 @@ from p2pmesh.node.joining import choose_mesh
 from p2pmesh.node.keystore import MeshCard, load_book, next_epoch, node_key, save_book, save_epoch
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.ports import Listening, listen
+from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
 from p2pmesh.node.snapshot import Addresses, Status
+from p2pmesh.placement.reconcile import Replica
 from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS, Caps, Member, wants_to_wire
 from p2pmesh.transport.tls import TlsTransport
@@ -166,6 +168,7 @@ class Node:
             slots=self._settings.slots,
             logs=self._home.logs,
             in_flight=lambda digest: gateway.statistics().in_flight.get(digest, 0),
+            ask=partial(self._ask, mesh, holding),
         )
         routes = Routes(mesh, serving, slots=self._settings.slots)
         gateway = Gateway(routes, limits=bounds.gateway)
@@ -235,6 +238,13 @@ class Node:
             token=secrets.token_urlsafe(32),
             stop=self._stop.set,
         )
+
+    async def _ask(self, mesh: Mesh, holding: Holding, replica: Replica) -> None:
+        """Have the replica of a model that runs here too compute a token on its node."""
+        digest, node = replica
+        file = holding.file(digest)
+        assert file is not None, "what runs here has a file here"
+        await ask_replica(await mesh.open_stream(node), replica, file.card.modality)
 
     def _introduce_itself(self, mesh: Mesh) -> None:
         mesh.publish(MEMBER, self._member(left=False).to_wire())

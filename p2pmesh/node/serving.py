@@ -20,10 +20,11 @@ from p2pmesh.engine.process import EngineProcess, EngineStatus
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.node.holding import Holding
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.proofs import Ask, Proofs
 from p2pmesh.placement.facts import Facts
-from p2pmesh.placement.inputs import agreed, facts_of, launch_context
+from p2pmesh.placement.inputs import agreed, facts_of, launch_context, launch_slots
 from p2pmesh.placement.plan import Plan, plan
-from p2pmesh.placement.reconcile import Start, Stop, reconcile
+from p2pmesh.placement.reconcile import Check, Replica, Start, Stop, reconcile
 from p2pmesh.state.bodies import SERVES, Served, ServeState, serves_to_wire
 
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
@@ -54,6 +55,7 @@ class Serving:
         slots: Requests at the same time, where no want says otherwise.
         logs: Where engines log.
         in_flight: How many requests an engine is answering.
+        ask: Has another node's replica compute a token; raises `MeshError` when it does not.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Serving:
         slots: int,
         logs: Path,
         in_flight: Callable[[ModelDigest], int],
+        ask: Ask,
     ) -> None:
         self.plan: Plan = plan(Facts())
         self.planned = trio.Event()
@@ -76,6 +79,7 @@ class Serving:
         self._logs = logs
         self._in_flight = in_flight
         self._threads = compute_threads(psutil.cpu_count(logical=False))
+        self._proofs = Proofs(ask, mesh.changes.notify)
         self._running: dict[ModelDigest, _Running] = {}
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
@@ -116,10 +120,18 @@ class Serving:
             self._facts, self.plan = facts, plan(facts)
             self._mesh.set_plan(self.plan.digest)
         running = {digest: one.state for digest, one in self._running.items()}
-        for action in reconcile(me=self._mesh.me, plan=self.plan, facts=facts, running=running):
+        for action in reconcile(
+            me=self._mesh.me,
+            plan=self.plan,
+            facts=facts,
+            running=running,
+            proven=self._proofs.review(self._claims(facts)),
+        ):
             match action:
                 case Start(digest=digest):
                     self._start(digest, nursery)
+                case Check(digest=digest, node=node):
+                    self._proofs.check((digest, node), nursery)
                 case Stop() if self._mesh.catching_up:
                     continue  # the plan may lack what the others said meanwhile
                 case Stop(digest=digest, reason=reason):
@@ -128,20 +140,31 @@ class Serving:
                     nursery.start_soon(self._drain, self._running[digest], digest)
         self._publish()
 
+    def _claims(self, facts: Facts) -> dict[Replica, int]:
+        """The replicas that other nodes say are ready, with those nodes' instances."""
+        nodes = self._mesh.view.nodes
+        return {
+            (part.digest, part.node): nodes[part.node].instance
+            for part in facts.residents
+            if part.state == "ready" and part.node != self._mesh.me
+        }
+
     def _start(self, digest: ModelDigest, nursery: trio.Nursery) -> None:
         file = self._holding.file(digest)
         if file is None:  # it was held when the plan was made
             log.warning("model_gone", digest=digest)
             return
-        view = self._mesh.view
+        view, me = self._mesh.view, self._mesh.me
+        caps = view.nodes[me].caps
         wanted = agreed(view).get(digest)
+        mine = (w.wanted for w in view.wants if w.owner == me and w.wanted.digest == digest)
         launch = Launch(
             model_paths=file.parts,
             alias=view.catalogue.id_of(digest),
             modality=file.card.modality,
-            context=launch_context(view, digest),
-            slots=wanted.slots if wanted and wanted.slots else self._slots,
-            threads=self._threads,
+            context=launch_context(wanted, file.card, caps.budget_bytes if caps else 0),
+            slots=launch_slots(wanted, next(mine, None), self._slots),
+            threads=compute_threads(psutil.cpu_count(logical=False)),
         )
         process = EngineProcess(
             self._engine,

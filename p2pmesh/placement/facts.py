@@ -17,7 +17,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.wire.codec import encode
 
-FORMAT = 1
+FORMAT = 2
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -39,16 +39,24 @@ class ModelFacts:
     Attributes:
         need_bytes: Memory that one running copy takes, caches included.
         holders: The nodes that have its file, sorted.
-        fallback: The embedded model: one copy of it runs while nobody wants any other.
+        fallback: The embedded model: one copy of it runs while nothing that is wanted can run.
+        own_needs: The holders that say of themselves that a copy takes another amount there.
     """
 
     digest: ModelDigest
     need_bytes: int
     holders: tuple[NodeId, ...]
     fallback: bool = False
+    own_needs: tuple[tuple[NodeId, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
+        own = {node: need for node, need in sorted(self.own_needs) if need != self.need_bytes}
+        object.__setattr__(self, "own_needs", tuple(own.items()))
+
+    def need_on(self, node: NodeId) -> int:
+        """Memory in bytes that a copy takes on `node`, by what that node says itself."""
+        return next((need for holder, need in self.own_needs if holder == node), self.need_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -104,7 +112,7 @@ class Facts:
             [
                 FORMAT,
                 [[part.node, part.budget_bytes] for part in self.nodes],
-                [[m.digest, m.need_bytes, m.holders, m.fallback] for m in self.models],
+                [[m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs] for m in self.models],
                 [[w.owner, w.digest, w.replicas, w.priority] for w in self.wants],
                 [[part.node, part.digest, part.state] for part in self.residents],
             ]

@@ -1,12 +1,14 @@
 """From what the mesh says to the facts that placement may depend on.
 
-Pure. Everything here comes from signed records, but for one thing: which nodes are dead is, in
-this version, what each node sees itself. Nodes that see the same have the same facts.
+Pure. Everything here comes from signed records, so nodes with the same records have the same
+facts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from statistics import median_low
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
@@ -15,6 +17,8 @@ from p2pmesh.state.bodies import Wanted
 from p2pmesh.state.views import MeshView
 
 CONTEXT_DEFAULT_MAX = 32768  # more is a wish: it costs memory that few conversations need
+CONTEXT_MIN = 512  # fewer tokens than a system prompt has are of no use to anybody else
+SLOTS_FOR_OTHERS_MAX = 16  # each costs threads and buffers of the node that serves
 
 
 def default_context(card: Card) -> int:
@@ -39,31 +43,61 @@ def agreed(view: MeshView) -> dict[ModelDigest, Wanted]:
     return merged
 
 
-def launch_context(view: MeshView, digest: ModelDigest) -> int:
-    """Tokens of context that an engine for this model gets, for all its slots together.
+def launch_context(wanted: Wanted | None, card: Card, budget_bytes: int) -> int:
+    """Tokens of context that a node's engine gives to a model, for all its slots together.
 
-    Never more than the model was made for, so that no single wish makes it too large for all.
+    Never more than the model was made for, nor so much that the model would not fit for that alone,
+    nor so little that only who asked for it could use the model.
+
+    Args:
+        wanted: What the wishes for the model come to, if there are any.
+        card: The model, as the node that serves it describes it.
+        budget_bytes: Memory that this node gives to models.
     """
-    card = view.cards[digest]
-    wanted = agreed(view).get(digest)
-    if wanted is not None and wanted.context:
-        return min(wanted.context, card.context)
-    return default_context(card)
+    default = default_context(card)
+    if wanted is None or not wanted.context:
+        return default
+    context = min(max(wanted.context, CONTEXT_MIN), card.context)
+    if context > default and need_bytes(card, context=context) > budget_bytes:
+        return default
+    return context
+
+
+def launch_slots(wanted: Wanted | None, own: Wanted | None, default: int) -> int:
+    """Requests that the engine of a model works on at once.
+
+    Args:
+        wanted: What the wishes for the model come to, if there are any; bounded here.
+        own: The wish of the node that runs it, which it meets in full.
+        default: Where no wish says otherwise.
+    """
+    if wanted is None or not wanted.slots:
+        return default
+    return max(min(wanted.slots, SLOTS_FOR_OTHERS_MAX), own.slots if own else 0)
 
 
 def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:
     """The facts behind a plan.
 
+    A claim about a model counts for the node that makes it: what a copy takes on a node follows
+    from that node's own card. Where one figure is needed for the model, it is the low median of
+    its holders', which no single one of three can move. Of one owner's wish only one copy counts,
+    and no wish goes before another: who may ask for more is a matter of roles.
+
     Args:
         view: What the records say.
         dead: Nodes to do without.
     """
-    gone = frozenset(dead)
+    gone = view.removed.union(dead)
     alive = {node: one for node, one in view.nodes.items() if node not in gone}
-    holders: dict[ModelDigest, list[NodeId]] = {}
+    needs: dict[ModelDigest, dict[NodeId, int]] = {}
+    wishes = agreed(view)
     for node, one in alive.items():
-        for digest in one.held:
-            holders.setdefault(digest, []).append(node)
+        budget = one.caps.budget_bytes if one.caps else 0
+        for digest, held in one.held.items():
+            context = launch_context(wishes.get(digest), held.card, budget)
+            needs.setdefault(digest, {})[node] = need_bytes(held.card, context=context)
+    owners = Counter(want.wanted.digest for want in view.wants)
     return Facts(
         nodes=tuple(
             NodeFacts(node=node, budget_bytes=one.caps.budget_bytes)
@@ -73,18 +107,18 @@ def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:
         models=tuple(
             ModelFacts(
                 digest=digest,
-                need_bytes=need_bytes(card, context=launch_context(view, digest)),
-                holders=tuple(holders.get(digest, ())),
+                need_bytes=median_low(by_holder.values()),
+                holders=tuple(by_holder),
                 fallback=digest in view.demos,
+                own_needs=tuple(by_holder.items()),
             )
-            for digest, card in view.cards.items()
+            for digest, by_holder in needs.items()
         ),
         wants=tuple(
             Want(
                 owner=want.owner,
                 digest=want.wanted.digest,
-                replicas=want.wanted.replicas,
-                priority=want.wanted.priority,
+                replicas=min(want.wanted.replicas, owners[want.wanted.digest]),
             )
             for want in view.wants
         ),

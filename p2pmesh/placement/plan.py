@@ -12,6 +12,9 @@ gives the same plan. Take one priority, everything above it being settled. Copie
 keeps still fit. Copies that it starts become running ones that fit, and fill no more places than
 were wanted. Copies that it stops were not counted. Those that found no room find none now, since
 room in the second reckoning is never more than it was in the first. So nothing is chosen anew.
+
+The embedded model comes last of all, and only when nothing that is wanted has a place: it takes
+room from nobody, and a wish that cannot be met leaves nobody without a model.
 """
 
 from __future__ import annotations
@@ -29,10 +32,13 @@ from p2pmesh.placement.facts import Facts, ModelFacts
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16
+# In the rank of a model more memory than this many of its copies take counts no more: nobody draws
+# all models by claiming a huge budget.
+WEIGHT_COPIES_MAX = 8
 FINGERPRINT_BYTES = 8
 MIB = 2**20
 GIB = 2**30
@@ -58,9 +64,10 @@ class Assignment:
     Attributes:
         nodes: Who should serve it, sorted by id.
         copies: How many copies are wanted; 0 when nobody wants it.
+        need_bytes: What a copy takes, on `roomiest` where there is one.
         holders: How many live nodes have the file.
-        roomiest: Of the nodes that have the file and no copy, the one with the most memory to
-            offer (for TOO_LARGE: the largest budget); None when there is none.
+        roomiest: Of the nodes that have the file and no copy, the one that lacks the least memory
+            (for TOO_LARGE: of its whole budget); None when there is none.
         room_bytes: What `roomiest` has to offer.
     """
 
@@ -109,14 +116,12 @@ def plan(facts: Facts) -> Plan:
     """The plan that follows from `facts`, on whichever node it is computed."""
     table = _Table(facts)
     demands, idle = _demands(facts)
-    assignments: list[Assignment] = []
-    for _, group in groupby(demands, key=lambda demand: demand.priority):
-        equals = list(group)
-        for demand in equals:
-            table.keep(demand)
-        for demand in equals:
-            table.extend(demand)
-        assignments += [table.assignment(demand) for demand in equals]
+    assignments = [a for _, group in groupby(demands, key=_priority) for a in table.serve(group)]
+    fallbacks = {model.digest for model in facts.models if model.fallback}
+    if not any(a.nodes for a in assignments if a.digest not in fallbacks):
+        standby = [model for model in idle if model.fallback]
+        idle = [model for model in idle if not model.fallback]
+        assignments += table.serve(_Demand(model=m, copies=1, priority=0) for m in standby)
     assignments += [table.left_out(model) for model in idle]
     return Plan(
         algorithm=ALGORITHM,
@@ -138,6 +143,10 @@ class _Demand:
     priority: int
 
 
+def _priority(demand: _Demand) -> int:
+    return demand.priority
+
+
 def _demands(facts: Facts) -> tuple[list[_Demand], list[ModelFacts]]:
     """What is wanted, in the order of planning, and what is not, by digest.
 
@@ -153,10 +162,6 @@ def _demands(facts: Facts) -> tuple[list[_Demand], list[ModelFacts]]:
     for want in facts.wants:
         copies[want.digest] = max(copies.get(want.digest, 1), want.replicas)
         priority[want.digest] = max(priority.get(want.digest, want.priority), want.priority)
-    if all(models[digest].fallback for digest in copies):
-        for model in facts.models:
-            if model.fallback:
-                copies.setdefault(model.digest, 1)
     demands = [
         _Demand(model=models[digest], copies=count, priority=priority.get(digest, 0))
         for digest, count in copies.items()
@@ -176,18 +181,29 @@ class _Table:
         for part in facts.residents:
             if part.node in self._budgets:
                 self._running.setdefault((part.digest, part.state), []).append(part.node)
+        self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
+
+    def serve(self, demands: Iterable[_Demand]) -> list[Assignment]:
+        """Gives demands of one priority their places."""
+        equals = list(demands)
+        for demand in equals:
+            self.keep(demand)
+        for demand in equals:
+            self.extend(demand)
+        return [self.assignment(demand) for demand in equals]
 
     def keep(self, demand: _Demand) -> None:
         """Gives the running copies their places, ready ones first, as far as they fit."""
         digest = demand.model.digest
         ready, loading = (self._running.get((digest, state), []) for state in ("ready", "loading"))
-        self._give(demand, self._rank(digest, ready) + self._rank(digest, loading))
+        self._give(demand, self._rank(demand, ready) + self._rank(demand, loading))
 
     def extend(self, demand: _Demand) -> None:
         """Gives the copies still missing a place among the nodes that have the file."""
         if len(self._places[demand.model.digest]) < demand.copies:
-            fitting = [n for n in self._free(demand) if self._room[n] >= demand.model.need_bytes]
-            self._give(demand, self._rank(demand.model.digest, fitting))
+            free = self._free(demand)
+            fitting = [node for node in free if self._room[node] >= self._need(demand, node)]
+            self._give(demand, self._rank(demand, fitting))
 
     def assignment(self, demand: _Demand) -> Assignment:
         """What came of a demand, once all of its priority have been served."""
@@ -197,13 +213,15 @@ class _Table:
         reason = self._reason(demand, len(places), len(holders), free)
         offers = self._budgets if reason is Reason.TOO_LARGE else self._room
         short = len(places) < demand.copies
-        roomiest = min(free, key=lambda node: (-offers[node], node)) if free and short else None
+        roomiest = None
+        if free and short:
+            roomiest = min(free, key=lambda n: (self._need(demand, n) - offers[n], n))
         return Assignment(
             digest=demand.model.digest,
             nodes=tuple(sorted(places)),
             reason=reason,
             copies=demand.copies,
-            need_bytes=demand.model.need_bytes,
+            need_bytes=self._need(demand, roomiest),
             holders=len(holders),
             roomiest=roomiest,
             room_bytes=0 if roomiest is None else offers[roomiest],
@@ -227,16 +245,17 @@ class _Table:
             return Reason.LITTLE_ROOM if free else Reason.FEW_HOLDERS
         if not holders:
             return Reason.NO_HOLDER
-        if all(self._budgets[node] < demand.model.need_bytes for node in free):
+        if all(self._budgets[node] < self._need(demand, node) for node in free):
             return Reason.TOO_LARGE
         return Reason.NO_ROOM
 
     def _give(self, demand: _Demand, nodes: list[NodeId]) -> None:
         places = self._places.setdefault(demand.model.digest, [])
         for node in nodes:
-            if len(places) < demand.copies and self._room[node] >= demand.model.need_bytes:
+            need_bytes = self._need(demand, node)
+            if len(places) < demand.copies and self._room[node] >= need_bytes:
                 places.append(node)
-                self._room[node] -= demand.model.need_bytes
+                self._room[node] -= need_bytes
 
     def _holders(self, model: ModelFacts) -> list[NodeId]:
         return [node for node in model.holders if node in self._budgets]
@@ -245,8 +264,15 @@ class _Table:
         places = self._places[demand.model.digest]
         return [node for node in self._holders(demand.model) if node not in places]
 
-    def _rank(self, digest: ModelDigest, nodes: list[NodeId]) -> list[NodeId]:
-        return rank(digest, [(node, self._budgets[node] // MIB) for node in nodes])
+    def _need(self, demand: _Demand, node: NodeId | None) -> int:
+        """What a copy takes on `node`, as that node says; anywhere, for None."""
+        needs = self._own_needs.get(demand.model.digest, {})
+        return demand.model.need_bytes if node is None else needs.get(node, demand.model.need_bytes)
+
+    def _rank(self, demand: _Demand, nodes: list[NodeId]) -> list[NodeId]:
+        most = WEIGHT_COPIES_MAX * demand.model.need_bytes
+        weights = [(node, min(self._budgets[node], most) // MIB) for node in nodes]
+        return rank(demand.model.digest, weights)
 
 
 def explain(assignment: Assignment, names: Mapping[NodeId, str]) -> str:
@@ -268,7 +294,7 @@ def explain(assignment: Assignment, names: Mapping[NodeId, str]) -> str:
         case Reason.UNWANTED:
             return "nobody wants it"
         case Reason.STANDBY:
-            return "served only while nobody wants another model"
+            return "served only while no other model that is wanted has a place"
         case Reason.NO_HOLDER:
             return "no live node holds the file"
         case Reason.TOO_LARGE:

@@ -4,8 +4,9 @@ Pure. A node changes only its own processes, so a node with older facts than the
 a copy too many, never a wrong one. Four rules:
 
 - What the plan has here and does not run is started, as soon as its memory is free.
-- What the plan has elsewhere is stopped once every node that it names has signed `ready`: make
-  before break. Of two copies too many, each sees the same plan, so exactly the right one goes.
+- What the plan has elsewhere is stopped once every node that it names has signed `ready` and has
+  proved it to this node by answering: make before break. Of two copies too many, each sees the
+  same plan, so exactly the right one goes.
 - What has no place anywhere, or that nobody wants, is stopped at once.
 - A node over its own budget stops, at once, what the plan does not have here, the least
   important first.
@@ -17,14 +18,14 @@ own back-off. A node that the facts do not count as live may be cut off: it chan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.placement.facts import Facts
-from p2pmesh.placement.plan import Assignment, Plan
+from p2pmesh.placement.plan import Plan
 
 
 class StopReason(StrEnum):
@@ -51,11 +52,25 @@ class Stop:
     reason: StopReason
 
 
-Action = Start | Stop
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Ask this node whether it really serves this model: it says so, and a copy here may go."""
+
+    digest: ModelDigest
+    node: NodeId
+
+
+Action = Start | Stop | Check
+Replica = tuple[ModelDigest, NodeId]
 
 
 def reconcile(
-    *, me: NodeId, plan: Plan, facts: Facts, running: Mapping[ModelDigest, str]
+    *,
+    me: NodeId,
+    plan: Plan,
+    facts: Facts,
+    running: Mapping[ModelDigest, str],
+    proven: Collection[Replica],
 ) -> tuple[Action, ...]:
     """What this node should do now; stops come first.
 
@@ -65,13 +80,14 @@ def reconcile(
         facts: The same facts.
         running: The state of each of this node's processes (`loading`, `ready`, `failed` or
             `stopping`). A process holds its memory until it is no longer named here.
+        proven: The replicas of others that answered this node since they signed `ready`.
     """
     budget = next((part.budget_bytes for part in facts.nodes if part.node == me), None)
     if budget is None:
         return ()
     here = plan.on(me)
-    needs = {model.digest: model.need_bytes for model in facts.models}
-    stops = _stops(here, plan, facts, running)
+    needs = {model.digest: model.need_on(me) for model in facts.models}
+    stops, checks = _stops(here, plan, facts, running, proven)
     staying = [d for d, state in running.items() if state != "stopping" and d not in stops]
     excess = sum(needs.get(digest, 0) for digest in staying) - budget
     for assignment in reversed(plan.assignments):
@@ -82,37 +98,42 @@ def reconcile(
     return (
         *(Stop(digest=digest, reason=reason) for digest, reason in stops.items()),
         *_starts(here, budget, needs, running),
+        *(Check(digest=digest, node=node) for digest, node in checks if digest not in stops),
     )
 
 
 def _stops(
-    here: tuple[ModelDigest, ...], plan: Plan, facts: Facts, running: Mapping[ModelDigest, str]
-) -> dict[ModelDigest, StopReason]:
-    """What has to go for reasons of the plan, in the order of the digests."""
+    here: tuple[ModelDigest, ...],
+    plan: Plan,
+    facts: Facts,
+    running: Mapping[ModelDigest, str],
+    proven: Collection[Replica],
+) -> tuple[dict[ModelDigest, StopReason], list[Replica]]:
+    """What has to go for reasons of the plan, and the replicas that must answer before more may.
+
+    Both in the order of the digests.
+    """
     assignments = {assignment.digest: assignment for assignment in plan.assignments}
     ready = {(part.digest, part.node) for part in facts.residents if part.state == "ready"}
     stops: dict[ModelDigest, StopReason] = {}
+    checks: list[Replica] = []
     for digest, state in sorted(running.items()):
-        if state != "stopping" and digest not in here:
-            reason = _stop_reason(assignments.get(digest), state, ready)
-            if reason is not None:
-                stops[digest] = reason
-    return stops
-
-
-def _stop_reason(
-    assignment: Assignment | None, state: str, ready: set[tuple[ModelDigest, NodeId]]
-) -> StopReason | None:
-    """Why a copy that the plan does not have here may go now; None while it is still needed."""
-    if assignment is None or assignment.copies == 0:
-        return StopReason.UNWANTED
-    if not assignment.nodes:
-        return StopReason.EVICTED
-    if state == "failed":
-        return StopReason.FAILED
-    if all((assignment.digest, node) in ready for node in assignment.nodes):
-        return StopReason.MOVED
-    return None
+        if state == "stopping" or digest in here:
+            continue
+        assignment = assignments.get(digest)
+        if assignment is None or assignment.copies == 0:
+            stops[digest] = StopReason.UNWANTED
+        elif not assignment.nodes:
+            stops[digest] = StopReason.EVICTED
+        elif state == "failed":
+            stops[digest] = StopReason.FAILED
+        else:
+            others = {(digest, node) for node in assignment.nodes}
+            if others <= ready.intersection(proven):
+                stops[digest] = StopReason.MOVED
+            elif others <= ready:
+                checks += sorted(others.difference(proven))
+    return stops, checks
 
 
 def _starts(

@@ -15,7 +15,7 @@ from p2pmesh.errors import PeerError
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
-from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX
+from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
 from p2pmesh.models.metadata import CONTEXT_MAX, plain_text
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_list
@@ -187,7 +187,7 @@ def held_from_wire(body: dict[str, Any]) -> Iterator[Held]:
     for row in take_list(body, "held", dict, size_max=RECORD_BYTES_MAX // 64):
         yield Held(
             digest=_digest(take(row, "digest", str)),
-            stem=_plain(row, "stem", STEM_CHARACTERS_MAX),
+            stem=_plain(row, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
             card=card_from_wire(as_map(row.get("card"), "a card")),
             demo=take(row, "demo", bool),
         )
@@ -236,7 +236,7 @@ def wants_from_wire(body: dict[str, Any]) -> tuple[Wanted, ...]:
     return tuple(
         Wanted(
             digest=_digest(take(row, "digest", str)),
-            stem=_plain(row, "stem", STEM_CHARACTERS_MAX),
+            stem=_plain(row, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
             replicas=_number(row, "replicas", REPLICAS_MAX),
             priority=_number(row, "priority", PRIORITY_MAX),
             context=_number(row, "context", CONTEXT_MAX),

@@ -42,9 +42,10 @@ def model(
     modality: str = "chat",
     state: str = "ready",
     size_bytes: int = 1,
+    **more: Any,
 ) -> ServedModel:
     return ServedModel(
-        digest=digest, id=name, modality=modality, state=state, size_bytes=size_bytes
+        digest=digest, id=name, modality=modality, state=state, size_bytes=size_bytes, **more
     )
 
 

@@ -15,7 +15,7 @@ import trio
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.process import EngineProcess, EngineStatus
 from p2pmesh.gateway.backends import Backends
-from p2pmesh.gateway.route import DEMO_MODEL_ID, ServedModel, Target
+from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
@@ -31,7 +31,7 @@ class OneEngine:
     """A node with one engine and no peers."""
 
     def __init__(self, logs: Path) -> None:
-        launch = Launch(model_paths=(MODEL,), alias=DEMO_MODEL_ID, context=16384, slots=2)
+        launch = Launch(model_paths=(MODEL,), alias=MODEL.stem, context=16384, slots=2)
         self.engine = EngineProcess(Plain(EMBEDDED), launch, logs=logs, on_change=self._take)
         self._changed = trio.Event()
 
@@ -42,11 +42,11 @@ class OneEngine:
     def models(self) -> Sequence[ServedModel]:
         state = self.engine.status.state
         return [
-            ServedModel(digest=DIGEST, id=DEMO_MODEL_ID, modality="chat", state=state, size_bytes=1)
+            ServedModel(digest=DIGEST, id=MODEL.stem, modality="chat", state=state, size_bytes=1)
         ]
 
     def catalogue(self) -> Catalogue:
-        return Catalogue([Named(digest=DIGEST, stem=DEMO_MODEL_ID, name="Tiny")])
+        return Catalogue([Named(digest=DIGEST, stem=MODEL.stem, name="Tiny")])
 
     def targets(self, digest: ModelDigest) -> Sequence[Target]:
         if self.engine.status.state != "ready":
@@ -56,7 +56,7 @@ class OneEngine:
                 node=NODE,
                 node_name="lonely",
                 digest=DIGEST,
-                model_id=DEMO_MODEL_ID,
+                model_id=MODEL.stem,
                 local=True,
                 slots=2,
             )

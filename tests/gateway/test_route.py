@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.gateway.route import DEMO_MODEL_ID, choose, choose_auto
+from p2pmesh.gateway.route import choose, rank_auto
 from p2pmesh.models.cards import ModelDigest
 from tests.gateway.fake import HERE, THERE, YONDER, model, target
 
@@ -83,7 +83,7 @@ def test_auto_prefers_ready_then_anything_but_the_demo_then_the_kind_then_the_la
     def digest(letter: str) -> ModelDigest:
         return ModelDigest(letter * 64)
 
-    demo = model(digest("0"), DEMO_MODEL_ID, size_bytes=999)
+    demo = model(digest("0"), "demo", size_bytes=999, demo=True)
     loading = model(digest("1"), "big", state="loading", size_bytes=500)
     plain = model(digest("2"), "plain", modality="completion", size_bytes=400)
     small = model(digest("3"), "small", size_bytes=10)
@@ -93,12 +93,26 @@ def test_auto_prefers_ready_then_anything_but_the_demo_then_the_kind_then_the_la
     wanted = ("chat", "completion")
     ranking = [large, small, plain, demo, loading]
     everything = [vectors, failed, *reversed(ranking)]
-    while ranking:
-        assert choose_auto(everything, wanted) == ranking[0]
-        everything.remove(ranking.pop(0))
-    assert choose_auto(everything, wanted) is None
+    assert rank_auto(everything, wanted) == ranking
+
+
+def test_auto_leaves_out_what_nobody_placed() -> None:
+    huge = model(ModelDigest("a" * 64), "huge", size_bytes=2**63, placed=False)
+    small = model(ModelDigest("b" * 64), "small", size_bytes=1)
+    assert rank_auto([huge, small], ("chat",)) == [small]
+
+
+def test_auto_takes_a_model_that_any_of_its_nodes_says_can_do_it() -> None:
+    doubtful = model(
+        ModelDigest("a" * 64),
+        "doubtful",
+        modality="embedding",
+        modalities=frozenset({"chat", "embedding"}),
+    )
+    surely = model(ModelDigest("b" * 64), "surely", modality="embedding")
+    assert rank_auto([doubtful, surely], ("chat", "completion")) == [doubtful]
 
 
 def test_auto_is_the_same_in_any_order() -> None:
     twins = [model(ModelDigest(c * 64), f"m{c}") for c in "abc"]
-    assert choose_auto(twins, ("chat",)) == choose_auto(twins[::-1], ("chat",)) == twins[0]
+    assert rank_auto(twins, ("chat",)) == rank_auto(twins[::-1], ("chat",)) == twins

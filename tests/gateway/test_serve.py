@@ -226,6 +226,7 @@ async def test_the_connection_that_was_idle_longest_gives_way_to_a_new_one(
         newest = world.caller()
         assert (await newest.ask("GET", "/health"))[0].status_code == 200
         assert await mute.rest() == b""
+        await trio.sleep(1)
         assert (await kept.ask("GET", "/health"))[0].status_code == 200
         await trio.sleep(1)
         assert (await world.caller().ask("GET", "/health"))[0].status_code == 200

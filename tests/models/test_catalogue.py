@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from p2pmesh.errors import ModelError
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import (
+    AUTO,
     AmbiguousModel,
     Catalogue,
     Named,
@@ -113,6 +114,24 @@ def test_no_file_name_takes_another_models_id() -> None:
     assert catalogue.resolve(catalogue.id_of(C)) == C
 
 
+def test_a_model_with_the_stronger_claim_keeps_its_name() -> None:
+    catalogue = Catalogue(
+        [
+            Named(digest=A, stem="m", name="M", claim=2),
+            Named(digest=B, stem="m", name="M"),
+            Named(digest=A, stem="a", name="Other"),
+        ]
+    )
+    assert catalogue.id_of(A) == "m", "not what somebody without a claim calls it"
+    assert catalogue.id_of(B) == "m@bbbbbbbb"
+    assert catalogue.resolve("m") == catalogue.resolve("M") == catalogue.resolve("a") == A
+
+
+def test_no_model_is_called_what_means_any() -> None:
+    catalogue = Catalogue([Named(digest=A, stem=AUTO, claim=2)])
+    assert catalogue.id_of(A) == "auto@aaaaaaaa"
+
+
 def test_digests_forged_to_share_eight_characters_get_longer_ids() -> None:
     near = ModelDigest("a" * 9 + "b" * 55)
     catalogue = Catalogue([Named(digest=A, stem="m"), Named(digest=near, stem="m")])
@@ -122,7 +141,9 @@ def test_digests_forged_to_share_eight_characters_get_longer_ids() -> None:
 
 digests = st.text("ab", min_size=64, max_size=64).map(ModelDigest) | st.sampled_from([A, B, C])
 stems = st.sampled_from(["m", "n", "m@aaaaaaaa", "aaaaaaaa", "m@" + "a" * 64]) | st.text(max_size=3)
-entries = st.lists(st.builds(Named, digest=digests, stem=stems, name=stems), max_size=8)
+entries = st.lists(
+    st.builds(Named, digest=digests, stem=stems, name=stems, claim=st.integers(0, 2)), max_size=8
+)
 
 
 @given(entries, st.randoms())

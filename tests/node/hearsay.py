@@ -21,6 +21,7 @@ from p2pmesh.config import Address
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.process import EngineStatus, State
+from p2pmesh.errors import LinkError
 from p2pmesh.gossip.core import REVIEW, TICK
 from p2pmesh.gossip.events import TimerFired
 from p2pmesh.gossip.membership import Gossip
@@ -35,6 +36,7 @@ from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
+from p2pmesh.placement.reconcile import Replica
 from p2pmesh.state.bodies import (
     CAPS,
     MEMBER,
@@ -154,6 +156,11 @@ class Hearsay:
     def want(self, number: int, *models: Wanted) -> None:
         self.say(number, WANTS, wants_to_wire(models))
 
+    def want_copies(self, count: int, model: Wanted) -> None:
+        """So many owners want a model: each may ask for one copy."""
+        for number in range(1, count + 1):
+            self.want(number, replace(model, replicas=count))
+
     def served(self) -> dict[ModelDigest, tuple[str, str]]:
         """What this node tells the others that it runs: state and detail."""
         me = self.mesh.view.nodes[ME]
@@ -220,10 +227,12 @@ class Parts:
 
     hearsay: Hearsay
     holding: Holding
-    serving: Serving
-    routes: Routes
     engines: list[ScriptedEngine]
+    serving: Serving = field(init=False)
+    routes: Routes = field(init=False)
     in_flight: dict[ModelDigest, int] = field(default_factory=dict)
+    asked: list[Replica] = field(default_factory=list)
+    answering: set[NodeId] = field(default_factory=lambda: set(NODES))
 
     @property
     def mesh(self) -> Mesh:
@@ -235,6 +244,12 @@ class Parts:
         return next(
             one for one in reversed(self.engines) if one.launch.alias == id_of(digest(model))
         )
+
+    async def ask(self, replica: Replica) -> None:
+        """Another node's replica is asked for a token."""
+        self.asked.append(replica)
+        if replica[1] not in self.answering:
+            raise LinkError("nobody answers")
 
     def running(self) -> list[str]:
         return [one.launch.alias for one in self.engines if not one.ended]
@@ -261,7 +276,6 @@ def make_parts(
 ) -> Parts:
     """The parts of a node that holds these models; nothing runs yet."""
     engines: list[ScriptedEngine] = []
-    in_flight: dict[ModelDigest, int] = {}
     scripted = type("Scripted", (ScriptedEngine,), {"started": engines})
     patch.setattr(serving_module, "EngineProcess", scripted)
     opened = Opened(
@@ -272,16 +286,18 @@ def make_parts(
     store = Store(Home.at(folder), environ={})
     holding = Holding(hearsay.mesh, store, opened)
     hearsay.give(budget_bytes)
-    serving = Serving(
+    parts = Parts(hearsay, holding, engines)
+    parts.serving = Serving(
         hearsay.mesh,
         ENGINE,
         holding,
         slots=SLOTS,
         logs=folder,
-        in_flight=lambda digest: in_flight.get(digest, 0),
+        in_flight=lambda digest: parts.in_flight.get(digest, 0),
+        ask=parts.ask,
     )
-    routes = Routes(hearsay.mesh, serving, slots=SLOTS)
-    return Parts(hearsay, holding, serving, routes, engines, in_flight)
+    parts.routes = Routes(hearsay.mesh, parts.serving, slots=SLOTS)
+    return parts
 
 
 @asynccontextmanager

@@ -5,13 +5,19 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.errors import EngineError, LinkError
-from p2pmesh.gateway.route import ServedModel
+from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 from p2pmesh.node.routes import Routes
 from tests.node.hearsay import GIB, ME, SLOTS, Parts, serving, wanted
 from tests.state.make import NODES, card, digest, held
 
 DEMO, ALPHA = digest(0), digest(1)
+
+
+def listed(routes: Routes, number: int) -> ServedModel:
+    """One model of the list, by its number."""
+    (model,) = (one for one in routes.models() if one.digest == digest(number))
+    return model
 
 
 def only(routes: Routes) -> ServedModel:
@@ -46,7 +52,9 @@ async def test_the_demo_model_is_served_while_nobody_wants_another(
         parts.hearsay.want(1, wanted(1))
         await trio.sleep(1)
         assert only(parts.routes).digest == ALPHA
-        assert parts.routes.reason(DEMO) == "served only while nobody wants another model"
+        assert parts.routes.reason(DEMO) == (
+            "served only while no other model that is wanted has a place"
+        )
 
 
 async def test_a_model_says_what_the_gateway_needs(parts: Parts) -> None:
@@ -68,7 +76,7 @@ async def test_a_model_says_what_the_gateway_needs(parts: Parts) -> None:
 async def test_states_go_with_the_best_replica(parts: Parts) -> None:
     parts.hearsay.join(1, budget_bytes=8 * GIB)
     parts.hearsay.hold(1, held(1))
-    parts.hearsay.want(1, wanted(1, replicas=2))
+    parts.hearsay.want_copies(2, wanted(1))
     async with serving(parts):
         assert only(parts.routes).state == "loading"
         parts.engine(1).become("failed", "broken")
@@ -105,7 +113,7 @@ async def test_a_wanted_model_whose_owner_died_stays_with_its_name(parts: Parts)
         assert targets(parts, 5) == ["node-1"]
         parts.hearsay.kill(1)
         await wait_all_tasks_blocked()
-        model = only(parts.routes)
+        model = listed(parts.routes, 5)
         assert (model.id, model.state, model.nodes) == ("model-5", "not served", ())
         assert model.reason == "no live node holds the file"
         assert targets(parts, 5) == []
@@ -115,8 +123,8 @@ async def test_a_wanted_model_whose_owner_died_stays_with_its_name(parts: Parts)
 async def test_a_wanted_model_that_nobody_ever_described_is_listed(parts: Parts) -> None:
     parts.hearsay.want(1, wanted(7))
     async with serving(parts):
-        model = only(parts.routes)
-        assert (model.id, model.state) == ("model-7", "not served")
+        model = listed(parts.routes, 7)
+        assert (model.id, model.state, model.placed) == ("model-7", "not served", False)
         assert (model.context_tokens, model.size_bytes) == (0, 0)
 
 
@@ -125,8 +133,8 @@ async def test_a_reason_names_nodes_as_people_do(parts: Parts) -> None:
     parts.hearsay.hold(1, held(5, card=card(size_bytes=20 * GIB)))
     parts.hearsay.want(1, wanted(5))
     async with serving(parts):
-        assert only(parts.routes).state == "not served"
-        assert "1.0 GiB on node-1" in only(parts.routes).reason
+        assert listed(parts.routes, 5).state == "not served"
+        assert "1.0 GiB on node-1" in listed(parts.routes, 5).reason
 
 
 async def test_a_reason_is_that_of_the_newest_plan(parts: Parts) -> None:
@@ -136,15 +144,13 @@ async def test_a_reason_is_that_of_the_newest_plan(parts: Parts) -> None:
         parts.routes.models()  # asked before the plan was made anew
         await wait_all_tasks_blocked()
         assert parts.mesh.changes.count > seen
-        listed = {model.digest: model.reason for model in parts.routes.models()}
-        assert listed[digest(7)] == "no live node holds the file"
+        assert listed(parts.routes, 7).reason == "no live node holds the file"
 
 
 async def test_one_stem_of_two_models_is_ambiguous_and_both_have_ids(parts: Parts) -> None:
     parts.hearsay.join(1, budget_bytes=8 * GIB)
     parts.hearsay.hold(1, held(9, stem="model-1"))
-    parts.hearsay.serve(1, 9)
-    parts.hearsay.want(1, wanted(1))
+    parts.hearsay.want(1, wanted(1), wanted(9, stem="model-1"))
     async with serving(parts):
         ids = [model.id for model in parts.routes.models()]
         assert len(set(ids)) == 2
@@ -154,6 +160,40 @@ async def test_one_stem_of_two_models_is_ambiguous_and_both_have_ids(parts: Part
             catalogue.resolve("model-1")
         assert list(caught.value.choices) == sorted(ids)
         assert [catalogue.resolve(one) for one in ids] == [ALPHA, digest(9)]
+
+
+async def test_what_others_only_claim_of_a_model_is_left_to_them_to_refuse(parts: Parts) -> None:
+    for number, modality in ((1, "embedding"), (2, "chat")):
+        parts.hearsay.join(number, budget_bytes=8 * GIB)
+        parts.hearsay.hold(number, held(5, card=card(modality=modality)))
+        parts.hearsay.serve(number, 5)
+    parts.hearsay.want(1, wanted(5))
+    async with serving(parts):
+        model = listed(parts.routes, 5)
+        assert not model.certain
+        assert model.modalities == {"chat", "embedding"}
+        assert model.fit(("chat", "completion")) == 0
+
+
+async def test_of_its_own_file_a_node_believes_itself(parts: Parts) -> None:
+    for number in range(1, 5):
+        parts.hearsay.join(number)
+        parts.hearsay.hold(number, held(1, card=card(modality="embedding", size_bytes=2**62)))
+        parts.hearsay.serve(number, 1)
+    parts.hearsay.want(1, wanted(1))
+    async with serving(parts):
+        model = only(parts.routes)
+        assert (model.certain, model.modality, model.size_bytes) == (True, "chat", 3000)
+        assert model.fit(("embedding",)) is None
+
+
+async def test_what_runs_without_being_wanted_is_not_placed(parts: Parts) -> None:
+    parts.hearsay.join(1, budget_bytes=2**63 - 1)
+    parts.hearsay.hold(1, held(5, card=card(size_bytes=2**63 - 1)))
+    parts.hearsay.serve(1, 5)
+    async with serving(parts):
+        parts.engine(0).become("ready", port=81)
+        assert [m.id for m in rank_auto(parts.routes.models(), ("chat",))] == ["model-0"]
 
 
 async def test_what_is_held_and_not_served_takes_nobodys_name(parts: Parts) -> None:
@@ -173,7 +213,7 @@ async def three_replicas(parts: Parts) -> None:
         parts.hearsay.join(number, budget_bytes=8 * GIB)
         parts.hearsay.hold(number, held(1))
         parts.hearsay.serve(number, 1)
-    parts.hearsay.want(1, wanted(1, replicas=3, slots=2))
+    parts.hearsay.want_copies(3, wanted(1, slots=2))
     await wait_all_tasks_blocked()
     parts.engine(1).become("ready", port=81)
 

@@ -17,8 +17,10 @@ from p2pmesh.gossip.settling import ALONE_AFTER_S
 from p2pmesh.home import Home
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import Store
+from p2pmesh.node import proofs
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.serving import DRAIN_S, Serving, compute_threads
+from p2pmesh.placement.reconcile import Replica
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
 from tests.models.make import tiny_gguf
@@ -206,6 +208,31 @@ async def test_who_slept_starts_but_stops_nothing_until_it_knows_what_it_missed(
         assert now() == (False, ["model-0"])
 
 
+def spare_copy(parts: Parts) -> None:
+    """Model 1 runs here, and another node that the plan prefers says that it has it ready too."""
+    parts.hearsay.join(1, budget_bytes=8 * GIB)
+    parts.hearsay.hold(1, held(1))
+    parts.hearsay.want(1, wanted(1))
+    parts.hearsay.serve(1, 1, "ready")
+
+
+async def test_a_copy_goes_only_when_the_other_has_answered(
+    autojump_clock: MockClock, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proofs, "RETRY_S", STEP_S)
+    parts.hearsay.want(1, wanted(1))
+    async with serving(parts):
+        parts.answering.clear()
+        spare_copy(parts)  # ready is kept before loading: this one is to go
+        await trio.sleep(STEP_S / 2)
+        assert parts.asked == [(ALPHA, NODES[1])]
+        assert parts.running() == ["model-1"]
+        parts.answering.add(NODES[1])
+        await trio.sleep(STEP_S)
+        assert parts.asked == [(ALPHA, NODES[1])] * 2
+        assert parts.running() == []
+
+
 async def test_a_start_waits_for_the_memory_of_what_stops(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +319,10 @@ def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
     assert compute_threads(cores) == threads
 
 
+async def nobody(_: Replica) -> None:
+    raise AssertionError("there are no others")
+
+
 def real(folder: Path, file: Path | None = None) -> tuple[Hearsay, Serving, ModelDigest]:
     """Serving with real engines, of the embedded model or of one in a file."""
     hearsay = Hearsay()
@@ -302,7 +333,9 @@ def real(folder: Path, file: Path | None = None) -> tuple[Hearsay, Serving, Mode
     holding = Holding(hearsay.mesh, store, opened)
     hearsay.give()
     engine = Engine(kind="embedded", command=EMBEDDED, source="wheel", version="1")
-    serving = Serving(hearsay.mesh, engine, holding, slots=1, logs=folder, in_flight=lambda _: 0)
+    serving = Serving(
+        hearsay.mesh, engine, holding, slots=1, logs=folder, in_flight=lambda _: 0, ask=nobody
+    )
     return hearsay, serving, sha256
 
 

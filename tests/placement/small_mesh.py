@@ -14,7 +14,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
 from p2pmesh.placement.plan import plan
-from p2pmesh.placement.reconcile import Action, Start, Stop, StopReason, reconcile
+from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
 from tests.placement.worlds import GIB, MODELS, NODES
 
 Signed = tuple[Resident, ...]
@@ -117,9 +117,27 @@ class SmallMesh:
             residents=tuple(resident for part in heard for resident in part),
         )
 
-    def todo(self, n: NodeId) -> tuple[Action, ...]:
+    def todo(self, n: NodeId) -> tuple[Start | Stop, ...]:
         facts = self.facts(n)
-        return reconcile(me=n, plan=plan(facts), facts=facts, running=dict(self.running[n]))
+        proven = {(part.digest, part.node) for part in self.residents()}
+        actions = reconcile(
+            me=n,
+            plan=plan(facts),
+            facts=facts,
+            running=dict(self.running[n]),
+            proven=proven,
+        )
+        # Who is asked and does not run the model does not answer; nothing follows from that here.
+        return tuple(action for action in actions if not isinstance(action, Check))
+
+    def residents(self) -> set[Resident]:
+        """What really runs and answers, whatever anybody has heard."""
+        return {
+            Resident(node=n, digest=digest, state="ready")
+            for n, models in self.running.items()
+            for digest, state in models.items()
+            if state == "ready"
+        }
 
     def ready(self, digest: ModelDigest) -> int:
         return sum(models.get(digest) == "ready" for models in self.running.values())

@@ -7,7 +7,15 @@ from typing import TypeVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want, facts_digest
+from p2pmesh.placement.facts import (
+    FORMAT,
+    Facts,
+    ModelFacts,
+    NodeFacts,
+    Resident,
+    Want,
+    facts_digest,
+)
 from p2pmesh.wire.codec import decode
 from tests.placement.worlds import GIB, any_facts, facts_of, model, node
 
@@ -40,7 +48,7 @@ def test_different_facts_have_different_bytes(one: Facts, other: Facts) -> None:
 
 @given(any_facts)
 def test_the_bytes_are_canonical(facts: Facts) -> None:
-    assert decode(facts.encode(), bytes_max=1 << 20)[0] == 1
+    assert decode(facts.encode(), bytes_max=1 << 20)[0] == FORMAT
 
 
 def test_every_field_reaches_the_digest() -> None:
@@ -64,6 +72,7 @@ def test_every_field_reaches_the_digest() -> None:
         replace(base, models=(replace(described, need_bytes=2),)),
         replace(base, models=(replace(described, holders=(a, b)),)),
         replace(base, models=(replace(described, fallback=True),)),
+        replace(base, models=(replace(described, own_needs=((a, 2),)),)),
         replace(base, wants=(replace(want, owner=b),)),
         replace(base, wants=(replace(want, digest=model("n")),)),
         replace(base, wants=(replace(want, replicas=2),)),
@@ -73,6 +82,13 @@ def test_every_field_reaches_the_digest() -> None:
         replace(base, residents=(replace(resident, state="ready"),)),
     ]
     assert len({facts_digest(facts) for facts in [base, *others]}) == 1 + len(others)
+
+
+def test_a_holder_that_says_what_all_say_is_no_exception() -> None:
+    a, b, c = node("a"), node("b"), node("c")
+    one = ModelFacts(digest=model("m"), need_bytes=5, holders=(a, b, c), own_needs=((b, 7), (a, 5)))
+    assert one.own_needs == ((b, 7),)
+    assert [one.need_on(n) for n in (a, b, c)] == [5, 7, 5]
 
 
 def test_of_two_claims_the_larger_stands() -> None:

@@ -9,10 +9,13 @@ from p2pmesh.models.cards import need_bytes
 from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
 from p2pmesh.placement.inputs import (
     CONTEXT_DEFAULT_MAX,
+    CONTEXT_MIN,
+    SLOTS_FOR_OTHERS_MAX,
     agreed,
     default_context,
     facts_of,
     launch_context,
+    launch_slots,
 )
 from p2pmesh.state.bodies import (
     CAPS,
@@ -52,7 +55,7 @@ class World:
         self._seq = 0
 
     def view(self) -> MeshView:
-        return read(self.document)
+        return read(self.document, me=A)
 
     def say(self, owner: int, register: str, body: dict[str, object]) -> None:
         self._seq += 1
@@ -120,23 +123,38 @@ def test_the_default_context_is_the_models_own_up_to_a_bound(made_for: int, give
     assert default_context(card(context=made_for)) == given
 
 
-def test_an_engine_gets_the_context_that_was_asked_for() -> None:
-    world = World()
-    world.node(0, holds=[held(1), held(2)], wants=[wanted(context=1000), wanted(2)])
-    assert launch_context(world.view(), ALPHA) == 1000
-    assert launch_context(world.view(), BETA) == 4096, "its own: no number was named"
+def context(wish: int | None, *, made_for: int = 4096, budget_bytes: int = 64 * GIB) -> int:
+    one = None if wish is None else wanted(context=wish)
+    return launch_context(one, card(context=made_for), budget_bytes)
 
 
-def test_no_wish_makes_the_context_larger_than_the_model_was_made_for() -> None:
-    world = World()
-    world.node(0, holds=[held(1)], wants=[wanted(context=4_000_000)])
-    assert launch_context(world.view(), ALPHA) == card().context
+@pytest.mark.parametrize(
+    ("wish", "given"),
+    [(None, 4096), (0, 4096), (1000, 1000), (4096, 4096), (4_000_000, 4096), (1, CONTEXT_MIN)],
+)
+def test_an_engine_gets_the_context_that_was_asked_for_within_reason(
+    wish: int | None, given: int
+) -> None:
+    assert context(wish) == given
 
 
 def test_a_model_nobody_wants_gets_its_default_context() -> None:
-    world = World()
-    world.node(0, holds=[held(1, card=card(context=10**6))])
-    assert launch_context(world.view(), ALPHA) == CONTEXT_DEFAULT_MAX
+    assert context(None, made_for=10**6) == context(0, made_for=10**6) == CONTEXT_DEFAULT_MAX
+
+
+def test_no_wish_for_context_makes_a_model_too_large_for_a_node() -> None:
+    need = need_bytes(card(context=10**6), context=100_000)
+    assert context(100_000, made_for=10**6, budget_bytes=need) == 100_000
+    assert context(100_000, made_for=10**6, budget_bytes=need - 1) == CONTEXT_DEFAULT_MAX
+    assert context(2000, made_for=10**6, budget_bytes=0) == 2000, "less is never too large"
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "given"), [(0, 0, 4), (2, 0, 2), (64, 0, SLOTS_FOR_OTHERS_MAX), (64, 64, 64)]
+)
+def test_slots_for_others_are_bounded(asked: int, own: int, given: int) -> None:
+    assert launch_slots(wanted(slots=asked), wanted(slots=own) if own else None, 4) == given
+    assert launch_slots(None, None, 4) == 4
 
 
 # Facts
@@ -168,7 +186,7 @@ def test_everything_that_is_said_becomes_facts() -> None:
                 fallback=True,
             ),
         ),
-        wants=(Want(owner=B, digest=ALPHA, replicas=2, priority=1),),
+        wants=(Want(owner=B, digest=ALPHA, replicas=1, priority=0),),
         residents=(
             Resident(node=A, digest=ALPHA, state="ready"),
             Resident(node=B, digest=ALPHA, state="loading"),
@@ -187,9 +205,28 @@ def test_dead_nodes_are_left_out_of_all_but_their_wishes() -> None:
     )
     facts = facts_of(world.view(), {B})
     assert [part.node for part in facts.nodes] == [A]
-    assert {model.digest: model.holders for model in facts.models} == {ALPHA: (A,), BETA: ()}
+    assert {model.digest: model.holders for model in facts.models} == {ALPHA: (A,)}
     assert facts.wants == (Want(owner=B, digest=ALPHA),)
     assert [part.node for part in facts.residents] == [A]
+
+
+def test_a_claim_about_a_model_counts_for_who_makes_it() -> None:
+    world = World()
+    for owner, size_bytes in enumerate((3000, 4000, 2**62)):
+        world.node(owner, holds=[held(1, card=card(size_bytes=size_bytes))])
+    (described,) = facts_of(world.view(), ()).models
+    honest = [need_bytes(card(size_bytes=size), context=4096) for size in (3000, 4000, 2**62)]
+    assert [described.need_on(n) for n in (A, B, C)] == honest
+    assert described.need_bytes == honest[1], "no single one of three moves the figure for all"
+
+
+@pytest.mark.parametrize(("owners", "copies"), [((0,), 1), ((0, 1), 2), ((0, 1, 2), 3)])
+def test_one_owner_asks_for_one_copy(owners: Iterable[int], copies: int) -> None:
+    world = World()
+    for owner in owners:
+        world.node(owner, holds=[held(1)], wants=[wanted(replicas=1024, priority=1000)])
+    facts = facts_of(world.view(), ())
+    assert {(want.replicas, want.priority) for want in facts.wants} == {(copies, 0)}
 
 
 def test_who_is_dead_and_unknown_changes_nothing() -> None:

@@ -10,7 +10,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.placement.facts import Facts, ModelFacts, Resident, ResidentState, Want
 from p2pmesh.placement.plan import plan
-from p2pmesh.placement.reconcile import Action, Start, Stop, StopReason, reconcile
+from p2pmesh.placement.reconcile import Action, Check, Start, Stop, StopReason, reconcile
 from tests.placement.small_mesh import SmallMesh
 from tests.placement.worlds import GIB, any_facts, facts_of, model, node
 
@@ -19,8 +19,10 @@ HIGH, LOW = model("high"), model("low")
 
 
 def actions(me: NodeId, facts: Facts, **running: str) -> tuple[Action, ...]:
+    """What a node does that others have proved all they say."""
     states = {model(name): state for name, state in running.items()}
-    return reconcile(me=me, plan=plan(facts), facts=facts, running=states)
+    proven = {(part.digest, part.node) for part in facts.residents}
+    return reconcile(me=me, plan=plan(facts), facts=facts, running=states, proven=proven)
 
 
 def world(
@@ -94,6 +96,55 @@ def test_a_copy_goes_only_when_all_planned_ones_are_ready() -> None:
         assert len(actions(spare, facts, low="loading")) == expected
 
 
+def test_a_copy_stays_until_the_planned_ones_have_answered() -> None:
+    facts = world(
+        {A: 4 * GIB, B: 4 * GIB, C: 4 * GIB},
+        {LOW: (2, 0)},
+        *((n, LOW, "ready") for n in (A, B, C)),
+    )
+    result = plan(facts)
+    (spare,) = {A, B, C} - {n for a in result.assignments for n in a.nodes}
+    first, second = sorted({A, B, C} - {spare})
+
+    def now(*proven: NodeId) -> tuple[Action, ...]:
+        answered = {(LOW, n) for n in proven}
+        return reconcile(
+            me=spare, plan=result, facts=facts, running={LOW: "ready"}, proven=answered
+        )
+
+    assert now() == (Check(digest=LOW, node=first), Check(digest=LOW, node=second))
+    assert now(first) == (Check(digest=LOW, node=second),)
+    assert now(first, second) == (Stop(digest=LOW, reason=StopReason.MOVED),)
+
+
+def test_nobody_is_asked_who_does_not_say_ready() -> None:
+    facts = world({A: 2 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (A, LOW, "loading"), (B, LOW, "ready"))
+    assert plan(facts).on(B) == (LOW,)
+    running = {LOW: "ready"}
+    checks = reconcile(me=A, plan=plan(facts), facts=facts, running=running, proven=())
+    assert checks == (Check(digest=LOW, node=B),)
+    silent = world({A: 2 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (B, LOW, "loading"))
+    assert plan(silent).on(B) == (LOW,)
+    assert reconcile(me=A, plan=plan(silent), facts=silent, running=running, proven=()) == ()
+
+
+def test_what_a_copy_takes_here_is_what_this_node_says_itself() -> None:
+    mine = ModelFacts(
+        digest=LOW, need_bytes=2**62, holders=(A, B), own_needs=((A, 2 * GIB), (B, 2**62))
+    )
+    facts = facts_of({A: 4 * GIB, B: 2**63}, [mine], [Want(owner=B, digest=LOW)])
+    running = {LOW: "ready"}
+    resident = facts_of(
+        {A: 4 * GIB, B: 2**63},
+        [mine],
+        [Want(owner=B, digest=LOW)],
+        [Resident(node=A, digest=LOW, state="ready")],
+    )
+    assert plan(resident).on(A) == (LOW,)
+    assert reconcile(me=A, plan=plan(resident), facts=resident, running=running, proven=()) == ()
+    assert plan(facts).on(A) == (LOW,) or plan(facts).on(B) == (LOW,)
+
+
 def test_a_start_waits_until_its_memory_is_free() -> None:
     facts = world({A: 3 * GIB}, {HIGH: (1, 1), LOW: (1, 0)}, (A, LOW, "ready"))
     evict = Stop(digest=LOW, reason=StopReason.EVICTED)
@@ -138,10 +189,13 @@ def test_actions_do_not_depend_on_the_order_of_processes(facts: Facts) -> None:
     for part in facts.nodes:
         mine = {r.digest: r.state for r in facts.residents if r.node == part.node}
         backwards = dict(reversed(mine.items()))
-        one = reconcile(me=part.node, plan=result, facts=facts, running=mine)
-        assert one == reconcile(me=part.node, plan=result, facts=facts, running=backwards)
-        digests = [action.digest for action in one]
-        assert len(set(digests)) == len(digests)
+        one = reconcile(me=part.node, plan=result, facts=facts, running=mine, proven=())
+        assert one == reconcile(
+            me=part.node, plan=result, facts=facts, running=backwards, proven=()
+        )
+        changed = [action.digest for action in one if not isinstance(action, Check)]
+        assert len(set(changed)) == len(changed)
+        assert not {a.digest for a in one if isinstance(a, Check)}.intersection(changed)
 
 
 # A mesh that lives by it.

@@ -76,6 +76,10 @@ model_facts = st.builds(
     need_bytes=st.integers(1, 6).map(lambda count: count * GIB),
     holders=st.lists(st.sampled_from(NODES), max_size=5).map(tuple),
     fallback=st.integers(0, 5).map(lambda draw: draw == 0),
+    own_needs=st.lists(
+        st.tuples(st.sampled_from(NODES), st.integers(1, 6).map(lambda count: count * GIB)),
+        max_size=2,
+    ).map(tuple),
 )
 wants = st.builds(
     Want,
