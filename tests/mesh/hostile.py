@@ -148,9 +148,12 @@ class Reply:
     text: str
 
 
-def ask(node: Node, question: str = QUESTION, *, timeout_s: float = TIMEOUT_S) -> Reply:
+def ask(
+    node: Node, question: str = QUESTION, *, timeout_s: float = TIMEOUT_S, model: str = "auto"
+) -> Reply:
     """Ask a node; the text is the answer's, or the error's."""
-    body = {"messages": [{"role": "user", "content": question}], "temperature": 0}
+    messages = [{"role": "user", "content": question}]
+    body = {"model": model, "messages": messages, "temperature": 0}
     host, _, port = str(node.me["api"]).rpartition(":")
     with closing(http.client.HTTPConnection(host, int(port), timeout=timeout_s)) as connection:
         connection.request(
