@@ -89,7 +89,13 @@ class Routes:
         return "loading" if planned else "not served"
 
     def reason(self, digest: ModelDigest) -> str:
-        """Why a model is placed as it is, in a sentence."""
+        """Why a model is placed as it is, or why it failed, in a sentence."""
+        if self.state(digest) == "failed":
+            return "; ".join(
+                f"on {node.member.name}: {one.detail or 'it did not say why'}"
+                for node, one in self.replicas(digest)
+                if one.state == "failed"
+            )
         for one in self._serving.plan.assignments:
             if one.digest == digest:
                 names = {n: v.member.name for n, v in self._mesh.view.nodes.items()}

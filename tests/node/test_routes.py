@@ -84,6 +84,8 @@ async def test_states_go_with_the_best_replica(parts: Parts) -> None:
         assert only(parts.routes).state == "loading"
         parts.hearsay.serve(1, 1, "failed", "broken there too")
         assert only(parts.routes).state == "failed"
+        reasons = only(parts.routes).reason.split("; ")
+        assert sorted(reasons) == ["on me: broken", "on node-1: broken there too"]
         parts.hearsay.serve(1, 1, "ready")
         assert only(parts.routes).state == "ready"
         assert only(parts.routes).nodes == ("node-1",)

@@ -254,6 +254,7 @@ async def test_failures_say_why(parts: Parts) -> None:
         model = snapshot(status_of(parts))["models"][1]
     assert model["state"] == "failed"
     assert [one["detail"] for one in model["replicas"]] == ["out of memory"]
+    assert model["reason"] == "on me: out of memory"
 
 
 async def test_an_owner_that_does_not_answer_is_not_shown_with_its_model_ready(
