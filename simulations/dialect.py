@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from p2pmesh.identity import hello
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Message, Probe, encode_message
 
-NEWER = 2
-VERSIONS = (1, NEWER)  # that a newer node speaks
+NEWER = max(hello.VERSIONS) + 1
+VERSIONS = (*hello.VERSIONS, NEWER)  # that a newer node speaks
 REGISTER = "future"
 
 _NEWS = encode({"t": "rumour", "about": [1, {"deep": b"x"}], "z": None})

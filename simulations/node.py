@@ -26,6 +26,7 @@ from p2pmesh.gossip.events import (
     TwinFound,
 )
 from p2pmesh.gossip.membership import Gossip
+from p2pmesh.identity import hello
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.state.bodies import MEMBER, Member
 from simulations.dialect import NEWER, REGISTER, newer_body, newer_member
@@ -112,7 +113,7 @@ class Node(Machine):
         self.dialable = True
         self.disk_full = False
         self.gave_up = False  # its process ended because nothing could be written
-        self.versions: tuple[int, ...] = (1,)
+        self.versions: tuple[int, ...] = hello.VERSIONS
         self.seeds: tuple[Address, ...] = ()
         self.bodies: dict[str, dict[str, Any]] = {}  # what it publishes when it starts
         self.disk = Disk()

@@ -17,7 +17,7 @@ from p2pmesh.state.bodies import MEMBER, WANTS
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document
 from p2pmesh.wire.evidence import ACCUSED
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import TTL_S_MAX, Record, seal
+from p2pmesh.wire.records import RENEWED_TTL_S_MAX, TTL_S_MAX, Record, seal
 
 LEASE_REFRESH_S = 60
 REFRESHES_PER_S = 5  # of all members together: the price of leases is the same at any size
@@ -27,8 +27,10 @@ LEASE_SHARE = 0.75  # of a short one, written when the mesh looked small, that m
 # to so much of the interval early, later by a little.
 EARLY_FIRST, EARLY_LATER = 0.75, 0.1
 LOOK_EVERY_S = 0.5  # for what is to be refreshed; what has a new value does not wait
-WANTS_TTL_S = 7 * 86400
-WANTS_REFRESH_S = 86400
+# Wants count while their owner renews them, and for a while after: a laptop that is closed for a
+# moment finds its model still served, and one that is gone does not hold memory for days.
+WANTS_REFRESH_S = 300
+WANTS_LAST_S = 600
 TWIN_SLACK_S = 5  # clocks of two machines with one key may differ by that much
 OWNER_RATE_PER_S, OWNER_BURST = 1.0, 20  # versions of one owner that others take
 FIRST = (MEMBER, ACCUSED)  # written before all others, which live on the lease in the first
@@ -94,7 +96,8 @@ class Author:
         if not self.writing or (not self._waiting and mesh_now < self._looked_at + LOOK_EVERY_S):
             return []
         self._looked_at = mesh_now
-        refresh_s = max(LEASE_REFRESH_S, members / REFRESHES_PER_S)
+        most_s = RENEWED_TTL_S_MAX / LEASE_TTL_FACTOR
+        refresh_s = min(max(LEASE_REFRESH_S, members / REFRESHES_PER_S), most_s)
         for register in self._bodies:
             if self._needs_refresh(register, mesh_now, refresh_s):
                 self._waiting.add(register)
@@ -107,7 +110,7 @@ class Author:
             if self._bucket.tokens(mesh_now) < kept + 1 or not self._bucket.take(mesh_now):
                 break
             self._waiting.discard(register)
-            written.append(self._write(register, mesh_now, int(LEASE_TTL_FACTOR * refresh_s)))
+            written.append(self._write(register, mesh_now, refresh_s))
         return written
 
     def outranked(self, record: Record, mesh_now: float) -> list[Out]:
@@ -151,18 +154,28 @@ class Author:
         # All that start together write leases for a small mesh: they wait as long as they can, as
         # the refreshes of a large one would come within a minute.
         lease_s = (1 - self._early(record)) * min(refresh_s, LEASE_SHARE * record.ttl_s)
-        every_s = {MEMBER: lease_s, WANTS: WANTS_REFRESH_S}.get(register, TTL_S_MAX // 2)
+        wants_s = (1 - self._early(record)) * max(WANTS_REFRESH_S, refresh_s)
+        every_s = {MEMBER: lease_s, WANTS: wants_s}.get(register, TTL_S_MAX // 2)
         return mesh_now - record.issued_at >= every_s
 
     def _early(self, lease: Record) -> float:
         most = EARLY_FIRST if lease.issued_at < self._started_at + LEASE_REFRESH_S else EARLY_LATER
         return most * lease.digest[0] / 256
 
-    def _write(self, register: str, mesh_now: float, lease_ttl_s: int) -> Record:
+    def _ttl_s(self, register: str, mesh_now: float, refresh_s: float) -> int:
+        ttl_s = {
+            MEMBER: int(LEASE_TTL_FACTOR * refresh_s),
+            WANTS: int(max(WANTS_REFRESH_S, refresh_s)) + WANTS_LAST_S,
+        }.get(register)
+        if ttl_s is None:
+            return TTL_S_MAX
+        if (standing := self._document.get(self._me, register)) is not None:
+            # None ends before the one that it replaces: else an old record could return.
+            ttl_s = max(ttl_s, standing.expires_at - int(mesh_now))
+        return min(ttl_s, RENEWED_TTL_S_MAX)
+
+    def _write(self, register: str, mesh_now: float, refresh_s: float) -> Record:
         self._seq += 1
-        if (lease := self._document.get(self._me, MEMBER)) is not None:
-            # A lease never ends before the one that it replaces: else an old record could return.
-            lease_ttl_s = max(lease_ttl_s, lease.expires_at - int(mesh_now))
         record = seal(
             self._key,
             mesh=self._mesh,
@@ -171,7 +184,7 @@ class Author:
             seq=self._seq,
             instance=self._instance,
             issued_at=int(mesh_now),
-            ttl_s={MEMBER: lease_ttl_s, WANTS: WANTS_TTL_S}.get(register, TTL_S_MAX),
+            ttl_s=self._ttl_s(register, mesh_now, refresh_s),
             body=self._bodies.get(register, {}),
         )
         merged = self._document.merge(record, mesh_now)

@@ -17,8 +17,8 @@ from p2pmesh.gossip.author import (
     OWNER_RATE_PER_S,
     REFRESHES_PER_S,
     TWIN_SLACK_S,
+    WANTS_LAST_S,
     WANTS_REFRESH_S,
-    WANTS_TTL_S,
     Author,
 )
 from p2pmesh.gossip.events import Out, PersistEpoch, Send, TwinFound
@@ -26,7 +26,7 @@ from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, EXPIRY_GRACE_S, Document
 from p2pmesh.wire.evidence import ACCUSED
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import TTL_S_MAX, Record, verify_record
+from p2pmesh.wire.records import RENEWED_TTL_S_MAX, TTL_S_MAX, Record, verify_record
 from tests.state.make import KEYS, MESH, NODES, NOW, member, record
 
 ME = NODES[0]
@@ -195,13 +195,37 @@ def test_those_who_start_together_do_not_refresh_together() -> None:
     assert min(moments) >= (1 - EARLY_FIRST) * LEASE_REFRESH_S
 
 
-def test_wants_last_a_week_and_are_refreshed_daily() -> None:
+@pytest.mark.parametrize("members", [2, 1000, 3000, 100_000])
+def test_wants_are_renewed_and_end_ten_minutes_after_their_owner(members: int) -> None:
+    refresh_s = min(max(WANTS_REFRESH_S, members / REFRESHES_PER_S), RENEWED_TTL_S_MAX / 4)
     one, _ = author(lease=False)
     one.publish(WANTS, {"wants": []})
-    (first,) = one.due(NOW, SMALL)
-    assert first.ttl_s == WANTS_TTL_S
-    assert one.due(NOW + WANTS_REFRESH_S - 1, SMALL) == []
-    assert registers(one.due(NOW + WANTS_REFRESH_S, SMALL)) == [WANTS]
+    (first,) = one.due(NOW, members)
+    assert first.ttl_s == refresh_s + WANTS_LAST_S <= RENEWED_TTL_S_MAX
+    assert one.due(NOW + (1 - EARLY_FIRST) * refresh_s - 1, members) == []
+    assert registers(one.due(NOW + refresh_s, members)) == [WANTS]
+
+
+def test_nothing_that_is_renewed_ends_before_what_it_replaces() -> None:
+    one, document = author(lease=False)
+    for register in (MEMBER, WANTS):
+        one.publish(register, BODY)
+        one.due(NOW, 100_000)
+        before = document.get(one._me, register)
+        one.publish(register, {**BODY, "more": 1})
+        one.due(NOW + 1, 2)
+        after = document.get(one._me, register)
+        assert before is not None
+        assert after is not None
+        assert after.body != before.body
+        assert after.expires_at == before.expires_at
+
+
+def test_a_lease_lasts_no_longer_than_others_believe_however_large_the_mesh() -> None:
+    one, _ = author(lease=False)
+    one.publish(MEMBER, BODY)
+    (first,) = one.due(NOW, 100_000)
+    assert first.ttl_s == RENEWED_TTL_S_MAX
 
 
 def test_everything_else_lasts_as_long_as_anything_may() -> None:
