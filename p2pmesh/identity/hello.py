@@ -40,7 +40,8 @@ from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.fields import as_map, take, take_exactly, take_list
 
 TAG = "p2pmesh hello 1"
-VERSIONS: tuple[int, ...] = (2,)  # of the messages on a link; records and this hello have tags of their own
+# Of the messages on a link; records and this hello have tags of their own.
+VERSIONS: tuple[int, ...] = (2,)
 VERSIONS_MAX = 32  # that one side may offer; it speaks two or three
 VERSIONS_SHOWN_MAX = 8  # in a sentence
 REASON_CHARS_MAX = 256  # two sentences for a person
