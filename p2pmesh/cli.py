@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from p2pmesh import __version__
+from p2pmesh.commands.words import line
 from p2pmesh.config import BY_NAME, Setting, resolve
 from p2pmesh.errors import MeshError
 from p2pmesh.home import Home
@@ -134,7 +135,7 @@ def main() -> NoReturn:
 def _refuse(exc: click.ClickException) -> int:
     """Say in one sentence what is wrong with the command line; returns the exit code."""
     where = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "p2pmesh"
-    what = " ".join(exc.format_message().split()).removesuffix(".")
+    what = line(exc.format_message()).removesuffix(".")
     click.echo(f"p2pmesh: {what}; see {where} --help", err=True)
     return exc.exit_code
 
@@ -146,13 +147,13 @@ def _report(exc: BaseException, *, debug: bool) -> int:
     leaves = list(_leaves(exc))
     for leaf in leaves:
         if isinstance(leaf, MeshError):
-            click.echo(f"p2pmesh: {leaf}", err=True)
+            click.echo(f"p2pmesh: {line(leaf)}", err=True)
             return leaf.exit_code
     if all(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
         return 130
     if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
         return 0  # the same, out of a nursery
-    what = " ".join("; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves).split())
+    what = line("; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves))
     click.echo(
         f"p2pmesh: this is a bug, please report it with what --debug shows: {what}", err=True
     )

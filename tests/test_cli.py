@@ -269,6 +269,14 @@ def test_a_bug_is_one_sentence_that_says_so(
     assert run("all") == Outcome(1, "", f"{BUG}{what}\n")
 
 
+@pytest.mark.parametrize("kind", [PeerError, KeyError])
+def test_an_error_steers_no_terminal(run: Run, probe: Probe, kind: type[Exception]) -> None:
+    probe.act = raising(kind("\x1b[2J\u202eno\nentry" + "x" * 10_000))
+    outcome = run("all")
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.rstrip("\n").isprintable()
+
+
 @pytest.mark.parametrize(
     ("exc", "end"),
     [

@@ -116,7 +116,9 @@ class TextUi:
 
     def ready(self, status: Status) -> None:
         """What is served, where, and what is not."""
-        for model in status.snapshot()["models"]:
+        # What somebody asked for first: the demonstration model only stands in for it.
+        models = status.snapshot()["models"]
+        for model in sorted(models, key=lambda one: not one["wanted_by"]):
             where = ", ".join(r["name"] for r in model["replicas"] if r["state"] == "ready")
             if where:
                 click.echo(f"Ready    {model['id']} on {where}")

@@ -38,6 +38,7 @@ from p2pmesh.identity.keys import (
 )
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.fields import as_map, take, take_exactly, take_list
+from p2pmesh.wire.text import plain_text
 
 TAG = "p2pmesh hello 1"
 # Of the messages on a link; records and this hello have tags of their own.
@@ -45,6 +46,7 @@ VERSIONS: tuple[int, ...] = (2,)
 VERSIONS_MAX = 32  # that one side may offer; it speaks two or three
 VERSIONS_SHOWN_MAX = 8  # in a sentence
 REASON_CHARS_MAX = 256  # two sentences for a person
+UNNAMED = "unnamed"  # a mesh whose name holds nothing that could be shown
 NONCE_BYTES = 32  # never the same twice, nor guessed
 HELLO_BYTES_MAX = 4096  # read from anybody: ten times what is said today
 CLOCK_SKEW_S_MAX = 60
@@ -165,7 +167,7 @@ class ClientHello:
             public=public,
             instance=take(said, "i", int),
             mesh=mesh,
-            mesh_name=take(said, "name", str, size_max=256),
+            mesh_name=plain_text(take(said, "name", str, size_max=256)) or UNNAMED,
             purpose=self._purpose,
             version=_common_version(self._me, said),
             clock_ahead_s=take(said, "at", int) - int(self._now),
@@ -262,7 +264,8 @@ def refusal(reason: str) -> bytes:
 def _fields(message: bytes) -> dict[str, Any]:
     fields = as_map(decode(message, bytes_max=HELLO_BYTES_MAX), "a hello")
     if "no" in fields:
-        raise RefusedError(take(fields, "no", str, size_max=REASON_CHARS_MAX))
+        reason = plain_text(take(fields, "no", str, size_max=REASON_CHARS_MAX), REASON_CHARS_MAX)
+        raise RefusedError(f"the node there refused: {reason or 'it did not say why'}")
     return fields
 
 

@@ -20,14 +20,13 @@ from p2pmesh.models.metadata import (
     EXPERTS_MAX,
     LAYERS_MAX,
     MODALITIES,
-    NAME_CHARACTERS_MAX,
     WIDTH_MAX,
     Metadata,
     Modality,
     OtherKindError,
-    plain_text,
 )
 from p2pmesh.models.tensors import TensorInfo
+from p2pmesh.wire.text import NAME_CHARACTERS_MAX, plain_text
 
 ModelDigest = NewType("ModelDigest", str)
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.metadata import plain_text
+from p2pmesh.wire.text import plain_text
 
 STEM_CHARACTERS_MAX = 200  # file names have at most 255 bytes on usual systems
 DIGEST_CHARACTERS = 64

@@ -7,7 +7,6 @@ What llama.cpp takes for granted when a key is missing is taken for granted here
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -15,6 +14,7 @@ from typing import Literal, cast
 from p2pmesh.errors import ModelError
 from p2pmesh.models.gguf import Header, Skipped
 from p2pmesh.models.tensors import TensorInfo, type_name
+from p2pmesh.wire.text import plain_text
 
 Modality = Literal["chat", "completion", "embedding", "rerank"]
 MODALITIES: tuple[Modality, ...] = ("chat", "completion", "embedding", "rerank")
@@ -24,14 +24,7 @@ EXPERTS_MAX = 65_536
 CONTEXT_MAX = 2**31 - 1  # llama.cpp counts tokens in 32 bits
 WIDTH_MAX = 2**20  # of an embedding or a head; the widest models have about 20,000
 HEADS_MAX = 2**16
-NAME_CHARACTERS_MAX = 120  # longer names are a description; it is shown in one line
 KV_NUMBER_BYTES = 2  # f16
-
-# Control and direction characters and lone surrogates: none may reach a terminal or the wire.
-# Written out, since what counts as printable differs between Python versions.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\uffff\ud800-\udfff]+"
-)
 
 # Architectures that read a text as a whole and cannot write one (llama.cpp's list).
 _ENCODERS = {
@@ -66,11 +59,6 @@ _OTHER_KINDS = {
         "a model for images or video",
     ),
 }  # fmt: skip
-
-
-def plain_text(text: str, limit: int = NAME_CHARACTERS_MAX) -> str:
-    """`text` as it may be shown and sent: one line, no control characters, not too long."""
-    return _UNSAFE.sub(" ", text).strip()[:limit].strip()
 
 
 class OtherKindError(ModelError):

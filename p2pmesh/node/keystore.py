@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
+from p2pmesh.identity.hello import UNNAMED
 from p2pmesh.identity.keys import SEED_BYTES, MeshId, NodeId, SigningKey, parse_id, show_id
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX
+from p2pmesh.wire.text import plain_text
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +60,9 @@ def load_mesh(home: Home) -> MeshCard | None:
     """
     try:
         fields = json.loads(home.mesh_file.read_text("utf-8"))
-        return MeshCard(id=MeshId(parse_id(fields["id"])), name=str(fields["name"]))
+        # Cleaned again: an earlier version wrote down whatever the node there had said.
+        name = plain_text(str(fields["name"])) or UNNAMED
+        return MeshCard(id=MeshId(parse_id(fields["id"])), name=name)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:

@@ -16,10 +16,11 @@ from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
-from p2pmesh.models.metadata import CONTEXT_MAX, plain_text
+from p2pmesh.models.metadata import CONTEXT_MAX
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_list
 from p2pmesh.wire.records import RECORD_BYTES_MAX
+from p2pmesh.wire.text import plain_text
 
 MEMBER, CAPS, SERVES, WANTS = "member", "caps", "models/0", "wants"
 HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models

@@ -19,6 +19,7 @@ from p2pmesh.errors import LinkError, PeerError
 from p2pmesh.identity.hello import Peer
 from p2pmesh.transport.base import DIAL_TIMEOUT_S, SEND_TIMEOUT_S, link_errors
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
+from p2pmesh.wire.text import plain_text
 
 PATH = "/gossip"
 CLOSE_TIMEOUT_S = 1.0  # a polite close is worth this much waiting
@@ -101,7 +102,7 @@ def _channel_errors() -> Iterator[None]:
     except ConnectionClosed as exc:
         if exc.reason and exc.reason.code in BREACHES:
             raise PeerError("the other side broke the websocket protocol") from exc
-        said = exc.reason and (exc.reason.reason or exc.reason.name)
+        said = exc.reason and (plain_text(exc.reason.reason or "") or exc.reason.name)
         raise LinkError(f"the link was closed: {said or 'without a word'}") from exc
     except HandshakeError as exc:
         raise PeerError("the other side broke the websocket protocol") from exc

@@ -217,11 +217,13 @@ def test_a_demo_model_without_room_is_said(capsys: pytest.CaptureFixture[str]) -
     snapshot = three_nodes()
     model = snapshot["models"][2]
     model.update(wanted_by=[], copies=1, reason="needs 217.6 MiB, the largest budget is 0.0 MiB")
-    snapshot["models"] = [model]
+    wanted = {**snapshot["models"][1], "state": "not served", "replicas": [], "reason": "no room"}
+    snapshot["models"] = [model, wanted]
     TextUi().ready(told(snapshot))
-    assert capsys.readouterr().out == (
-        f"Waiting  {model['id']}: not served: needs 217.6 MiB, the largest budget is 0.0 MiB\n"
-    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"Waiting  {wanted['id']}: not served: no room",
+        f"Waiting  {model['id']}: not served: needs 217.6 MiB, the largest budget is 0.0 MiB",
+    ]
 
 
 # The end of standard input

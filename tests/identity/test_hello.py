@@ -98,6 +98,45 @@ def test_a_refusal_reaches_the_caller_in_words() -> None:
         client().proof(refusal("no room"))
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("\x1b[2J\x1b]0;pwned\x07 no entry\n", "[2J ]0;pwned  no entry"),
+        ("gpj.\u202eexe", "gpj. exe"),
+        ("\x1b\r\n", "it did not say why"),
+    ],
+)
+def test_a_refusal_steers_no_terminal(said: str, shown: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        client().proof(refusal(said))
+    assert str(refused.value) == f"the node there refused: {shown}"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m\nheron", "[31mred [0m heron"),
+        ("\u202egninrom", "gninrom"),
+        ("x" * 256, "x" * 120),
+        ("\x07\x1b", "unnamed"),
+        ("", "unnamed"),
+    ],
+)
+def test_the_name_of_a_mesh_steers_no_terminal(said: str, shown: str) -> None:
+    answered, _ = shake(client(), server(dataclasses.replace(BERT, mesh_name=said)))
+    assert answered.mesh_name == shown
+
+
+@pytest.mark.parametrize("field", ["name", "no"])
+def test_a_text_of_ten_kilobytes_is_refused(field: str) -> None:
+    long = "x" * 10_000
+    host = server(dataclasses.replace(BERT, mesh_name=long))
+    caller = client()
+    answer = host.challenge(caller.start()) if field == "name" else encode({"no": long})
+    with pytest.raises(PeerError, match="at most"):
+        caller.proof(answer)
+
+
 def speaking(me: Self, *versions: int) -> Self:
     return dataclasses.replace(me, versions=versions)
 

@@ -20,6 +20,7 @@ import trio
 
 from p2pmesh.identity.hello import Peer
 from p2pmesh.models.store import EMBEDDED
+from p2pmesh.node.joining import JOIN_WAIT_S
 from p2pmesh.transport.base import Channel
 from p2pmesh.transport.tls import TlsTransport
 from tests.mesh.hostile import ANSWER, ask
@@ -49,6 +50,15 @@ def test_what_another_node_has_is_not_taken_from_it(tmp_path: Path) -> None:
         assert_sentence(done, 1, node.me["api"], "another program", "--api HOST:PORT")
         assert node.run_file().exists()
         assert ask(node).text == ANSWER
+
+
+def test_joining_at_the_port_of_an_api_says_so_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, 1) as [node]:
+        started = time.monotonic()
+        join = f"--join={node.me['api']}"
+        done = cli("up", *ANY_PORTS, f"--home={tmp_path / 'b'}", join)
+        assert time.monotonic() - started < JOIN_WAIT_S
+        assert_sentence(done, 1, node.me["api"], "is the API of a node", "9338")
 
 
 def test_a_default_port_that_is_taken_moves_on_and_says_so(tmp_path: Path) -> None:

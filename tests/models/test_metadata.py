@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.gguf import Skipped, Value, ValueType
-from p2pmesh.models.metadata import NAME_CHARACTERS_MAX, Metadata, plain_text
-from tests.models.make import DEADLINE_MS, header_of
+from p2pmesh.models.metadata import Metadata
+from tests.models.make import header_of
 
 
 def facts(arch: str = "llama", **metadata: Value | None) -> Metadata:
@@ -125,18 +123,3 @@ def test_an_architecture_must_be_a_name(value: Value) -> None:
 def test_what_lies_beside_models_is_named(key: str, value: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         Metadata(header_of({key: value})).refuse_others()
-
-
-@given(st.text())
-@settings(deadline=DEADLINE_MS)
-def test_plain_text_is_one_short_line_and_settled(text: str) -> None:
-    plain = plain_text(text)
-    assert len(plain) <= NAME_CHARACTERS_MAX
-    assert plain == plain_text(plain)
-    assert not any(c in plain for c in "\x00\x1b\n\r\x7f\x9b\u202e\u2028\ud800")
-    plain.encode()
-
-
-def test_plain_text_keeps_what_people_write() -> None:
-    assert plain_text("Größe 模型 (v1.5) 🦙") == "Größe 模型 (v1.5) 🦙"
-    assert plain_text("evil\x1b[31m\nname") == "evil [31m name"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from trio.testing import MockClock
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, LocalError, PeerError
 from p2pmesh.home import Home
-from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.hello import Peer, RefusedError
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, choose_mesh
+from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, choose_mesh, what_answers
 from p2pmesh.node.keystore import MeshCard, load_mesh, save_mesh
 
 ANNA, BERT = Address("192.168.1.5", 9338), Address("kitchen-pc", 9338)
@@ -60,6 +61,11 @@ def unsaid(sentence: str) -> None:
     raise AssertionError(sentence)
 
 
+async def nothing_known(address: Address) -> str:
+    await trio.lowlevel.checkpoint()
+    return ""
+
+
 def no_node() -> Peer:
     raise PeerError(f"{BERT} does not speak TLS 1.3")
 
@@ -68,7 +74,7 @@ async def test_the_first_start_founds_a_mesh_and_asks_nobody(
     home: Home, autojump_clock: MockClock
 ) -> None:
     network = Network()
-    card = await choose_mesh(home, (), network.introduce, unsaid)
+    card = await choose_mesh(home, (), network.introduce, unsaid, nothing_known)
     assert load_mesh(home) == card
     assert home.mesh_key.exists()
     assert network.asked == []
@@ -77,8 +83,8 @@ async def test_the_first_start_founds_a_mesh_and_asks_nobody(
 async def test_the_next_start_goes_back_to_the_same_mesh(
     home: Home, autojump_clock: MockClock
 ) -> None:
-    first = await choose_mesh(home, (), Network().introduce, unsaid)
-    assert await choose_mesh(home, (), Network().introduce, unsaid) == first
+    first = await choose_mesh(home, (), Network().introduce, unsaid, nothing_known)
+    assert await choose_mesh(home, (), Network().introduce, unsaid, nothing_known) == first
 
 
 async def test_joining_takes_the_mesh_of_whoever_answers_and_remembers_it(
@@ -86,7 +92,7 @@ async def test_joining_takes_the_mesh_of_whoever_answers_and_remembers_it(
 ) -> None:
     network = Network()
     network.answers[ANNA] = peer
-    assert await choose_mesh(home, (ANNA,), network.introduce, unsaid) == THERE
+    assert await choose_mesh(home, (ANNA,), network.introduce, unsaid, nothing_known) == THERE
     assert load_mesh(home) == THERE
     assert not home.mesh_key.exists()
 
@@ -95,14 +101,14 @@ async def test_joining_leaves_an_earlier_mesh(home: Home, autojump_clock: MockCl
     save_mesh(home, EARLIER)
     network = Network()
     network.answers[ANNA] = peer
-    assert await choose_mesh(home, (ANNA,), network.introduce, unsaid) == THERE
+    assert await choose_mesh(home, (ANNA,), network.introduce, unsaid, nothing_known) == THERE
     assert load_mesh(home) == THERE
 
 
 async def test_any_one_that_answers_will_do(home: Home, autojump_clock: MockClock) -> None:
     network = Network()
     network.answers[BERT] = peer
-    assert await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid) == THERE
+    assert await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid, nothing_known) == THERE
     assert [address for _, address in network.asked] == [ANNA, BERT]
     assert autojump_clock.current_time() == network.asked[0][0]
 
@@ -118,7 +124,7 @@ async def test_a_node_that_starts_at_the_same_moment_is_waited_for(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start_late)
-        assert await choose_mesh(home, (ANNA,), network.introduce, unsaid) == THERE
+        assert await choose_mesh(home, (ANNA,), network.introduce, unsaid, nothing_known) == THERE
     assert network.asked[-1][0] == pytest.approx(3.25)
 
 
@@ -128,7 +134,7 @@ async def test_when_nobody_answers_the_sentence_names_each_reason(
     network = Network()
     network.answers[BERT] = no_node
     with pytest.raises(LocalError) as caught:
-        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid)
+        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid, nothing_known)
     assert str(caught.value) == (
         "Cannot join: nobody answers at 192.168.1.5:9338: nothing listens there; "
         "kitchen-pc:9338 does not speak TLS 1.3. "
@@ -144,8 +150,88 @@ async def test_when_nobody_answers_an_earlier_mesh_is_waited_for(
 ) -> None:
     save_mesh(home, EARLIER)
     notes: list[str] = []
-    assert await choose_mesh(home, (ANNA,), Network().introduce, notes.append) == EARLIER
-    assert notes == [f"Nobody answers at {ANNA}: going on in the mesh {EARLIER.name}, as before"]
+    assert (
+        await choose_mesh(home, (ANNA,), Network().introduce, notes.append, nothing_known)
+        == EARLIER
+    )
+    (note,) = notes
+    assert note == (
+        "Cannot join: nobody answers at 192.168.1.5:9338: nothing listens there. "
+        "Check the address, and that `p2pmesh up` runs there. "
+        "Going on in the mesh early-otter, as before"
+    )
+
+
+async def test_what_is_no_peer_port_is_not_waited_for(
+    home: Home, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    network.answers[BERT] = no_node
+    identified: list[Address] = []
+
+    async def identify(address: Address) -> str:
+        identified.append(address)
+        await trio.lowlevel.checkpoint()
+        return f"{address} is a web server" if address == BERT else ""
+
+    with pytest.raises(LocalError, match="Cannot join: kitchen-pc:9338 is a web server"):
+        await choose_mesh(home, (BERT,), network.introduce, unsaid, identify)
+    assert [when for when, _ in network.asked] == [0]
+    with pytest.raises(LocalError, match="nothing listens there; kitchen-pc:9338 is a web server"):
+        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid, identify)
+    assert [address for _, address in network.asked].count(BERT) == 2
+    assert identified == [BERT, ANNA, BERT]
+
+
+async def test_a_refusal_is_not_waited_for(home: Home, autojump_clock: MockClock) -> None:
+    def refuse() -> Peer:
+        raise RefusedError("that address is this node's own")
+
+    network = Network()
+    network.answers[ANNA] = refuse
+    with pytest.raises(LocalError, match=r"192\.168\.1\.5:9338: that address is this node's own"):
+        await choose_mesh(home, (ANNA,), network.introduce, unsaid, nothing_known)
+    assert len(network.asked) == 1
+
+
+MODELS = b'HTTP/1.1 200 OK\r\n\r\n{"data": [{"owned_by": "p2pmesh"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (MODELS, " is the API of a node and no peer port; that of a node is 9338 unless"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", " is a web server and no peer port; that of a node"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "another program answers at "),
+        (b"\x15\x03\x01\x00\x02\x02\x46", ""),  # an alert of TLS
+        (b"", ""),
+    ],
+    ids=["api", "web", "ssh", "tls", "hangs up"],
+)
+async def test_what_answers_is_told_from_a_peer_port(answer: bytes, said: str) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            asked = b""
+            while b"\r\n\r\n" not in asked:
+                asked += await stream.receive_some()
+            await stream.send_all(answer)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        address = Address(*listeners[0].socket.getsockname())
+        sentence = await what_answers(address)
+        nursery.cancel_scope.cancel()
+    assert said in sentence
+    assert bool(said) is bool(sentence)
+    assert (str(address) in sentence) is bool(said)
+
+
+async def test_silence_and_nobody_are_not_known(autojump_clock: MockClock) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = Address(*listeners[0].socket.getsockname())
+    assert await what_answers(address) == ""  # it accepts, and says nothing
+    await listeners[0].aclose()
+    assert await what_answers(address) == ""
 
 
 async def test_a_damaged_mesh_file_is_said_before_anybody_is_asked(
@@ -155,7 +241,7 @@ async def test_a_damaged_mesh_file_is_said_before_anybody_is_asked(
     network = Network()
     network.answers[ANNA] = peer
     with pytest.raises(LocalError, match="is damaged"):
-        await choose_mesh(home, (ANNA,), network.introduce, unsaid)
+        await choose_mesh(home, (ANNA,), network.introduce, unsaid, nothing_known)
     assert network.asked == []
 
 
@@ -163,7 +249,7 @@ async def test_with_a_wrong_clock_nothing_is_joined(home: Home, autojump_clock: 
     network = Network()
     network.answers[ANNA] = lambda: peer(clock_ahead_s=3600)
     with pytest.raises(LocalError, match="This clock is 1 h 00 min behind the mesh"):
-        await choose_mesh(home, (ANNA,), network.introduce, unsaid)
+        await choose_mesh(home, (ANNA,), network.introduce, unsaid, nothing_known)
     assert load_mesh(home) is None
     assert len(network.asked) == 1, "waiting does not set a clock"
 
@@ -174,7 +260,7 @@ async def test_a_difference_that_others_named_do_not_see_is_none(
     network = Network()
     network.answers[ANNA] = lambda: peer(clock_ahead_s=3600)
     network.answers[BERT] = peer
-    assert await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid) == THERE
+    assert await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid, nothing_known) == THERE
     assert [address for _, address in network.asked] == [ANNA, BERT]
 
 
@@ -184,5 +270,5 @@ async def test_one_that_nobody_else_named_can_confirm_counts(
     network = Network()
     network.answers[BERT] = lambda: peer(clock_ahead_s=3600)
     with pytest.raises(LocalError, match="This clock is 1 h 00 min behind the mesh"):
-        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid)
+        await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid, nothing_known)
     assert [address for _, address in network.asked] == [ANNA, BERT, ANNA]

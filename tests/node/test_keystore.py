@@ -136,6 +136,16 @@ def test_a_mesh_is_remembered(home: Home) -> None:
     assert load_mesh(home) == CARD
 
 
+@pytest.mark.parametrize(
+    ("written", "name"), [("\x1b[2Jquiet\notter", "[2Jquiet otter"), ("\u202e", "unnamed")]
+)
+def test_a_name_that_steers_terminals_is_cleaned_when_it_is_read(
+    home: Home, written: str, name: str
+) -> None:
+    save_mesh(home, MeshCard(id=MESH, name=written))
+    assert load_mesh(home) == MeshCard(id=MESH, name=name)
+
+
 def test_a_founded_mesh_has_its_key_here_and_is_remembered(home: Home) -> None:
     card = found_mesh(home)
     assert load_mesh(home) == card

@@ -203,6 +203,26 @@ async def test_a_broken_frame_ends_its_own_link_only(
     assert trio.current_time() - started <= CLOSE_TIMEOUT_S
 
 
+async def test_the_reason_of_a_close_steers_no_terminal(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
+    reason = "\x1b[2J\u202eno\nentry".encode()
+    frame = bytes([0x88, 0x80 + 2 + len(reason)]) + MASK + b"\x03\xe8" + reason
+
+    async def leave() -> None:
+        async with near:
+            await shake(near)
+            await near.send_all(frame)
+            await drain(near)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(LinkError, match=r"^the link was closed: \[2J no entry$"),
+        flatten_subgroups=True,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave)
+            await serve(far)
+
+
 async def test_messages_in_pieces_are_put_together(autojump_clock: MockClock) -> None:
     near, far = memory_stream_pair()
     frames = b"\x02\x82" + MASK + b"on" + b"\x80\x81" + MASK + b"e" + b"\x82\x83" + MASK + b"two"
