@@ -17,11 +17,13 @@ import trio
 
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.client import ClientConnection
+from p2pmesh.gateway.dialects import error_body
 from p2pmesh.gateway.guard import allowed_origin, check_host
 from p2pmesh.gateway.headers import MODEL as MODEL_HEADER
 from p2pmesh.gateway.headers import WHERE, Header, cors_headers, preflight_headers
 from p2pmesh.gateway.limits import RETRY_AFTER_S, Admission, BodyBudget, Limits
 from p2pmesh.gateway.openai import (
+    HEALTH,
     MODEL,
     MODELS,
     PARSE_BYTES_MAX,
@@ -93,16 +95,21 @@ class Api:
                 cors = self._check_page(head)
             await self._dispatch(client, head, origin, cors)
         except ApiError as exc:
-            await self.refuse(client, exc, cors)
+            await self.refuse(client, exc, cors, path=head.target.decode("latin-1"))
 
     async def refuse(
-        self, client: ClientConnection, error: ApiError, extra: Sequence[Header] = ()
+        self,
+        client: ClientConnection,
+        error: ApiError,
+        extra: Sequence[Header] = (),
+        *,
+        path: str = "",
     ) -> None:
-        """Answer with an error."""
+        """Answer with an error, in the shape that belongs to the path that was asked for."""
         headers = list(extra)
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
-        await self._respond(client, error.status, error.body(), headers)
+        await self._respond(client, error.status, error_body(error, path), headers)
 
     def _check_page(self, head: h11.Request) -> list[Header]:
         """The CORS headers for the answer; refuses what a stranger's web page sends."""
@@ -141,6 +148,7 @@ class Api:
             return 200, model_list(models)
         if endpoint is MODEL:
             return 200, model_entry(self._resolve(name))
+        assert endpoint is HEALTH, f"nothing describes {endpoint.path}"
         return health(models)
 
     async def _respond(

@@ -1,7 +1,7 @@
-"""The shapes of the OpenAI API: its paths, what routing reads of a request, errors, the model list.
+"""The API's paths, what routing reads of a request, its errors, and the model list.
 
 Pure. Bodies are read only as far as routing needs and are never written again: what a client sent
-is what the engine gets. Every refusal is an `ApiError`, which knows its own JSON.
+is what the engine gets. Every refusal is an `ApiError`; `dialects.py` knows its JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARSE_BYTES_MAX = 256 * 1024
 # How many names an error lists; the rest is in /v1/models.
 LISTED_MAX = 20
 
-CHAT, COMPLETION, EMBEDDING = "chat", "completion", "embedding"
+CHAT, COMPLETION, EMBEDDING, RERANK = "chat", "completion", "embedding", "rerank"
 
 
 class ApiError(MeshError):
@@ -55,20 +55,6 @@ class ApiError(MeshError):
         self.code = code
         self.retry_after_s = retry_after_s
 
-    def body(self) -> bytes:
-        """The JSON of the error, in OpenAI's shape."""
-        error = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return json.dumps({"error": error}).encode()
-
-    def event(self) -> bytes:
-        """The error as one event of a stream that had already begun."""
-        return b"data: " + self.body() + b"\n\n"
-
 
 _TYPES = {429: "rate_limit_error", 502: "server_error", 503: "service_unavailable_error"}
 
@@ -95,7 +81,14 @@ MODEL = Endpoint(path="/v1/models/{id}", method="GET")
 ENDPOINTS = (
     Endpoint(path="/v1/chat/completions", method="POST", modalities=(CHAT, COMPLETION)),
     Endpoint(path="/v1/completions", method="POST", modalities=(COMPLETION, CHAT)),
+    Endpoint(path="/v1/responses", method="POST", modalities=(CHAT, COMPLETION)),
+    Endpoint(path="/v1/messages", method="POST", modalities=(CHAT, COMPLETION)),
+    Endpoint(path="/v1/messages/count_tokens", method="POST", modalities=(CHAT, COMPLETION)),
     Endpoint(path="/v1/embeddings", method="POST", modalities=(EMBEDDING,)),
+    Endpoint(path="/v1/rerank", method="POST", modalities=(RERANK,)),
+    Endpoint(path="/apply-template", method="POST", modalities=(CHAT, COMPLETION)),
+    Endpoint(path="/tokenize", method="POST", modalities=(CHAT, COMPLETION, EMBEDDING, RERANK)),
+    Endpoint(path="/detokenize", method="POST", modalities=(CHAT, COMPLETION, EMBEDDING, RERANK)),
     MODELS,
     MODEL,
     HEALTH,
@@ -103,7 +96,7 @@ ENDPOINTS = (
 # People write the base address with and without /v1; both mean the same.
 _BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 _BY_PATH |= {endpoint.path.removeprefix("/v1"): endpoint for endpoint in ENDPOINTS}
-_BY_PATH |= {"/v1/health": HEALTH}
+_BY_PATH |= {"/v1" + endpoint.path.removeprefix("/v1"): endpoint for endpoint in ENDPOINTS}
 _MODEL_PREFIXES = ("/v1/models/", "/models/")
 
 
@@ -198,12 +191,15 @@ def not_ready(model: ServedModel, why: str, *, retry_after_s: int) -> ApiError:
 
 
 def model_entry(model: ServedModel) -> dict[str, Any]:
-    """A model as /v1/models shows it: OpenAI's four fields, and ours under `p2pmesh`."""
+    """A model as /v1/models shows it: OpenAI's fields, the context, and ours under `p2pmesh`."""
+    # Under the two names by which other servers say it, as far as it is known.
+    context = dict.fromkeys(("context_length", "max_model_len"), model.context_tokens)
     return {
         "id": model.id,
         "object": "model",
         "created": model.created_s,
         "owned_by": "p2pmesh",
+        **(context if model.context_tokens else {}),
         "p2pmesh": {
             "state": model.state,
             "reason": model.reason,

@@ -52,17 +52,23 @@ class LostError(LinkError):
 
 
 class Upstream:
-    """One connection to a replica. Every failure of it is a `LinkError`."""
+    """One connection to a replica. Every failure of it is a `LinkError`.
+
+    Attributes:
+        path: What the present request asks for.
+    """
 
     def __init__(self, target: Target, stream: trio.abc.Stream) -> None:
         self.key = target.key
         self.idle_until = 0.0
+        self.path = ""
         self._idle_s = ENGINE_IDLE_TIMEOUT_S if target.local else PEER_IDLE_TIMEOUT_S
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
 
     async def send(self, method: str, path: str, headers: Sequence[Header], body: bytes) -> None:
         """Send a whole request; `headers` hold a content-length that fits `body`."""
+        self.path = path
         head = self._http.send(h11.Request(method=method, target=path, headers=list(headers)))
         assert head is not None, "only ConnectionClosed has no bytes"
         if body:

@@ -22,6 +22,7 @@ import trio
 from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.client import ClientConnection
+from p2pmesh.gateway.dialects import error_event
 from p2pmesh.gateway.headers import Header, request_headers, response_headers
 from p2pmesh.gateway.limits import ENGINE_SPARE, RETRY_AFTER_S, SLOTS_UNKNOWN, Limits
 from p2pmesh.gateway.openai import ApiError, not_ready
@@ -286,7 +287,9 @@ class Proxy:
         except LinkError as exc:
             if client.started and _takes_events(headers):
                 lost = ApiError(502, f"The answer broke off: {exc}", code="answer_interrupted")
-                client.write(b"\n\n" + lost.event())  # the last event may have been cut in two
+                client.write(
+                    b"\n\n" + error_event(lost, upstream.path)
+                )  # the last event may have been cut in two
                 await client.flush()
             raise
 

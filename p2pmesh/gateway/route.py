@@ -66,7 +66,8 @@ class ServedModel:
         state: `ready`, `loading`, `failed` or `not served`.
         reason: Why it is in that state, for a person; may be empty.
         nodes: Names of the nodes that hold a ready replica.
-        context_tokens: The longest context it was made for.
+        context_tokens: The context that a request gets, prompt and answer together; 0 when that is
+            not known.
         created_s: Unix time shown as its creation; 0 when not known.
     """
 
