@@ -6,6 +6,9 @@
       └──────────────────┴──────────┘
     from anywhere, on cancel: stopping ──► stopped
 
+An engine that is silent for some seconds is `loading`, so that requests go elsewhere; it is put
+down only when it stays silent, and ready again when it answers.
+
 A start that fails is tried again after `RETRY_S`; when those pauses are used up the model is
 `failed`, with the engine's own last words, and tried again after ever longer pauses. Being ready
 for `STABLE_S` wins all tries back. A load that passes its deadline has failed at once.
@@ -50,9 +53,13 @@ STABLE_S = 30.0
 LOAD_BASE_S = 60.0
 LOAD_BYTES_PER_S = 50_000_000
 
-HEALTH_INTERVAL_S = 5.0
-HEALTH_TIMEOUT_S = 5.0
-HEALTH_MISSES_MAX = 3
+HEALTH_INTERVAL_S = 2.0
+# Two questions in a row without an answer: together with the interval, a stopped engine is not
+# ready after 4 to 6 s. Two, as the first may be lost to a moment in which this node itself stood
+# still. Engines answer them from threads of their own, also while they compute.
+HEALTH_PATIENCE_S = (2.5, 1.5)
+# A machine that swaps, or was suspended, has caught up by then. Loading anew takes longer.
+HANG_S = 12.0
 
 TERMINATE_S = 3.0  # llama-server ends within 0.1 s unless it is in the middle of a long batch
 KILL_S = 2.0
@@ -278,9 +285,14 @@ class EngineProcess:
             await trio.sleep(PROBE_PAUSE_S)  # when it died under the question, its words are better
             return _End(str(exc))
         life.ready_since_s = trio.current_time()
-        self._become("ready", "", life)
-        self._log.info("engine_ready", pid=self.status.pid, port=life.port)
-        await _wait_unhealthy(life)
+        healthy = True
+        while healthy:
+            self._become("ready", "", life)
+            self._log.info("engine_ready", pid=self.status.pid, port=life.port)
+            await _wait_silent(life)
+            self._log.warning("engine_silent", pid=self.status.pid)
+            self._become("loading", "it does not answer at the moment", life)
+            healthy = await _is_healthy(life, HANG_S)
         return _End("it stopped answering")
 
     async def _wait_listening(self, life: _Life, size_bytes: int) -> None:
@@ -312,14 +324,25 @@ class EngineProcess:
             self._on_change(status)
 
 
-async def _wait_unhealthy(life: _Life) -> None:
-    misses = 0
-    while misses < HEALTH_MISSES_MAX:
+async def _wait_silent(life: _Life) -> None:
+    """Return when the engine has not answered for some seconds."""
+    healthy = True
+    while healthy:
         await trio.sleep(HEALTH_INTERVAL_S)
-        healthy = False
-        with trio.move_on_after(HEALTH_TIMEOUT_S):
-            healthy = await probe.ask_health(life.host, life.port)
-        misses = 0 if healthy else misses + 1
+        for patience_s in HEALTH_PATIENCE_S:
+            healthy = await _is_healthy(life, patience_s)
+            if healthy:
+                break
+
+
+async def _is_healthy(life: _Life, patience_s: float) -> bool:
+    """Whether it says within this time that it is."""
+    with trio.move_on_after(patience_s):
+        while True:
+            if await probe.ask_health(life.host, life.port):
+                return True
+            await trio.sleep(PROBE_PAUSE_S)
+    return False
 
 
 async def _put_down(life: _Life) -> None:

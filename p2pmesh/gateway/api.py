@@ -13,15 +13,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import h11
+import structlog
 import trio
 
 from p2pmesh.gateway.backends import Backends
-from p2pmesh.gateway.client import ClientConnection
+from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.dialects import error_body
 from p2pmesh.gateway.guard import allowed_origin, check_host
 from p2pmesh.gateway.headers import MODEL as MODEL_HEADER
 from p2pmesh.gateway.headers import WHERE, Header, cors_headers, preflight_headers
-from p2pmesh.gateway.limits import RETRY_AFTER_S, Admission, BodyBudget, Limits
+from p2pmesh.gateway.limits import (
+    PROCESSING_INTERVAL_S,
+    RETRY_AFTER_S,
+    Admission,
+    BodyBudget,
+    Limits,
+)
 from p2pmesh.gateway.openai import (
     HEALTH,
     MODEL,
@@ -38,13 +45,15 @@ from p2pmesh.gateway.openai import (
     unknown_model,
     wrong_modality,
 )
-from p2pmesh.gateway.proxy import Job, Proxy
+from p2pmesh.gateway.proxy import AnswerBrokenError, Job, Proxy
 from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
 _SCANNERS = 1
+
+_log = structlog.get_logger(__name__)
 
 
 class Origin(enum.Enum):
@@ -75,6 +84,7 @@ class Api:
         self._bodies = BodyBudget(limits)
         self._scanners = trio.CapacityLimiter(_SCANNERS)
         self._places = {origin: Admission(limits) for origin in Origin}
+        self._asking_peers: set[ClientConnection] = set()
         self.draining = False
 
     @property
@@ -90,12 +100,37 @@ class Api:
         """
         self._counters.requests += 1
         cors: list[Header] = []
+        path = head.target.decode("latin-1")
+        if origin is Origin.PEER:
+            self._asking_peers.add(client)
         try:
             if origin is Origin.CLIENT:
                 cors = self._check_page(head)
             await self._dispatch(client, head, origin, cors)
         except ApiError as exc:
-            await self.refuse(client, exc, cors, path=head.target.decode("latin-1"))
+            await self.refuse(client, exc, cors, path=path)
+        except (AnswerBrokenError, ClientGoneError, h11.RemoteProtocolError):
+            raise
+        except Exception:
+            if not client.can_answer:
+                raise
+            _log.exception("request_failed", path=path[:200])
+            client.last = True  # what state the connection is in, nobody knows
+            await self.refuse(client, _unexpected(), cors, path=path)
+        finally:
+            self._asking_peers.discard(client)
+
+    async def tell_peers(self) -> None:
+        """Tell peers that their requests are being worked on, for as long as they are.
+
+        So a peer can tell a long prompt from a node that does not respond. A request ends soon
+        after its engine stops responding, and with it what is said here.
+        """
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(PROCESSING_INTERVAL_S)
+                for client in self._asking_peers:
+                    nursery.start_soon(client.say_processing)
 
     async def refuse(
         self,
@@ -239,6 +274,10 @@ class Api:
             if model.digest == digest:
                 return model
         raise unknown_model(digest, models)
+
+
+def _unexpected() -> ApiError:
+    return ApiError(500, "This node failed to answer; its log says why", code="internal_error")
 
 
 def _stopping() -> ApiError:

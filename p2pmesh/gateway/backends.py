@@ -12,13 +12,12 @@ from typing import Protocol
 import trio
 
 from p2pmesh.gateway.route import ServedModel, Target
-from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue
 
 
 class Backends(Protocol):
-    """Who serves what, and the way there. Every call but `connect` and `changed` is instant."""
+    """Who serves what, and the way there. Every call that is not async is instant."""
 
     def models(self) -> Sequence[ServedModel]:
         """Every model that is served or wanted in the mesh, whatever its state, in a fixed order.
@@ -48,6 +47,7 @@ class Backends(Protocol):
 
         Raises:
             LinkError: The peer cannot be reached or refused.
+            PeerError: What answers there is not that peer, or breaks the protocol.
             EngineError: The local engine has stopped since.
             OSError: The local engine does not accept.
         """
@@ -57,10 +57,11 @@ class Backends(Protocol):
         """The API key of the local engine for a model, or None when it wants none."""
         ...
 
-    def suspected(self, node: NodeId) -> trio.Event:
-        """An event that is set when the node becomes suspect (or already is).
+    async def lost(self, target: Target) -> None:
+        """Wait until it is no use to wait for a replica: its node is suspect, its engine hangs.
 
-        A node that is trusted again gets a new event.
+        Returns at once when that is so already. An engine that is being stopped in order finishes
+        its answers and is not lost.
         """
         ...
 

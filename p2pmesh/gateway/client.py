@@ -48,6 +48,7 @@ class ClientConnection:
         self._handler = trio.lowlevel.ParkingLot()
         self._reader = trio.lowlevel.ParkingLot()
         self._work: trio.CancelScope | None = None
+        self._informing: trio.Event | None = None
         self._pending: list[bytes] = []
         self._discarding = False
         self._head_only = False
@@ -68,6 +69,9 @@ class ClientConnection:
                     await self._reader.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError):
             pass  # a reset is one way to leave
+        self._leave()
+
+    def _leave(self) -> None:
         self._gone = True
         self._handler.unpark_all()
         if self._work is not None:
@@ -103,8 +107,11 @@ class ClientConnection:
         self._reader.unpark_all()
         return True
 
-    async def next_request(self) -> h11.Request | None:
+    async def next_request(self, idle_s: float | None = None) -> h11.Request | None:
         """The head of the next request; None when there will be none.
+
+        Args:
+            idle_s: How long to wait for its first byte; the usual time between two requests.
 
         Raises:
             h11.RemoteProtocolError: What came is not HTTP.
@@ -113,6 +120,7 @@ class ClientConnection:
             self._http.start_next_cycle()
         self.started = False
         limits = self._limits
+        idle_s = limits.keep_alive_idle_s if idle_s is None else idle_s
         deadline: float | None = None
         while True:
             event = self._http.next_event()
@@ -123,7 +131,7 @@ class ClientConnection:
                 return None
             if deadline is None and self._http.trailing_data[0]:
                 deadline = trio.current_time() + limits.head_deadline_s
-            idle = trio.current_time() + limits.keep_alive_idle_s
+            idle = trio.current_time() + idle_s
             if not await self._more(idle if deadline is None else deadline):
                 return None
 
@@ -207,6 +215,8 @@ class ClientConnection:
         """
         if not self._pending:
             return
+        if self._informing is not None:
+            await self._informing.wait()
         pieces, self._pending = self._pending, []
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         with trio.move_on_after(self._limits.send_stall_s) as scope:
@@ -217,6 +227,31 @@ class ClientConnection:
         if scope.cancelled_caught:
             raise ClientGoneError("the client stopped reading")
         self.bytes_out += len(data)
+
+    async def say_processing(self) -> None:
+        """Send 102: the request is being worked on. Does nothing once the answer was begun."""
+        if self._informing is not None or self._gone or self.started:
+            return
+        if self._http.our_state is not h11.SEND_RESPONSE:
+            return
+        event = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
+        data = self._http.send(event)
+        assert data is not None, "only ConnectionClosed has no bytes"
+        informing = self._informing = trio.Event()
+        sent = False
+        try:
+            with trio.move_on_after(self._limits.send_stall_s):
+                await self._stream.send_all(data)
+                sent = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError):
+            sent = False  # as if it had been too slow: nobody is left to answer
+        finally:
+            self._informing = None
+            informing.set()
+            if sent:
+                self.bytes_out += len(data)
+            else:
+                self._leave()  # half of a line may be out: nothing can follow it
 
     @property
     def can_go_on(self) -> bool:
@@ -233,16 +268,16 @@ class ClientConnection:
 
         Closing with unread bytes resets the connection, which can destroy the answer on its way.
         """
-        whole = self._http.their_state not in (h11.SEND_BODY, h11.ERROR)
-        if whole or self._gone or not isinstance(self._stream, trio.abc.HalfCloseableStream):
+        if self._gone or self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
             return
         self._discarding = True
         self._inbox.clear()
         self._reader.unpark_all()
         with trio.move_on_after(self._limits.linger_s):
-            try:
-                await self._stream.send_eof()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+            if isinstance(self._stream, trio.abc.HalfCloseableStream):
+                try:
+                    await self._stream.send_eof()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return
             while not self._gone:
                 await self._handler.park()

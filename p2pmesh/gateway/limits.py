@@ -16,6 +16,12 @@ from p2pmesh.gateway.openai import ApiError
 # From clients, and apart from them from peers, so that a crowd at the door locks nobody out.
 # Each costs about 20 KiB; most systems give a process 1024 files, and engines and peers need some.
 CONNECTIONS_MAX = 768
+# Streams of one peer, which works for as many clients at once; the rest wait there. Together with
+# the share below, so that twelve peers, or four on a machine with few descriptors, fill all places.
+PEER_STREAMS_MAX = 64
+PEER_STREAMS_SHARE = 4
+# Connections beyond a bound that are told so in peace; those beyond these are cut at once.
+REFUSED_MAX = 8
 # Connections to replicas kept for the next request, all together: they cost files, here and there.
 POOL_IDLE_MAX = 128
 # Requests being answered at once, from clients, and apart from them from peers: two nodes that
@@ -42,6 +48,12 @@ HEAD_BYTES_MAX = 64 * 1024
 HEAD_DEADLINE_S = 15.0
 # Between two requests. Longer than the 60 s that proxies and clients keep their own ends.
 KEEP_ALIVE_IDLE_S = 75.0
+# Before the first request on a peer's stream: a peer opens one when it has something to send.
+PEER_FIRST_HEAD_S = 2.0
+# How often a peer is told that its request is being worked on, and how long it waits for that or
+# for an answer before it asks another node: two such words may be late or get lost in a pause.
+PROCESSING_INTERVAL_S = 2.0
+STALL_S = 5.0
 # Between two pieces of a body.
 BODY_STALL_S = 30.0
 # A client that takes nothing for so long is gone, whatever TCP thinks.
@@ -74,8 +86,14 @@ class Limits:
     body_stall_s: float = BODY_STALL_S
     send_stall_s: float = SEND_STALL_S
     linger_s: float = LINGER_S
+    peer_first_head_s: float = PEER_FIRST_HEAD_S
     ready_wait_s: float = READY_WAIT_S
     unserved_wait_s: float = UNSERVED_WAIT_S
+
+    @property
+    def peer_streams(self) -> int:
+        """How many streams one peer may have open."""
+        return min(PEER_STREAMS_MAX, max(self.connections // PEER_STREAMS_SHARE, 1))
 
 
 class Admission:

@@ -2,31 +2,39 @@
 
 Rules: a connection carries one request at a time and is kept only when its answer was read to the
 end. An idle one may have been closed at the other end; that shows when it is used, and whoever
-uses it then takes a fresh one. Knows nothing of models, clients or retries.
+uses it then takes a fresh one. A stream to a peer serves every model of that peer. Streams to one
+peer are opened a few at a time, because the peer listens to few strangers of one address at once;
+who waits for its turn takes a stream that comes back meanwhile. Knows nothing of clients or
+retries.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 import h11
 import trio
 
-from p2pmesh.errors import EngineError, LinkError
+from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.headers import Header
-from p2pmesh.gateway.limits import POOL_IDLE_MAX
+from p2pmesh.gateway.limits import PEER_STREAMS_MAX, POOL_IDLE_MAX
 from p2pmesh.gateway.route import ReplicaKey, Target
+from p2pmesh.identity.keys import NodeId
 
 # To an engine: under the 5 s after which llama-server closes an idle connection itself.
 ENGINE_IDLE_TIMEOUT_S = 4.0
 # To a peer: a new stream costs two handshakes; under the 75 s that its gateway keeps one.
 PEER_IDLE_TIMEOUT_S = 60.0
 PRUNE_INTERVAL_S = 4.0
-# Per replica: as many as one of them answers at once in practice, and a burst on top.
+# Per engine or peer: as many as one of them answers at once in practice, and a burst on top.
 IDLE_PER_REPLICA_MAX = 64
 # To a process on this machine, or a new stream on a link that exists.
 CONNECT_DEADLINE_S = 5.0
+# Handshakes with one peer at once. It lets in four unproven connections of one address, which
+# several nodes behind one router share, and one of them is for this node's gossip.
+OPENING_PER_PEER_MAX = 3
 # The request goes out at the speed of the network; nothing accepted for so long is a dead peer.
 SEND_DEADLINE_S = 30.0
 RECEIVE_BYTES = 64 * 1024
@@ -37,18 +45,49 @@ JOIN_BYTES_MAX = 64 * 1024
 
 Connect = Callable[[Target], Awaitable[trio.abc.Stream]]
 
+# Whatever a connection may raise: `OSError` holds those of ssl, `MeshError` those of peers.
 _BROKEN = (
     OSError,
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     trio.TooSlowError,
     h11.RemoteProtocolError,
-    EngineError,
+    MeshError,
 )
 
 
 class LostError(LinkError):
     """The connection ended while the answer was awaited; the replica may have died of it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """The streams to one peer, and those who wait to open another.
+
+    Attributes:
+        streams: Open ones, idle or in use.
+        opening: Handshakes in progress.
+        failures: How many handshakes failed.
+        reason: Why the last one did.
+    """
+
+    streams: int = 0
+    opening: int = 0
+    failures: int = 0
+    reason: str = ""
+    turn: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next one has to wait for its turn."""
+        return (
+            self.opening >= OPENING_PER_PEER_MAX or self.streams + self.opening >= PEER_STREAMS_MAX
+        )
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing has to be remembered of it."""
+        return not (self.streams or self.opening or len(self.turn))
 
 
 class Upstream:
@@ -58,8 +97,14 @@ class Upstream:
         path: What the present request asks for.
     """
 
-    def __init__(self, target: Target, stream: trio.abc.Stream) -> None:
-        self.key = target.key
+    def __init__(
+        self,
+        target: Target,
+        stream: trio.abc.Stream,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.key = _key(target)
+        self._on_close = on_close
         self.idle_until = 0.0
         self.path = ""
         self._idle_s = ENGINE_IDLE_TIMEOUT_S if target.local else PEER_IDLE_TIMEOUT_S
@@ -75,12 +120,13 @@ class Upstream:
             self._http.send_with_data_passthrough(h11.Data(data=body))
         self._http.send(h11.EndOfMessage())
         try:
-            with trio.fail_after(SEND_DEADLINE_S):
+            with trio.fail_after(SEND_DEADLINE_S) as scope:
                 if len(body) <= JOIN_BYTES_MAX:
                     await self._stream.send_all(head + body)
                 else:
                     await self._stream.send_all(head)
                     for start in range(0, len(body), JOIN_BYTES_MAX):
+                        scope.deadline = trio.current_time() + SEND_DEADLINE_S
                         await self._stream.send_all(
                             memoryview(body)[start : start + JOIN_BYTES_MAX]
                         )
@@ -115,9 +161,25 @@ class Upstream:
         self.idle_until = trio.current_time() + self._idle_s
         return True
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the engine is seen to have closed an idle connection, or says what nobody asked.
+
+        Only a socket can be looked at without waiting; TLS hides the end of a peer's stream.
+        """
+        return isinstance(self._stream, trio.SocketStream) and self._stream.socket.is_readable()
+
     async def aclose(self) -> None:
         """Close at once, which makes the other end stop working on it. Never waits."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
         await trio.aclose_forcefully(self._stream)
+
+
+def _key(target: Target) -> ReplicaKey | NodeId:
+    """What a connection leads to: one engine, or a peer with all its models."""
+    return target.key if target.local else target.node
 
 
 def _words(exc: BaseException) -> str:
@@ -125,41 +187,84 @@ def _words(exc: BaseException) -> str:
 
 
 class Pool:
-    """Idle connections by replica, the last used first."""
+    """Idle connections by engine or peer, the last used first."""
 
     def __init__(self, connect: Connect, idle_max: int = POOL_IDLE_MAX) -> None:
         self._connect = connect
         self._idle_max = idle_max
         # By age: all of them, the one that has been idle longest first.
         self._idle: OrderedDict[int, Upstream] = OrderedDict()
-        self._by_key: dict[ReplicaKey, list[Upstream]] = {}
+        self._by_key: dict[ReplicaKey | NodeId, list[Upstream]] = {}
+        self._peers: dict[NodeId, _Peer] = {}
         self.filled = trio.Event()
 
     def __len__(self) -> int:
         return len(self._idle)
 
-    def take(self, key: ReplicaKey) -> Upstream | None:
-        """An idle connection to this replica that has not timed out."""
-        idle = self._by_key.get(key)
-        if not idle or idle[-1].idle_until <= trio.current_time():
-            return None
-        upstream = idle[-1]
-        self._forget(upstream)
-        return upstream
+    async def take(self, target: Target) -> Upstream | None:
+        """An idle connection to this replica that has not timed out. Never waits."""
+        key = _key(target)
+        while idle := self._by_key.get(key):
+            upstream = idle[-1]
+            if upstream.idle_until <= trio.current_time():
+                return None
+            self._forget(upstream)
+            if not upstream.is_stale:
+                return upstream
+            await upstream.aclose()
+        return None
 
     async def open(self, target: Target) -> Upstream:
-        """A fresh connection.
+        """A fresh connection, or one that came back while this waited for its turn.
 
         Raises:
-            LinkError: The replica cannot be reached.
+            LinkError: The replica cannot be reached, as it turned out now or while this waited.
         """
+        if target.local:
+            return Upstream(target, await self._dial(target))
+        peer = self._peers.setdefault(target.node, _Peer())
+        failures = peer.failures
+        try:
+            while peer.is_full:
+                await peer.turn.park()
+                if peer.failures != failures:
+                    raise LinkError(peer.reason)
+                if (idle := await self.take(target)) is not None:
+                    return idle
+            return await self._open_stream(target, peer)
+        finally:
+            if peer.is_unused and self._peers.get(target.node) is peer:
+                del self._peers[target.node]
+
+    async def _open_stream(self, target: Target, peer: _Peer) -> Upstream:
+        peer.opening += 1
+        try:
+            stream = await self._dial(target)
+        except LinkError as exc:
+            peer.failures += 1
+            peer.reason = str(exc)
+            peer.turn.unpark_all()  # all would find out the same, a few at a time
+            raise
+        finally:
+            peer.opening -= 1
+            peer.turn.unpark()
+        peer.streams += 1
+
+        def on_close() -> None:
+            peer.streams -= 1
+            peer.turn.unpark()
+            if peer.is_unused and self._peers.get(target.node) is peer:
+                del self._peers[target.node]
+
+        return Upstream(target, stream, on_close)
+
+    async def _dial(self, target: Target) -> trio.abc.Stream:
         try:
             with trio.fail_after(CONNECT_DEADLINE_S):
-                stream = await self._connect(target)
+                return await self._connect(target)
         except _BROKEN as exc:
             where = "the local engine" if target.local else target.node_name
             raise LinkError(f"{where} cannot be reached: {_words(exc)}") from exc
-        return Upstream(target, stream)
 
     async def release(self, upstream: Upstream) -> None:
         """Keep a connection whose answer was read to the end, or close it. Never waits."""
@@ -171,6 +276,8 @@ class Pool:
             return
         idle.append(upstream)
         self._idle[id(upstream)] = upstream
+        if isinstance(upstream.key, bytes) and (peer := self._peers.get(upstream.key)):
+            peer.turn.unpark()
         self.filled.set()
         if len(self._idle) > self._idle_max:
             await self._close_oldest()

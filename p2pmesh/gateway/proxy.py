@@ -12,8 +12,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import h11
 import structlog
@@ -21,15 +21,23 @@ import trio
 
 from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.backends import Backends
+from p2pmesh.gateway.breaker import Breaker
 from p2pmesh.gateway.client import ClientConnection
 from p2pmesh.gateway.dialects import error_event
 from p2pmesh.gateway.headers import Header, request_headers, response_headers
-from p2pmesh.gateway.limits import ENGINE_SPARE, RETRY_AFTER_S, SLOTS_UNKNOWN, Limits
+from p2pmesh.gateway.limits import (
+    ENGINE_SPARE,
+    PROCESSING_INTERVAL_S,
+    RETRY_AFTER_S,
+    SLOTS_UNKNOWN,
+    STALL_S,
+    Limits,
+)
 from p2pmesh.gateway.openai import ApiError, not_ready
 from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target, choose
 from p2pmesh.gateway.statistics import Counters
-from p2pmesh.gateway.suspicion import Guard, SuspicionWatch
+from p2pmesh.gateway.suspicion import Guard, SilenceError, SuspicionWatch
 
 # A long answer that is not streamed says nothing until it is done; an hour is a broken engine.
 ANSWER_DEADLINE_S = 3600.0
@@ -39,11 +47,16 @@ SILENCE_DEADLINE_S = 600.0
 RETRY_PAUSE_S = 0.5
 RETRY_FLOOR_S = 0.05
 # A request that was the last of so many replicas is not given to another one.
-LOSSES_MAX = 3
+LOSSES_MAX = 2
+# Nor is one that so many different replicas failed to answer, for whatever reason.
+FAILURES_MAX = 3
 # The replica, or the owner's gateway, says that it cannot now; another may.
 ELSEWHERE = frozenset({502, 503, 504})
-# An owner's gateway says with this that its engine was lost.
-LOST = 502
+# An owner's gateway says with the first that its engine was lost, with the second that it has none
+# or no room now, which is an answer and no failure.
+LOST, BUSY = 502, 503
+# Words of a peer that it works on a request, beyond one per interval: some may come together.
+PROCESSING_SPARE = 10
 
 _log = structlog.get_logger(__name__)
 
@@ -74,8 +87,16 @@ class Job:
     wait: bool
 
 
+class BusyError(LinkError):
+    """The replica says that it cannot answer now. It is in order."""
+
+
 class Proxy:
-    """Answers jobs from replicas."""
+    """Answers jobs from replicas.
+
+    Attributes:
+        breaker: Which replicas failed or stalled requests of this node.
+    """
 
     def __init__(
         self,
@@ -92,7 +113,8 @@ class Proxy:
         self._in_flight: Counter[ReplicaKey] = Counter()
         self._doors: dict[ReplicaKey, trio.CapacityLimiter] = {}
         self.pool = Pool(backends.connect, limits.pool_idle)
-        self.suspicion = SuspicionWatch(backends.suspected)
+        self.suspicion = SuspicionWatch(backends.lost)
+        self.breaker = Breaker()
 
     async def answer(self, client: ClientConnection, job: Job) -> None:
         """Answer `job` on `client`, from whichever replica can.
@@ -103,18 +125,31 @@ class Proxy:
             ClientGoneError: Nobody is left to answer.
         """
         tried: set[ReplicaKey] = set()
+        failed: set[ReplicaKey] = set()
         failure, losses = "", 0
         waiting_since = math.inf
         while True:
-            target = choose(self._candidates(job), self._in_flight, self._rng, tried=tried)
+            began = trio.current_time()
+            target = choose(
+                self._candidates(job),
+                self._in_flight,
+                self._rng,
+                tried=tried,
+                is_avoided=partial(self.breaker.is_avoided, now=began),
+            )
             if target is None:
                 waiting_since = min(waiting_since, trio.current_time())
                 await self._wait_for_replica(job, waiting_since, retry=bool(tried), failure=failure)
                 tried.clear()
                 continue
+            self.breaker.attempted(target.key, began)
             try:
                 await self._try_one(client, job, target)
             except LinkError as exc:
+                now = trio.current_time()
+                # Only silence is time that the replica wasted; others worked, or were waited for.
+                lost_s = STALL_S if isinstance(exc, SilenceError) else 0.0
+                self.breaker.failed(target.key, now, lost_s=lost_s)
                 failure = f"{target.node_name}: {exc}"
                 _log.debug(
                     "replica_failed", model=job.model.id, node=target.node_name, why=str(exc)
@@ -126,6 +161,10 @@ class Proxy:
                 losses += isinstance(exc, LostError)
                 if losses >= (LOSSES_MAX if job.wait else 1):
                     raise _lost(job.model, failure) from exc
+                if not isinstance(exc, BusyError):
+                    failed.add(target.key)
+                if len(failed) >= FAILURES_MAX:
+                    raise _all_failed(job.model, failure) from exc
             else:
                 return
 
@@ -166,17 +205,17 @@ class Proxy:
             self._counters.waiting -= 1
 
     async def _try_one(self, client: ClientConnection, job: Job, target: Target) -> None:
-        watch: AbstractContextManager[Guard] = (
-            nullcontext(Guard()) if target.local else self.suspicion.guard(target.node)
-        )
         self._in_flight[target.key] += 1
         self._counters.in_flight[job.model.digest] += 1
         try:
-            with watch as guard:
+            with self.suspicion.guard(target) as guard:
                 door = self._door(target)
+                failures = self.breaker.failures(target.key)
                 with guard.wait(ANSWER_DEADLINE_S):
                     await door.acquire()
                 try:
+                    if self.breaker.failures(target.key) > failures:
+                        raise BusyError("it failed others while this request waited for it")
                     await self._exchange(client, job, target, guard)
                 finally:
                     door.release()
@@ -208,12 +247,19 @@ class Proxy:
         whole = False
         try:
             if head.status_code in ELSEWHERE:
-                kind = LostError if head.status_code == LOST else LinkError
+                kind = {LOST: LostError, BUSY: BusyError}.get(head.status_code, LinkError)
                 raise kind(f"it answered {head.status_code}")
+            silence_s = SILENCE_DEADLINE_S if target.local else STALL_S
+            first = await self._next_part(upstream, guard, silence_s)
+            self.breaker.succeeded(target.key)
             served_by = f"{target.node_name}/{target.shard}" if target.local else None
             headers = response_headers(head.headers, served_by=served_by)
             headers.extend(job.extra_headers)
-            await self._relay(client, upstream, head, headers, guard)
+            self._counters.responses[head.status_code] += 1
+            client.start(head.status_code, headers, reason=head.reason)
+            await self._relay(
+                client, upstream, first, guard, ends_with_event=_takes_events(headers)
+            )
             whole = True
         finally:
             if whole:
@@ -223,15 +269,24 @@ class Proxy:
 
     async def _ask(self, job: Job, target: Target, guard: Guard) -> tuple[Upstream, h11.Response]:
         """Send the request and wait for the head of the answer."""
-        idle = self.pool.take(target.key)
+        broken: LinkError | None = None
+        idle = await self.pool.take(target)
         if idle is not None:
             try:
                 return idle, await self._head(idle, job, target, guard)
-            except LinkError:
+            except SilenceError:
+                raise
+            except LinkError as exc:
                 # Most likely it was closed while idle, which says nothing about the replica.
+                broken = exc
                 await trio.lowlevel.checkpoint()
-        with guard.wait(ANSWER_DEADLINE_S):
-            fresh = await self.pool.open(target)
+        try:
+            with guard.wait(ANSWER_DEADLINE_S):
+                fresh = await self.pool.open(target)
+        except LinkError as exc:
+            if target.local and isinstance(broken, LostError):  # the engine is gone since it got it
+                raise LostError(str(exc)) from exc
+            raise
         return fresh, await self._head(fresh, job, target, guard)
 
     async def _head(
@@ -244,48 +299,62 @@ class Proxy:
             key=key,
             model=None if target.local else target.digest,
         )
+        began = trio.current_time()
+        deadline = began + ANSWER_DEADLINE_S
+        heard = 0
         try:
             with guard.wait(ANSWER_DEADLINE_S):
                 await upstream.send(job.method, job.path, headers, job.body)
-                while True:
-                    event = upstream.next_event()
-                    if isinstance(event, h11.Response):
-                        guard.answering = True
-                        return event
-                    if event is h11.NEED_DATA:
+            while True:
+                now = trio.current_time()
+                if heard > PROCESSING_SPARE + (now - began) / PROCESSING_INTERVAL_S:
+                    raise LinkError("it says too often that it works on the request")
+                # An engine that works on a long prompt is silent; a peer says that it does.
+                patience_s = deadline - now if target.local else min(STALL_S, deadline - now)
+                with guard.wait(patience_s):
+                    while (event := upstream.next_event()) is h11.NEED_DATA:
                         await upstream.receive()
+                if isinstance(event, h11.Response):
+                    guard.answering = True
+                    return event
+                heard += 1
         except BaseException:
             await upstream.aclose()
             raise
+
+    async def _next_part(
+        self, upstream: Upstream, guard: Guard, silence_s: float
+    ) -> h11.Event | type[h11.NEED_DATA]:
+        while (event := upstream.next_event()) is h11.NEED_DATA:
+            with guard.wait(silence_s):
+                await upstream.receive()
+        return event
 
     async def _relay(
         self,
         client: ClientConnection,
         upstream: Upstream,
-        head: h11.Response,
-        headers: list[Header],
+        event: h11.Event | type[h11.NEED_DATA],
         guard: Guard,
+        *,
+        ends_with_event: bool,
     ) -> None:
-        """Pass the answer on. The head waits for the first of the body: until then all is open."""
+        """Pass on the answer, of which `event` is the first part of the body."""
         try:
             while True:
-                event = upstream.next_event()
                 if event is h11.NEED_DATA:
                     await client.flush()
                     with guard.wait(SILENCE_DEADLINE_S):
                         await upstream.receive()
-                    continue
-                if not client.started:
-                    self._counters.responses[head.status_code] += 1
-                    client.start(head.status_code, headers, reason=head.reason)
-                if isinstance(event, h11.Data):
+                elif isinstance(event, h11.Data):
                     client.write(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     client.finish()
                     await client.flush()
                     return
+                event = upstream.next_event()
         except LinkError as exc:
-            if client.started and _takes_events(headers):
+            if ends_with_event:
                 lost = ApiError(502, f"The answer broke off: {exc}", code="answer_interrupted")
                 client.write(
                     b"\n\n" + error_event(lost, upstream.path)
@@ -297,6 +366,11 @@ class Proxy:
 def _lost(model: ServedModel, failure: str) -> ApiError:
     message = f"{model.id} was lost each time it was given this request ({failure})"
     return ApiError(LOST, message, code="engine_lost")
+
+
+def _all_failed(model: ServedModel, failure: str) -> ApiError:
+    message = f"{FAILURES_MAX} replicas of {model.id} failed to answer ({failure})"
+    return ApiError(502, message, code="replicas_failed")
 
 
 def _takes_events(headers: Sequence[Header]) -> bool:

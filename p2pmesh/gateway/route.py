@@ -7,7 +7,7 @@ HTTP, of connections, or of how a replica is reached.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -97,19 +97,24 @@ def choose(
     rng: Random,
     *,
     tried: Collection[ReplicaKey] = (),
+    is_avoided: Callable[[ReplicaKey], bool] | None = None,
 ) -> Target | None:
     """The replica that should answer next, or None when all were tried.
 
     The local one while it has a free slot; else the less busy of two drawn at random, which
-    keeps entry nodes that do not talk to each other from all choosing the same one.
+    keeps entry nodes that do not talk to each other from all choosing the same one. Those that
+    are avoided come last.
 
     Args:
         candidates: Ready replicas of one model.
         in_flight: How many requests of this node each replica is answering.
         rng: Draws the two.
         tried: Replicas that already failed this request.
+        is_avoided: Whether a replica failed other requests a moment ago.
     """
     left = [target for target in candidates if target.key not in tried]
+    if is_avoided is not None and len(left) > 1:
+        left = [target for target in left if not is_avoided(target.key)] or left
     if len(left) <= 1:
         return left[0] if left else None
     for target in left:

@@ -8,7 +8,8 @@ with that connection. What arrives on the API port and what a peer sends go thro
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import h11
@@ -18,10 +19,11 @@ import trio
 from p2pmesh.gateway.api import Api, Origin
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
-from p2pmesh.gateway.limits import RETRY_AFTER_S, Limits
+from p2pmesh.gateway.limits import REFUSED_MAX, RETRY_AFTER_S, Limits
 from p2pmesh.gateway.openai import ApiError
 from p2pmesh.gateway.proxy import AnswerBrokenError, Proxy
 from p2pmesh.gateway.statistics import Counters, Statistics
+from p2pmesh.identity.keys import NodeId
 
 # Junk is logged once in this time: a scanner must not fill the log.
 JUNK_LOG_INTERVAL_S = 1.0
@@ -33,11 +35,18 @@ _log = structlog.get_logger(__name__)
 
 
 class _Open:
-    """One open connection: how to end it, and whether a request is under way on it."""
+    """One open connection: how to end it, and whether a request is under way on it.
 
-    def __init__(self, scope: trio.CancelScope, client: ClientConnection) -> None:
+    Attributes:
+        peer: Who opened it; None for a client.
+    """
+
+    def __init__(
+        self, scope: trio.CancelScope, client: ClientConnection, peer: NodeId | None
+    ) -> None:
         self.scope = scope
         self.client = client
+        self.peer = peer
         self.busy = False
         self.idle_since = trio.current_time()
 
@@ -93,6 +102,7 @@ class Gateway:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._proxy.suspicion.run)
             nursery.start_soon(self._proxy.pool.run)
+            nursery.start_soon(self._api.tell_peers)
             with self._accepting:
                 await trio.serve_listeners(
                     self.serve_client,
@@ -104,19 +114,19 @@ class Gateway:
 
     async def serve_client(self, stream: trio.abc.Stream) -> None:
         """Answer the requests of one client until it leaves; closes the stream."""
-        await self.serve_connection(stream, Origin.CLIENT)
+        await self._serve(stream, Origin.CLIENT, None)
 
-    async def serve_peer_stream(self, stream: trio.abc.Stream) -> None:
+    async def serve_peer_stream(self, peer: NodeId, stream: trio.abc.Stream) -> None:
         """Answer the requests of one stream that a peer opened, with local engines only.
 
         Returns when the peer closes it; closes it on this side. Never raises for what a peer does.
         """
-        await self.serve_connection(stream, Origin.PEER)
+        await self._serve(stream, Origin.PEER, peer)
 
-    async def serve_connection(self, stream: trio.abc.Stream, origin: Origin) -> None:
+    async def _serve(self, stream: trio.abc.Stream, origin: Origin, peer: NodeId | None) -> None:
         """Answer the requests of one connection until either side ends it, then close it."""
         with trio.CancelScope() as scope:
-            connection = _Open(scope, ClientConnection(stream, self._limits))
+            connection = _Open(scope, ClientConnection(stream, self._limits), peer)
             connection.client.last = self._api.draining
             self._open[origin].add(connection)
             try:
@@ -144,11 +154,15 @@ class Gateway:
         """Requests and answers in turn; every expected end of a connection ends here."""
         client = connection.client
         try:
-            if not self._has_room(origin, connection):
+            if beyond := self._beyond(origin, connection):
                 await self._api.refuse(client, _crowded())
+                if beyond <= REFUSED_MAX:
+                    await client.linger()
                 return
+            idle_s = self._limits.peer_first_head_s if origin is Origin.PEER else None
             while True:
-                head = await client.next_request()
+                head = await client.next_request(idle_s)
+                idle_s = None
                 if head is None:
                     return
                 connection.busy = True
@@ -170,18 +184,26 @@ class Gateway:
             self._counters.failures += 1
             _log.warning("answer_broken", why=str(exc))
 
-    def _has_room(self, origin: Origin, newest: _Open) -> bool:
-        """Whether `newest` can stay; the one that has been idle longest gives way to it."""
+    def _beyond(self, origin: Origin, newest: _Open) -> int:
+        """How many there are beyond the bounds because `newest` came; 0 when it can stay.
+
+        One that is idle gives way to it: of clients the one that has been so longest, of peers
+        that of the peer with most streams, so that no peer locks the others out.
+        """
         everybody = self._open[origin]
-        if len(everybody) <= self._limits.connections:
-            return True
-        idle = [one for one in everybody if not one.busy and one is not newest]
-        if not idle:
-            return False
-        oldest = min(idle, key=lambda one: one.idle_since)
+        beyond = len(everybody) - self._limits.connections
+        if newest.peer is not None:
+            own = sum(one.peer == newest.peer for one in everybody)
+            if own > self._limits.peer_streams:
+                return own - self._limits.peer_streams
+        if beyond <= 0:
+            return 0
+        oldest = _idle_longest([one for one in everybody if one is not newest])
+        if oldest is None:
+            return beyond
         everybody.discard(oldest)
         oldest.scope.cancel()
-        return True
+        return 0
 
     async def _refuse_junk(self, client: ClientConnection, exc: h11.RemoteProtocolError) -> None:
         self._counters.junk += 1
@@ -225,6 +247,13 @@ class Gateway:
                 await self._idle.park()
         for connection in self._connections():
             connection.scope.cancel()
+
+
+def _idle_longest(connections: Collection[_Open]) -> _Open | None:
+    """The idle connection that is missed least; None when all are busy."""
+    streams = Counter(one.peer for one in connections)
+    idle = [one for one in connections if not one.busy]
+    return min(idle, key=lambda one: (-streams[one.peer], one.idle_since), default=None)
 
 
 def _crowded() -> ApiError:

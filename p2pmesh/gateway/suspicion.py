@@ -1,7 +1,7 @@
-"""Ends waits on a node that the failure detector suspects.
+"""Ends waits on a replica that is lost: its node is suspect, or its engine does not respond.
 
-A stopped node keeps its connections open and says nothing, so a wait on it would last for ever.
-Before a node has answered, suspicion ends the wait at once: the request goes elsewhere, and a
+A stopped process keeps its connections open and says nothing, so a wait on it would last for ever.
+Before a replica has answered, its loss ends the wait at once: the request goes elsewhere, and a
 wrong suspicion costs nothing. During an answer it ends only a silence, because what was sent
 already cannot be taken back.
 """
@@ -9,20 +9,25 @@ already cannot be taken back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import trio
 
 from p2pmesh.errors import LinkError
+from p2pmesh.gateway.route import ReplicaKey, Target
 from p2pmesh.identity.keys import NodeId
 
-# A suspected node that is in the middle of an answer: failure detection has decided by then.
+# A lost replica that is in the middle of an answer: failure detection has decided by then.
 SUSPECT_SILENCE_S = 5.0
 
 
+class SilenceError(LinkError):
+    """The replica said nothing for too long. Its connection may be in order; another is no help."""
+
+
 class Guard:
-    """Bounds the waits of one exchange with one node."""
+    """Bounds the waits of one exchange with one replica."""
 
     def __init__(self) -> None:
         self.answering = False
@@ -34,7 +39,7 @@ class Guard:
         """Bounds one wait.
 
         Raises:
-            LinkError: It took longer than `limit_s`, or the node became suspect.
+            SilenceError: It took longer than `limit_s`, or the replica was lost.
         """
         with trio.CancelScope(deadline=trio.current_time() + limit_s) as scope:
             self._scope = scope
@@ -45,10 +50,10 @@ class Guard:
             finally:
                 self._scope = None
         if scope.cancelled_caught:
-            raise LinkError("the node does not respond" if self._suspect else "no answer in time")
+            raise SilenceError("it does not respond" if self._suspect else "no answer in time")
 
     def suspect(self) -> None:
-        """The node became suspect."""
+        """The replica was lost."""
         self._suspect = True
         if self._scope is not None:
             self._hurry(self._scope)
@@ -59,11 +64,11 @@ class Guard:
 
 
 class SuspicionWatch:
-    """One task per node that is being waited on or was, until it becomes suspect."""
+    """One task per node, or local engine, that is being waited on or was, until it is lost."""
 
-    def __init__(self, suspected: Callable[[NodeId], trio.Event]) -> None:
-        self._suspected = suspected
-        self._guards: dict[NodeId, set[Guard]] = {}
+    def __init__(self, lost: Callable[[Target], Awaitable[None]]) -> None:
+        self._lost = lost
+        self._guards: dict[ReplicaKey | NodeId, set[Guard]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,13 +82,16 @@ class SuspicionWatch:
                 self._nursery = None
 
     @contextmanager
-    def guard(self, node: NodeId) -> Iterator[Guard]:
-        """A guard that learns when the node becomes suspect."""
-        guards = self._guards.get(node)
+    def guard(self, target: Target) -> Iterator[Guard]:
+        """A guard that learns when the replica is lost."""
+        if self._nursery is None:  # peers may ask before the start and at the very end
+            yield Guard()
+            return
+        key = target.key if target.local else target.node
+        guards = self._guards.get(key)
         if guards is None:
-            assert self._nursery is not None, "run() runs before the first request"
-            guards = self._guards[node] = set()
-            self._nursery.start_soon(self._watch, node, guards)
+            guards = self._guards[key] = set()
+            self._nursery.start_soon(self._watch, key, target, guards)
         guard = Guard()
         guards.add(guard)
         try:
@@ -91,10 +99,10 @@ class SuspicionWatch:
         finally:
             guards.discard(guard)
 
-    async def _watch(self, node: NodeId, guards: set[Guard]) -> None:
+    async def _watch(self, key: ReplicaKey | NodeId, target: Target, guards: set[Guard]) -> None:
         try:
-            await self._suspected(node).wait()
+            await self._lost(target)
         finally:
-            del self._guards[node]  # the next request watches the next event
+            del self._guards[key]  # the next request watches anew
             for guard in list(guards):
                 guard.suspect()

@@ -65,9 +65,13 @@ class Routes:
         status = self._serving.status(digest)
         return status.api_key if status else None
 
-    def suspected(self, node: NodeId) -> trio.Event:
-        """See `Backends.suspected`."""
-        return self._mesh.suspected(node)
+    async def lost(self, target: Target) -> None:
+        """See `Backends.lost`."""
+        if not target.local:
+            await self._mesh.suspected(target.node).wait()
+            return
+        while self._state_here(target.digest) in ("ready", "stopping"):
+            await self._mesh.changes.wait(self._mesh.changes.count)
 
     async def changed(self) -> None:
         """See `Backends.changed`."""
@@ -182,6 +186,11 @@ class Routes:
     def _alive(self) -> list[NodeView]:
         dead = self._mesh.dead
         return [one for node, one in self._mesh.view.nodes.items() if node not in dead]
+
+    def _state_here(self, digest: ModelDigest) -> str:
+        own = self._mesh.view.nodes.get(self._mesh.me)
+        served = own.serves.get(digest) if own else None
+        return served.state if served else "not served"
 
     def _can_reach(self, node: NodeId, digest: ModelDigest) -> bool:
         if node == self._mesh.me:

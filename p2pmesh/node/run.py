@@ -178,7 +178,9 @@ class Node:
             if until is not None:
                 nursery.start_soon(self._heed, until)
             self._introduce_itself(mesh)
-            await nursery.start(mesh.run, lambda _, stream: gateway.serve_peer_stream(stream))
+            await nursery.start(
+                mesh.run, lambda peer, stream: gateway.serve_peer_stream(peer.node, stream)
+            )
             await nursery.start(self._measure, mesh, serving)
             nursery.start_soon(holding.run)
             nursery.start_soon(serving.run)

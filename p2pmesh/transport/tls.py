@@ -196,6 +196,8 @@ def _greeting_errors(remote: Address) -> Iterator[None]:
         try:
             yield
         except trio.BrokenResourceError as exc:
+            if isinstance(exc.__cause__, ssl.SSLEOFError):
+                raise PeerError(f"{remote} hung up in the middle of the TLS handshake") from exc
             if isinstance(exc.__cause__, ssl.SSLError):
                 raise PeerError(f"{remote} does not speak TLS 1.3") from exc
             raise

@@ -119,18 +119,35 @@ async def test_an_engine_that_hangs_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_module, "HEALTH_INTERVAL_S", 0.05)
-    monkeypatch.setattr(process_module, "HEALTH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process_module, "HEALTH_PATIENCE_S", (0.3, 0.3))
+    monkeypatch.setattr(process_module, "HANG_S", 0.3)
     monkeypatch.setattr(process_module, "TERMINATE_S", 0.2)
     async with supervised(tmp_path) as watched:
         first = await watched.wait(is_ready)
         psutil.Process(first.pid).suspend()
-        ending = await watched.wait(lambda s: s.state == "loading")
-        assert ending.detail == "ending the engine"
+        silent = await watched.wait(lambda s: s.state == "loading")
+        assert silent.detail == "it does not answer at the moment"
+        await watched.wait(lambda s: s.detail == "ending the engine")
         await watched.wait(lambda s: s.detail == "starting again: it stopped answering")
         second = await watched.wait(is_ready)
         assert second.pid != first.pid
         assert first.pid is not None
         assert not lives(first.pid)
+
+
+async def test_a_stopped_engine_is_soon_not_ready_and_ready_again_when_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with supervised(tmp_path) as watched:
+        first = await watched.wait(is_ready)
+        engine = psutil.Process(first.pid)
+        began = trio.current_time()
+        engine.suspend()
+        await watched.wait(lambda s: s.state == "loading")
+        assert trio.current_time() - began < 7
+        engine.resume()
+        again = await watched.wait(is_ready)
+        assert (again.pid, again.port) == (first.pid, first.port)
 
 
 async def test_a_model_that_cannot_be_loaded_fails_with_the_reason(

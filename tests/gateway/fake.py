@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +25,8 @@ from p2pmesh.models.catalogue import Catalogue, Named
 HERE = NodeId(b"h" * 16)
 THERE = NodeId(b"t" * 16)
 YONDER = NodeId(b"y" * 16)
-NAMES = {HERE: "here", THERE: "there", YONDER: "yonder"}
+FAR = NodeId(b"f" * 16)
+NAMES = {HERE: "here", THERE: "there", YONDER: "yonder", FAR: "far"}
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model": "alpha", "messages": []}'
@@ -68,7 +70,7 @@ class FakeBackends:
         self.ways: dict[ReplicaKey, tuple[Target, Dial]] = {}
         self.dialled: list[str] = []
         self.keys: dict[ModelDigest, str] = {}
-        self._suspected: dict[NodeId, trio.Event] = {}
+        self._lost: dict[NodeId, trio.Event] = {}
         self._changed = trio.Event()
 
     def put(self, replica: Target, dial: Dial) -> None:
@@ -106,14 +108,14 @@ class FakeBackends:
     def engine_key(self, digest: ModelDigest) -> str | None:
         return self.keys.get(digest)
 
-    def suspected(self, node: NodeId) -> trio.Event:
-        return self._suspected.setdefault(node, trio.Event())
+    async def lost(self, target: Target) -> None:
+        await self._lost.setdefault(target.node, trio.Event()).wait()
 
     def suspect(self, node: NodeId) -> None:
-        self.suspected(node).set()
+        self._lost.setdefault(node, trio.Event()).set()
 
     def trust(self, node: NodeId) -> None:
-        del self._suspected[node]
+        del self._lost[node]
 
     async def changed(self) -> None:
         await self._changed.wait()
@@ -174,6 +176,14 @@ async def echo(asked: Asked, reply: Reply) -> None:
 
 async def silent(asked: Asked, reply: Reply) -> None:
     await trio.sleep_forever()
+
+
+async def work(asked: Asked, reply: Reply, seconds: float = math.inf) -> None:
+    """As an owner's gateway while its engine computes."""
+    until = trio.current_time() + seconds
+    while trio.current_time() < until:
+        await reply.send(h11.InformationalResponse(status_code=102, headers=[]))
+        await trio.sleep(min(2, until - trio.current_time()))
 
 
 async def hang_up(asked: Asked, reply: Reply) -> None:
@@ -256,10 +266,15 @@ class FakeEngine:
 
 
 class Caller:
-    """A client of a gateway, over a memory stream; speaks bytes and reads answers."""
+    """A client of a gateway, over a memory stream; speaks bytes and reads answers.
+
+    Attributes:
+        informed: How many 102 came.
+    """
 
     def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
         self.stream = stream
+        self.informed = 0
         self.http = h11.Connection(h11.CLIENT)
 
     async def ask(
@@ -283,6 +298,9 @@ class Caller:
             event = self.http.next_event()
             if event is h11.NEED_DATA:
                 self.http.receive_data(bytes(await self.stream.receive_some()))
+                continue
+            if isinstance(event, h11.InformationalResponse):
+                self.informed += 1
                 continue
             assert isinstance(event, h11.Event), event
             return event
@@ -356,11 +374,11 @@ class World:
         self.backends.put(replica or target(), engine.dial)
         return engine
 
-    def caller(self, *, peer: bool = False) -> Caller:
-        """A new connection to the gateway."""
+    def caller(self, *, peer: bool = False, node: NodeId = YONDER) -> Caller:
+        """A new connection to the gateway; from a peer, if said so, that is `node`."""
         ours, theirs = trio.testing.memory_stream_pair()
         if peer:
-            self.nursery.start_soon(self.gateway.serve_peer_stream, theirs)
+            self.nursery.start_soon(self.gateway.serve_peer_stream, node, theirs)
         else:
             self.nursery.start_soon(self.gateway.serve_client, theirs)
         return Caller(ours)

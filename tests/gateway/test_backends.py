@@ -68,8 +68,8 @@ class OneEngine:
     def engine_key(self, digest: ModelDigest) -> str | None:
         return self.engine.status.api_key
 
-    def suspected(self, node: NodeId) -> trio.Event:
-        return trio.Event()
+    async def lost(self, target: Target) -> None:
+        await trio.sleep_forever()
 
     async def changed(self) -> None:
         await self._changed.wait()

@@ -17,6 +17,30 @@ LIMITS = Limits(send_stall_s=3, linger_s=2, body_stall_s=4)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+class Narrow(trio.abc.Stream):
+    """The other end sends one request and takes what is sent when the test lets it."""
+
+    def __init__(self) -> None:
+        self.stuck = Stuck()
+        self.gate = trio.Event()
+        self.got = b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await self.stuck.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.got.endswith(b"..."), "two tasks send at once"
+        self.got += b"..."
+        await self.gate.wait()
+        self.got = self.got[:-3] + data
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 @asynccontextmanager
 async def connected(
     stream: trio.abc.Stream | None = None,
@@ -178,3 +202,47 @@ async def test_junk_raises_and_can_still_be_answered() -> None:
         with pytest.raises(h11.RemoteProtocolError):
             await client.next_request()
         assert client.can_answer
+
+
+async def test_a_word_that_it_is_worked_on_comes_before_the_answer_and_never_after() -> None:
+    async with connected() as (client, caller):
+        await client.say_processing()  # nothing was asked yet
+        await caller.send("GET", "/")
+        await client.next_request()
+        await client.say_processing()
+        await client.say_processing()
+        client.start(200, [(b"content-length", b"2")])
+        await client.say_processing()
+        client.write(b"hi")
+        client.finish()
+        await client.flush()
+        await client.say_processing()
+        assert (await caller.answer())[1] == b"hi"
+        assert caller.informed == 2
+
+
+async def test_the_answer_waits_for_a_word_that_is_being_sent() -> None:
+    stream = Narrow()
+    async with connected(stream) as (client, _):
+        await client.next_request()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.say_processing)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(client.say_processing)  # one at a time
+            client.start(204, [])
+            client.finish()
+            nursery.start_soon(client.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            stream.gate.set()
+        assert stream.got.startswith(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 204 ")
+
+
+async def test_who_does_not_even_take_such_a_word_is_gone(autojump_clock: MockClock) -> None:
+    async with connected(Stuck()) as (client, _):
+        await client.next_request()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.say_processing)
+            with pytest.raises(ClientGoneError), client.work():
+                await trio.sleep_forever()
+        assert trio.current_time() - began == pytest.approx(LIMITS.send_stall_s)

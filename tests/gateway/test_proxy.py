@@ -28,6 +28,7 @@ from tests.gateway.fake import (
     silent,
     status_script,
     target,
+    work,
 )
 
 SSE = ("Content-Type", "text/event-stream")
@@ -133,7 +134,7 @@ async def test_a_suspicion_while_waiting_means_the_next_replica_at_once(
     autojump_clock: MockClock,
 ) -> None:
     async with open_world() as world:
-        stopped = world.engine(silent, target(THERE))
+        stopped = world.engine(work, target(THERE))
         caller = world.caller()
         await caller.send("POST", CHAT, BODY)
         await trio.sleep(30)
@@ -273,7 +274,7 @@ async def test_a_hop_between_two_gateways(autojump_clock: MockClock) -> None:
 
         async def dial() -> trio.abc.Stream:
             ours, theirs = trio.testing.memory_stream_pair()
-            owner.nursery.start_soon(owner.gateway.serve_peer_stream, theirs)
+            owner.nursery.start_soon(owner.gateway.serve_peer_stream, HERE, theirs)
             return ours
 
         entry.backends.put(target(THERE), dial)

@@ -12,14 +12,20 @@ from trio.testing import MockClock
 
 from p2pmesh.gateway.limits import Limits
 from p2pmesh.gateway.serve import Gateway
+from p2pmesh.identity.keys import NodeId
 from tests.gateway.fake import (
     CHAT,
+    FAR,
+    HERE,
+    THERE,
+    YONDER,
     Asked,
     Caller,
     FakeBackends,
     FakeEngine,
     Reply,
     echo,
+    error_of,
     eventually,
     field_of,
     hello,
@@ -261,6 +267,61 @@ async def test_an_idle_or_slow_connection_is_closed(autojump_clock: MockClock) -
         assert trio.current_time() - began == pytest.approx(30)
 
 
+async def test_one_peer_cannot_take_the_places_of_the_others(autojump_clock: MockClock) -> None:
+    limits = Limits(connections=40)
+    async with open_world(limits=limits) as world:
+        world.engine(echo)
+        greedy = [world.caller(peer=True, node=FAR) for _ in range(limits.peer_streams)]
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        refused = world.caller(peer=True, node=FAR)
+        head, _ = await refused.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        assert head.status_code == 503
+        assert trio.current_time() == began, "told at once"
+        other = world.caller(peer=True, node=THERE)
+        head, body = await other.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        assert (head.status_code, body) == (200, BODY)
+        head, _ = await greedy[0].ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        assert head.status_code == 200
+
+
+async def test_when_all_places_are_taken_the_peer_with_most_streams_gives_one_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world(limits=Limits(connections=8, peer_first_head_s=60)) as world:
+        world.engine(echo)
+        most = []
+        for _ in range(2):
+            most.append(world.caller(peer=True, node=FAR))
+            await trio.sleep(1)
+        few = [world.caller(peer=True, node=node) for node in (THERE, YONDER, HERE)]
+        # As many again by peers that have one each, all of them idle for longer than the others.
+        lone = [world.caller(peer=True, node=NodeId(bytes([n]) * 16)) for n in range(3)]
+        await trio.sleep(1)
+        newest = world.caller(peer=True, node=NodeId(b"n" * 16))
+        head, _ = await newest.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        assert head.status_code == 200
+        assert await most[0].rest() == b""
+        for caller in [most[1], *few, *lone]:
+            head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+            assert head.status_code == 200
+
+
+async def test_a_peer_has_to_ask_at_once_and_may_come_again_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        world.engine(echo)
+        began = trio.current_time()
+        assert await world.caller(peer=True).rest() == b""
+        assert trio.current_time() - began == pytest.approx(2)
+        caller = world.caller(peer=True)
+        for pause_s in (1, 70, 0):
+            await trio.sleep(pause_s)
+            head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+            assert head.status_code == 200
+
+
 async def test_draining_lets_requests_end_and_takes_no_more(autojump_clock: MockClock) -> None:
     async def slow(asked: Asked, reply: Reply) -> None:
         await trio.sleep(5)
@@ -311,7 +372,7 @@ async def test_draining_closes_the_port() -> None:
             await port.dial()
 
 
-async def test_a_bug_in_one_connection_ends_only_that_one() -> None:
+async def test_a_bug_is_answered_500_and_ends_only_that_connection() -> None:
     class Broken(FakeBackends):
         broken = True
 
@@ -322,7 +383,10 @@ async def test_a_bug_in_one_connection_ends_only_that_one() -> None:
 
     backends = Broken()
     async with open_port(backends) as port:
-        assert await (await port.dial()).raw(ASK) == b""
+        got = await (await port.dial()).raw(ASK)
+        assert got.startswith(b"HTTP/1.1 500 ")
+        assert b"connection: close" in got.lower()
+        assert error_of(got.partition(b"\r\n\r\n")[2])["code"] == "internal_error"
         backends.broken = False
         assert await port.answers()
         assert port.gateway.statistics().requests == 2

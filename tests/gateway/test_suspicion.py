@@ -6,7 +6,7 @@ from trio.testing import MockClock
 
 from p2pmesh.errors import LinkError
 from p2pmesh.gateway.suspicion import SUSPECT_SILENCE_S, Guard, SuspicionWatch
-from tests.gateway.fake import THERE, FakeBackends
+from tests.gateway.fake import THERE, FakeBackends, target
 
 
 async def test_a_wait_has_its_own_limit(autojump_clock: MockClock) -> None:
@@ -48,11 +48,11 @@ async def test_all_guards_of_a_node_hear_and_the_next_ones_start_anew(
     autojump_clock: MockClock,
 ) -> None:
     backends = FakeBackends()
-    watch = SuspicionWatch(backends.suspected)
+    watch = SuspicionWatch(backends.lost)
     ended: list[int] = []
 
     async def waiter(number: int) -> None:
-        with watch.guard(THERE) as guard, pytest.raises(LinkError), guard.wait(100):
+        with watch.guard(target(THERE)) as guard, pytest.raises(LinkError), guard.wait(100):
             await trio.sleep_forever()
         ended.append(number)
 
@@ -65,6 +65,6 @@ async def test_all_guards_of_a_node_hear_and_the_next_ones_start_anew(
             backends.suspect(THERE)
         assert sorted(ended) == [1, 2]
         backends.trust(THERE)
-        with watch.guard(THERE) as guard, guard.wait(5):
+        with watch.guard(target(THERE)) as guard, guard.wait(5):
             await trio.sleep(4)
         nursery.cancel_scope.cancel()

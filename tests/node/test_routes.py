@@ -339,10 +339,13 @@ async def test_another_node_is_reached_through_the_mesh(parts: Parts) -> None:
             await parts.routes.connect(other)
 
 
-async def test_suspicion_is_the_meshs(parts: Parts) -> None:
-    node = parts.hearsay.join(1)
-    event = parts.routes.suspected(node)
-    assert event is parts.mesh.suspected(node)
-    assert not event.is_set()
-    parts.hearsay.suspect(1)
-    assert event.is_set()
+async def test_another_node_is_lost_when_the_mesh_suspects_it(parts: Parts) -> None:
+    async with serving(parts):
+        await three_replicas(parts)
+        other = next(t for t in parts.routes.targets(ALPHA) if t.node == NODES[1])
+        with trio.move_on_after(0.05) as waiting:
+            await parts.routes.lost(other)
+        assert waiting.cancelled_caught
+        parts.hearsay.suspect(1)
+        with trio.fail_after(1):
+            await parts.routes.lost(other)
