@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import h11
@@ -45,13 +46,15 @@ from p2pmesh.gateway.openai import (
     unknown_model,
     wrong_modality,
 )
-from p2pmesh.gateway.proxy import AnswerBrokenError, Job, Proxy
+from p2pmesh.gateway.proxy import ENGINE_LOST, AnswerBrokenError, Job, Proxy
 from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
 _SCANNERS = 1
+# A request that names no model is given to so many, one after the other, until one answers.
+AUTO_MODELS_MAX = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -212,28 +215,44 @@ class Api:
         self._bodies.check(int(length) if length else 0)
         body = await client.read_body(self._bodies)
         try:
-            model = await self._model_for(head, body, endpoint, origin)
+            models = await self._models_for(head, body, endpoint, origin)
             job = Job(
                 method=endpoint.method,
                 path=endpoint.path,
                 headers=list(head.headers),
                 body=body,
-                model=model,
+                model=models[0],
                 extra_headers=cors,
                 here_only=origin is Origin.PEER or _stays_here(head),
                 wait=origin is Origin.CLIENT and not _stays_here(head),
             )
             with client.work():
                 async with self._places[origin].place():
-                    await self._proxy.answer(client, job)
+                    await self._answer(client, job, models)
         finally:
             self._bodies.give_back(len(body))
 
-    async def _model_for(
+    async def _answer(
+        self, client: ClientConnection, job: Job, models: Sequence[ServedModel]
+    ) -> None:
+        """Answer from the first of the models that can; the first is worth waiting for."""
+        order = sorted(models, key=lambda m: not self._proxy.is_promising(replace(job, model=m)))
+        for model in order if len(order) > 1 else ():
+            try:
+                await self._proxy.answer(client, replace(job, model=model, wait=False))
+            except ApiError as exc:
+                if exc.code == ENGINE_LOST:  # the request may have killed it; one is enough
+                    raise
+            else:
+                return
+        await self._proxy.answer(client, replace(job, model=order[0]))
+
+    async def _models_for(
         self, head: h11.Request, body: bytes, endpoint: Endpoint, origin: Origin
-    ) -> ServedModel:
+    ) -> Sequence[ServedModel]:
+        """The model that a request names, or those that it may mean, best first."""
         if origin is Origin.PEER:
-            return self._checked(self._by_digest(_header(head, MODEL_HEADER) or ""), endpoint)
+            return [self._checked(self._by_digest(_header(head, MODEL_HEADER) or ""), endpoint)]
         content_type = _header(head, b"content-type") or ""
         if len(body) > PARSE_BYTES_MAX:
             name = await trio.to_thread.run_sync(
@@ -243,7 +262,7 @@ class Api:
             name = requested_model(body, content_type)
         if name is None:
             return self._auto(endpoint)
-        return self._checked(self._resolve(name), endpoint)
+        return [self._checked(self._resolve(name), endpoint)]
 
     def _checked(self, model: ServedModel, endpoint: Endpoint) -> ServedModel:
         """Refuse what the model cannot do; without its file that is left to the owner."""
@@ -251,10 +270,10 @@ class Api:
             raise wrong_modality(model, endpoint)
         return model
 
-    def _auto(self, endpoint: Endpoint) -> ServedModel:
+    def _auto(self, endpoint: Endpoint) -> Sequence[ServedModel]:
         ranked = rank_auto(self._backends.models(), endpoint.modalities)
         if ranked:
-            return ranked[0]
+            return ranked[:AUTO_MODELS_MAX]
         wanted = " or ".join(endpoint.modalities)
         message = f"No model for {wanted} is ready in this mesh"
         raise ApiError(503, message, code="model_not_ready", retry_after_s=RETRY_AFTER_S)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import trio
 
-from p2pmesh.gateway.route import ServedModel, Target
+from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue
 
@@ -63,6 +63,10 @@ class Backends(Protocol):
         Returns at once when that is so already. An engine that is being stopped in order finishes
         its answers and is not lost.
         """
+        ...
+
+    def failed(self, replica: ReplicaKey) -> None:
+        """Hear that a replica, which says that it is ready, did not answer a request."""
         ...
 
     async def changed(self) -> None:

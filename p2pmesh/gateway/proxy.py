@@ -55,6 +55,7 @@ ELSEWHERE = frozenset({502, 503, 504})
 # An owner's gateway says with the first that its engine was lost, with the second that it has none
 # or no room now, which is an answer and no failure.
 LOST, BUSY = 502, 503
+ENGINE_LOST = "engine_lost"
 # Words of a peer that it works on a request, beyond one per interval: some may come together.
 PROCESSING_SPARE = 10
 
@@ -150,6 +151,7 @@ class Proxy:
                 # Only silence is time that the replica wasted; others worked, or were waited for.
                 lost_s = STALL_S if isinstance(exc, SilenceError) else 0.0
                 self.breaker.failed(target.key, now, lost_s=lost_s)
+                self._backends.failed(target.key)
                 failure = f"{target.node_name}: {exc}"
                 _log.debug(
                     "replica_failed", model=job.model.id, node=target.node_name, why=str(exc)
@@ -167,6 +169,12 @@ class Proxy:
                     raise _all_failed(job.model, failure) from exc
             else:
                 return
+
+    def is_promising(self, job: Job) -> bool:
+        """Whether a replica may answer the job that did not fail a moment ago."""
+        now = trio.current_time()
+        candidates = self._candidates(job)
+        return not all(self.breaker.is_avoided(target.key, now) for target in candidates)
 
     def _candidates(self, job: Job) -> Sequence[Target]:
         targets = self._backends.targets(job.model.digest)
@@ -365,7 +373,7 @@ class Proxy:
 
 def _lost(model: ServedModel, failure: str) -> ApiError:
     message = f"{model.id} was lost each time it was given this request ({failure})"
-    return ApiError(LOST, message, code="engine_lost")
+    return ApiError(LOST, message, code=ENGINE_LOST)
 
 
 def _all_failed(model: ServedModel, failure: str) -> ApiError:

@@ -55,6 +55,10 @@ class Proofs:
         }
         return self._proven.keys()
 
+    def void(self, replica: Replica) -> None:
+        """Forget that a replica answered: it failed since."""
+        self._proven.pop(replica, None)
+
     def check(self, replica: Replica, nursery: trio.Nursery) -> None:
         """Ask a replica for a proof, unless it is being asked or was a moment ago."""
         if replica not in self._asking:

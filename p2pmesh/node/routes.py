@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from p2pmesh.errors import EngineError
-from p2pmesh.gateway.route import ServedModel, Target
+from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
 from p2pmesh.gossip.events import Health
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
@@ -72,6 +72,10 @@ class Routes:
             return
         while self._state_here(target.digest) in ("ready", "stopping"):
             await self._mesh.changes.wait(self._mesh.changes.count)
+
+    def failed(self, replica: ReplicaKey) -> None:
+        """See `Backends.failed`."""
+        self._serving.doubt((replica.digest, replica.node))
 
     async def changed(self) -> None:
         """See `Backends.changed`."""

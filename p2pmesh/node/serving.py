@@ -89,6 +89,10 @@ class Serving:
         running = self._running.get(digest)
         return running.process.status if running and running.state == "ready" else None
 
+    def doubt(self, replica: Replica) -> None:
+        """Believe a replica that failed a request no more, until it has answered anew."""
+        self._proofs.void(replica)
+
     def used_bytes(self) -> int:
         """Main memory that this node's engines hold."""
         pids = [one.process.status.pid for one in self._running.values()]

@@ -72,6 +72,7 @@ class FakeBackends:
         self.keys: dict[ModelDigest, str] = {}
         self._lost: dict[NodeId, trio.Event] = {}
         self._changed = trio.Event()
+        self.failures: list[ReplicaKey] = []
 
     def put(self, replica: Target, dial: Dial) -> None:
         self.ways[replica.key] = (replica, dial)
@@ -116,6 +117,9 @@ class FakeBackends:
 
     def trust(self, node: NodeId) -> None:
         del self._lost[node]
+
+    def failed(self, replica: ReplicaKey) -> None:
+        self.failures.append(replica)
 
     async def changed(self) -> None:
         await self._changed.wait()

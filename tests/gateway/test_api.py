@@ -15,15 +15,18 @@ from tests.gateway.fake import (
     ALPHA,
     BETA,
     CHAT,
+    HERE,
     THERE,
     Asked,
     Reply,
     World,
     echo,
     field_of,
+    hang_up,
     hello,
     model,
     open_world,
+    refuse,
     silent,
     target,
 )
@@ -124,6 +127,38 @@ async def test_auto_picks_a_model_of_the_right_kind(body: bytes) -> None:
 async def test_auto_without_any_model_is_503() -> None:
     async with open_world(model(modality="embedding")) as world:
         assert await refused(world, body=b"{}") == (503, "model_not_ready")
+
+
+async def test_auto_goes_on_to_the_next_model_when_one_is_lost() -> None:
+    large, small = model(size_bytes=9), model(BETA, "beta")
+    async with open_world(large, small) as world:
+        world.backends.put(target(), refuse)
+        there = target(THERE, BETA)
+        world.engine(hello, there)
+        for _ in range(2):
+            head, _ = await world.caller().ask("POST", CHAT, b"{}")
+            assert head.status_code == 200
+        assert world.backends.dialled == ["here", "there"], "one that just failed comes last"
+        assert world.backends.failures == [target().key]
+        assert (await refused(world))[0] == 503, "who names a model gets that one or none"
+
+
+async def test_auto_asks_no_second_model_after_a_request_that_killed_an_engine() -> None:
+    async with open_world(model(size_bytes=9), model(BETA, "beta")) as world:
+        world.engine(hang_up)
+        untouched = world.engine(hello, target(HERE, BETA))
+        assert await refused(world, body=b"{}") == (502, "engine_lost")
+        assert untouched.asked == []
+
+
+async def test_auto_waits_when_no_model_can_answer_yet(autojump_clock: MockClock) -> None:
+    loading = [model(state="loading", size_bytes=9), model(BETA, "beta", state="loading")]
+    async with open_world(*loading) as world:
+        caller = world.caller()
+        await caller.send("POST", CHAT, b"{}")
+        await trio.sleep(20)
+        world.engine()
+        assert (await caller.answer())[0].status_code == 200
 
 
 async def test_a_strangers_page_is_refused_before_any_work() -> None:

@@ -15,7 +15,7 @@ import trio
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.process import EngineProcess, EngineStatus
 from p2pmesh.gateway.backends import Backends
-from p2pmesh.gateway.route import ServedModel, Target
+from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
@@ -70,6 +70,9 @@ class OneEngine:
 
     async def lost(self, target: Target) -> None:
         await trio.sleep_forever()
+
+    def failed(self, replica: ReplicaKey) -> None:
+        """Nothing here follows from it."""
 
     async def changed(self) -> None:
         await self._changed.wait()

@@ -47,6 +47,20 @@ async def test_an_answer_is_remembered_while_the_same_life_says_ready(
     assert not one.proofs.review({REPLICA: 7}), "and what was proven before is forgotten"
 
 
+async def test_a_failure_since_voids_the_proof(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = Asked()
+    one.proofs.review({REPLICA: 7})
+    for _ in range(2):
+        one.proofs.check(REPLICA, nursery)
+        await wait_all_tasks_blocked()
+        assert set(one.proofs.review({REPLICA: 7})) == {REPLICA}
+        one.proofs.void(REPLICA)
+        assert not one.proofs.review({REPLICA: 7})
+    assert one.asked == [REPLICA] * 2
+
+
 async def test_what_is_no_longer_said_while_it_is_asked_is_not_proven(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
