@@ -126,7 +126,10 @@ def _install(root: Path, backend: Backend, report: Report, *, force: bool) -> No
     log.write_bytes(b"")
     sources.unpack(sources.fetch_source(work, report), source, report)
     flags = [*FLAGS, *BACKEND_FLAGS[backend]]
-    _compile(tools, source, build, flags, report=report, log=log)
+    report(Progress(step="configure"))
+    _configure(tools, source, build, flags, backend=backend, log=log)
+    report(Progress(step="build"))
+    _compile(tools, build, report=report, log=log)
     report(Progress(step="check"))
     _publish(root, build, source, backend, flags)
     report(Progress(step="done"))
@@ -134,19 +137,29 @@ def _install(root: Path, backend: Backend, report: Report, *, force: bool) -> No
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _compile(
-    tools: Tools, source: Path, build: Path, flags: list[str], *, report: Report, log: Path
+def _configure(
+    tools: Tools, source: Path, build: Path, flags: list[str], *, backend: Backend, log: Path
 ) -> None:
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"]
+    try:
+        run([tools.cmake, "-S", str(source), "-B", str(build), *generator, *flags], log=log)
+    except CommandError as exc:
+        if backend == "cpu":
+            raise LocalError(f"{exc}; all of it is in {log}") from exc
+        raise LocalError(
+            f"An engine with --backend {backend} cannot be built here: its toolkit is incomplete "
+            f"or this machine has no such accelerator ({exc}; all of it is in {log}); mend that, "
+            "or build one with --backend cpu"
+        ) from exc
+
+
+def _compile(tools: Tools, build: Path, *, report: Report, log: Path) -> None:
     def on_line(line: str) -> None:
         match = _NINJA_STEP.match(line)
         if match:
             report(Progress(step="build", done=int(match[1]), total=int(match[2]), detail=match[3]))
 
-    report(Progress(step="configure"))
     try:
-        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"]
-        run([tools.cmake, "-S", str(source), "-B", str(build), *generator, *flags], log=log)
-        report(Progress(step="build"))
         run(
             [tools.ninja, "-C", str(build), "-j", str(_jobs()), *TARGETS],
             on_line=on_line,

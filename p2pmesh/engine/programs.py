@@ -127,9 +127,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _complaint(lines: Sequence[str]) -> str:
-    """The first line that sounds like an error, else the last one."""
+    """The first line that sounds like an error, else the last one.
+
+    One that ends in a colon only says where (cmake's do): what is wrong follows.
+    """
     for word in ("fatal error", "error:", "error", "failed"):
-        for line in lines:
+        for number, line in enumerate(lines):
             if word in line.lower():
-                return line.strip()
+                ends = number + (2 if line.endswith(":") else 1)
+                return " ".join(text.strip() for text in list(lines)[number:ends]).rstrip(".")
     return lines[-1].strip() if lines else "it said nothing"

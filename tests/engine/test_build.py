@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import trio
 
 from p2pmesh.engine import build as build_module
 from p2pmesh.engine import sources
+from p2pmesh.engine.accelerators import Backend
 from p2pmesh.engine.build import TARGETS, install
 from p2pmesh.engine.find import find_engine, managed_directory
 from p2pmesh.engine.programs import Progress
@@ -164,6 +166,25 @@ def test_what_does_not_compile_is_one_sentence(
         build(home)
     assert managed_directory(home.engine) is None
     assert "missing" in (home.engine / "install.log").read_text()
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cpu"])
+def test_what_cannot_be_configured_is_one_sentence(
+    home: Home,
+    offer: Callable[[dict[str, str]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: Backend,
+) -> None:
+    monkeypatch.setattr(build_module, "missing_toolkit", lambda *_: "")
+    monkeypatch.setattr(build_module, "ROOM_ACCELERATOR_BYTES", 1)
+    offer({"CMakeLists.txt": 'message(FATAL_ERROR "no GPU was detected")\n'})
+    with pytest.raises(LocalError) as caught:
+        install(home, report=Steps().append, backend=backend)
+    assert re.search(r"cmake failed: CMake Error .*: no GPU was detected", str(caught.value))
+    assert str(home.engine / "install.log") in str(caught.value)
+    assert ("cannot be built here: its toolkit is incomplete" in str(caught.value)) is (
+        backend == "cuda"
+    )
 
 
 def test_what_does_not_run_is_never_published(

@@ -32,6 +32,8 @@ def test_lines_are_seen_logged_and_returned(tmp_path: Path) -> None:
     [
         ("print('Make Error: no'); print('stopped'); exit(1)", "failed: Make Error: no$"),
         ("print('fine'); print('stopped'); exit(1)", "failed: stopped$"),
+        ("print('CMake Error in x:'); print('  no GPU.'); exit(1)", "CMake Error in x: no GPU$"),
+        ("print('CMake Error in x:'); exit(1)", "failed: CMake Error in x:$"),
         ("exit(3)", "failed: it said nothing$"),
         ("print('x.o: No space left on device'); exit(1)", "^The disk is full; make room"),
         ("print('b'); print('x: error: y'); print('f: fatal error: z'); exit(1)", "error: z$"),
