@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from p2pmesh.gateway.backends import Backends
+from p2pmesh.gateway.bodies import BodyBudget
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.dialects import error_body
 from p2pmesh.gateway.guard import allowed_origin, check_host
@@ -27,7 +28,6 @@ from p2pmesh.gateway.limits import (
     PROCESSING_INTERVAL_S,
     RETRY_AFTER_S,
     Admission,
-    BodyBudget,
     Limits,
 )
 from p2pmesh.gateway.openai import (
@@ -48,6 +48,7 @@ from p2pmesh.gateway.openai import (
 )
 from p2pmesh.gateway.proxy import ENGINE_LOST, AnswerBrokenError, Job, Proxy
 from p2pmesh.gateway.route import ServedModel, rank_auto
+from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 
@@ -213,7 +214,7 @@ class Api:
     ) -> None:
         length = _header(head, b"content-length")
         self._bodies.check(int(length) if length else 0)
-        body = await client.read_body(self._bodies)
+        body = await client.read_body(self._bodies, int(length) if length else 0)
         try:
             models = await self._models_for(head, body, endpoint, origin)
             job = Job(
@@ -248,7 +249,7 @@ class Api:
         await self._proxy.answer(client, replace(job, model=order[0]))
 
     async def _models_for(
-        self, head: h11.Request, body: bytes, endpoint: Endpoint, origin: Origin
+        self, head: h11.Request, body: Body, endpoint: Endpoint, origin: Origin
     ) -> Sequence[ServedModel]:
         """The model that a request names, or those that it may mean, best first."""
         if origin is Origin.PEER:

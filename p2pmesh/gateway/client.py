@@ -8,21 +8,25 @@ protocol's state; nothing here knows paths, models or engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http import HTTPStatus
 
 import h11
 import trio
 
 from p2pmesh.errors import LinkError, MeshError
+from p2pmesh.gateway.bodies import BodyBudget, IncomingBody
 from p2pmesh.gateway.headers import Header
-from p2pmesh.gateway.limits import BodyBudget, Limits
+from p2pmesh.gateway.limits import Limits
+from p2pmesh.gateway.scan import Body
 
 # One system call's worth.
 RECEIVE_BYTES = 64 * 1024
 # Read ahead of the handler; then TCP makes the client wait.
 INBOX_BYTES_MAX = 128 * 1024
+
+Watch = Callable[[trio.CancelScope], AbstractContextManager[object]]
 
 
 class ClientGoneError(MeshError):
@@ -135,37 +139,42 @@ class ClientConnection:
             if not await self._more(idle if deadline is None else deadline):
                 return None
 
-    async def read_body(self, budget: BodyBudget) -> bytes:
+    async def read_body(self, budget: BodyBudget, declared_bytes: int) -> Body:
         """The body of the request whose head was just read. Its bytes stay counted in `budget`.
+
+        Args:
+            budget: For this body and all others.
+            declared_bytes: Its length as the head says it; 0 when it does not.
 
         Raises:
             ApiError: 413 or 503; nothing stays counted then.
-            ClientGoneError: It stopped sending.
+            ClientGoneError: It stopped sending, or sends too slowly.
             h11.RemoteProtocolError: Its framing is broken.
         """
-        pieces: list[bytes] = []
-        size_bytes = 0
+        body = IncomingBody(
+            budget,
+            declared_bytes=declared_bytes,
+            stall_s=self._limits.body_stall_s,
+            now=trio.current_time(),
+        )
         try:
             while True:
                 event = self._http.next_event()
                 if isinstance(event, h11.Data):
-                    budget.check(size_bytes + len(event.data))
-                    budget.take(len(event.data))
-                    size_bytes += len(event.data)
-                    pieces.append(bytes(event.data))
+                    body.add(event.data, trio.current_time())
                 elif event is h11.NEED_DATA:
-                    await self._ask_for_body()
+                    await self._ask_for_body(body.due)
                 else:
-                    return b"".join(pieces)
+                    return body.finish()
         except BaseException:
-            budget.give_back(size_bytes)
+            budget.give_back(body.size_bytes)
             raise
 
-    async def _ask_for_body(self) -> None:
+    async def _ask_for_body(self, due: float) -> None:
         if self._http.they_are_waiting_for_100_continue:
             self._put(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
             await self.flush()
-        if not await self._more(trio.current_time() + self._limits.body_stall_s):
+        if not await self._more(due):
             raise ClientGoneError("the client did not send the whole body")
 
     def _put(self, event: h11.Event) -> None:
@@ -207,8 +216,11 @@ class ClientConnection:
         """Queue the end of the answer."""
         self._put(h11.EndOfMessage())
 
-    async def flush(self) -> None:
+    async def flush(self, watch: Watch = nullcontext) -> None:
         """Send what is queued, waiting for a slow client, but not for ever.
+
+        Args:
+            watch: Entered with the scope of the waiting, to bring its deadline forward.
 
         Raises:
             ClientGoneError: It took nothing for too long, or closed.
@@ -219,7 +231,7 @@ class ClientConnection:
             await self._informing.wait()
         pieces, self._pending = self._pending, []
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        with trio.move_on_after(self._limits.send_stall_s) as scope:
+        with trio.move_on_after(self._limits.send_stall_s) as scope, watch(scope):
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError) as exc:

@@ -1,4 +1,4 @@
-"""The bounds of the gateway, and the two counters that enforce those shared by connections.
+"""The bounds of the gateway, and the queue for requests beyond them.
 
 Each bound is a named constant with its reason; `Limits` gathers them so that tests can be quick.
 """
@@ -54,7 +54,7 @@ PEER_FIRST_HEAD_S = 2.0
 # for an answer before it asks another node: two such words may be late or get lost in a pause.
 PROCESSING_INTERVAL_S = 2.0
 STALL_S = 5.0
-# Between two pieces of a body.
+# Between two pieces of a body, and what slow ones may be behind.
 BODY_STALL_S = 30.0
 # A client that takes nothing for so long is gone, whatever TCP thinks.
 SEND_STALL_S = 30.0
@@ -146,40 +146,3 @@ def _busy() -> ApiError:
         code="too_many_requests",
         retry_after_s=RETRY_AFTER_S,
     )
-
-
-class BodyBudget:
-    """Bounds one body, and the memory that all bodies take together."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._one_max = limits.body_bytes
-        self._free = limits.bodies_bytes
-
-    def check(self, size_bytes: int) -> None:
-        """Refuse a body of this size.
-
-        Raises:
-            ApiError: 413.
-        """
-        if size_bytes > self._one_max:
-            message = f"The body is larger than the {self._one_max >> 20} MiB that are accepted"
-            raise ApiError(413, message, code="request_too_large")
-
-    def take(self, size_bytes: int) -> None:
-        """Count bytes that were read.
-
-        Raises:
-            ApiError: 503, the bodies being read fill all the memory there is for them.
-        """
-        if size_bytes > self._free:
-            raise ApiError(
-                503,
-                "Too much request data at once; try again soon",
-                code="overloaded",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._free -= size_bytes
-
-    def give_back(self, size_bytes: int) -> None:
-        """Count bytes that are no longer held."""
-        self._free += size_bytes

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from p2pmesh.errors import MeshError
 from p2pmesh.gateway.route import READY, ServedModel
-from p2pmesh.gateway.scan import top_level
+from p2pmesh.gateway.scan import Body, top_level
 from p2pmesh.models.catalogue import AUTO
 
 # Longer bodies are scanned instead of parsed, and not on the event loop.
@@ -121,7 +121,7 @@ def find_endpoint(target: str) -> tuple[Endpoint, str]:
     raise ApiError(404, f"There is no {path[:200]} here; there are {known}", code="unknown_url")
 
 
-def requested_model(body: bytes, content_type: str) -> str | None:
+def requested_model(body: Body, content_type: str) -> str | None:
     """The model that a request names; None when it leaves the choice to the mesh.
 
     Long bodies take time: call it in a thread for more than `PARSE_BYTES_MAX` bytes.
@@ -136,7 +136,7 @@ def requested_model(body: bytes, content_type: str) -> str | None:
     """
     if content_type.lower().startswith("multipart/"):
         raise ApiError(415, "This path takes JSON, not multipart/form-data", code="not_json")
-    if not body.strip():
+    if isinstance(body, bytes) and not body.strip():
         raise ApiError(400, "The request has no body; send a JSON object", code="invalid_json")
     try:
         model = _read_model(body)
@@ -154,10 +154,10 @@ def requested_model(body: bytes, content_type: str) -> str | None:
     return None if model == AUTO else model
 
 
-def _read_model(body: bytes) -> Any:
+def _read_model(body: Body) -> Any:
     if len(body) > PARSE_BYTES_MAX:
         return top_level(body, frozenset({"model"})).get("model")
-    value = json.loads(body)
+    value = json.loads(bytes(body))
     if not isinstance(value, dict):
         raise ValueError("it must be an object")  # noqa: TRY004 - one kind for all that JSON can be
     return value.get("model")

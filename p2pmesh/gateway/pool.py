@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import h11
 import trio
@@ -21,6 +22,7 @@ from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.headers import Header
 from p2pmesh.gateway.limits import PEER_STREAMS_MAX, POOL_IDLE_MAX
 from p2pmesh.gateway.route import ReplicaKey, Target
+from p2pmesh.gateway.scan import Body
 from p2pmesh.identity.keys import NodeId
 
 # To an engine: under the 5 s after which llama-server closes an idle connection itself.
@@ -111,18 +113,20 @@ class Upstream:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
 
-    async def send(self, method: str, path: str, headers: Sequence[Header], body: bytes) -> None:
+    async def send(self, method: str, path: str, headers: Sequence[Header], body: Body) -> None:
         """Send a whole request; `headers` hold a content-length that fits `body`."""
         self.path = path
         head = self._http.send(h11.Request(method=method, target=path, headers=list(headers)))
         assert head is not None, "only ConnectionClosed has no bytes"
         if body:
-            self._http.send_with_data_passthrough(h11.Data(data=body))
+            self._http.send_with_data_passthrough(
+                h11.Data(data=cast("bytes", body))
+            )  # it takes the length only
         self._http.send(h11.EndOfMessage())
         try:
             with trio.fail_after(SEND_DEADLINE_S) as scope:
                 if len(body) <= JOIN_BYTES_MAX:
-                    await self._stream.send_all(head + body)
+                    await self._stream.send_all(head + bytes(body))
                 else:
                     await self._stream.send_all(head)
                     for start in range(0, len(body), JOIN_BYTES_MAX):

@@ -23,6 +23,7 @@ from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.breaker import Breaker
 from p2pmesh.gateway.client import ClientConnection
+from p2pmesh.gateway.connection_limit import ConnectionLimit
 from p2pmesh.gateway.dialects import error_event
 from p2pmesh.gateway.headers import Header, request_headers, response_headers
 from p2pmesh.gateway.limits import (
@@ -36,6 +37,7 @@ from p2pmesh.gateway.limits import (
 from p2pmesh.gateway.openai import ApiError, not_ready
 from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target, choose
+from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.gateway.suspicion import Guard, SilenceError, SuspicionWatch
 
@@ -81,7 +83,7 @@ class Job:
     method: str
     path: str
     headers: Sequence[Header]
-    body: bytes
+    body: Body
     model: ServedModel
     extra_headers: Sequence[Header]
     here_only: bool
@@ -112,7 +114,7 @@ class Proxy:
         self._counters = counters
         self._rng = rng
         self._in_flight: Counter[ReplicaKey] = Counter()
-        self._doors: dict[ReplicaKey, trio.CapacityLimiter] = {}
+        self._connection_limits: dict[ReplicaKey, ConnectionLimit] = {}
         self.pool = Pool(backends.connect, limits.pool_idle)
         self.suspicion = SuspicionWatch(backends.lost)
         self.breaker = Breaker()
@@ -217,39 +219,44 @@ class Proxy:
         self._counters.in_flight[job.model.digest] += 1
         try:
             with self.suspicion.guard(target) as guard:
-                door = self._door(target)
+                limit = self._limit(target)
                 failures = self.breaker.failures(target.key)
                 with guard.wait(ANSWER_DEADLINE_S):
-                    await door.acquire()
+                    await limit.acquire()
                 try:
                     if self.breaker.failures(target.key) > failures:
                         raise BusyError("it failed others while this request waited for it")
-                    await self._exchange(client, job, target, guard)
+                    await self._exchange(client, job, target, guard, limit)
                 finally:
-                    door.release()
+                    limit.release()
         finally:
             self._counters.in_flight[job.model.digest] -= 1
             self._in_flight[target.key] -= 1
             if not self._in_flight[target.key]:
                 del self._in_flight[target.key]
+                self._connection_limits.pop(target.key, None)
 
-    def _door(self, target: Target) -> trio.CapacityLimiter:
-        """Bounds the connections to a replica; who finds it shut waits here, in turn.
+    def _limit(self, target: Target) -> ConnectionLimit:
+        """Return the bound on connections to a replica; requests beyond it wait here, in turn.
 
         A client that leaves while it waits has cost the engine nothing. A peer gets twice what its
         engine takes: while one half is answered the other is there already.
         """
-        room = (target.slots or SLOTS_UNKNOWN) + ENGINE_SPARE
-        room = room if target.local else 2 * room
-        door = self._doors.get(target.key)
-        if door is None:
-            door = self._doors[target.key] = trio.CapacityLimiter(room)
-        elif door.total_tokens != room:
-            door.total_tokens = room
-        return door
+        slots = target.slots or SLOTS_UNKNOWN
+        places = (slots + ENGINE_SPARE) * (1 if target.local else 2)
+        limit = self._connection_limits.get(target.key)
+        if limit is None:
+            limit = self._connection_limits[target.key] = ConnectionLimit(slots, places)
+        limit.resize(slots, places)
+        return limit
 
     async def _exchange(
-        self, client: ClientConnection, job: Job, target: Target, guard: Guard
+        self,
+        client: ClientConnection,
+        job: Job,
+        target: Target,
+        guard: Guard,
+        limit: ConnectionLimit,
     ) -> None:
         upstream, head = await self._ask(job, target, guard)
         whole = False
@@ -266,7 +273,7 @@ class Proxy:
             self._counters.responses[head.status_code] += 1
             client.start(head.status_code, headers, reason=head.reason)
             await self._relay(
-                client, upstream, first, guard, ends_with_event=_takes_events(headers)
+                client, upstream, first, guard, limit, ends_with_event=_takes_events(headers)
             )
             whole = True
         finally:
@@ -344,6 +351,7 @@ class Proxy:
         upstream: Upstream,
         event: h11.Event | type[h11.NEED_DATA],
         guard: Guard,
+        limit: ConnectionLimit,
         *,
         ends_with_event: bool,
     ) -> None:
@@ -351,22 +359,21 @@ class Proxy:
         try:
             while True:
                 if event is h11.NEED_DATA:
-                    await client.flush()
+                    await client.flush(limit.sending)
                     with guard.wait(SILENCE_DEADLINE_S):
                         await upstream.receive()
                 elif isinstance(event, h11.Data):
                     client.write(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     client.finish()
-                    await client.flush()
+                    await client.flush(limit.sending)
                     return
                 event = upstream.next_event()
         except LinkError as exc:
             if ends_with_event:
                 lost = ApiError(502, f"The answer broke off: {exc}", code="answer_interrupted")
-                client.write(
-                    b"\n\n" + error_event(lost, upstream.path)
-                )  # the last event may have been cut in two
+                # The last event may have been cut in two.
+                client.write(b"\n\n" + error_event(lost, upstream.path))
                 await client.flush()
             raise
 

@@ -8,6 +8,7 @@ loop, and keeps nothing. It checks only as much as it needs: whoever gets the bo
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from typing import Any
 
@@ -17,13 +18,16 @@ MARKS_MAX = 2_000_000
 # The top-level values that are read are names and switches; a longer one is not.
 VALUE_BYTES_MAX = 4096
 
+# A request's body: bytes, or a mapping for a large one (`bodies.py`).
+Body = bytes | mmap.mmap
+
 _MARK = re.compile(rb'["\[\]{}]')
 _KEY = re.compile(rb"\s*:\s*")
 _BLANK = re.compile(rb"\s*")
 _SCALAR = re.compile(rb"[^,\]}\s]*")
 
 
-def top_level(body: bytes, wanted: frozenset[str]) -> dict[str, Any]:
+def top_level(body: Body, wanted: frozenset[str]) -> dict[str, Any]:
     """The values of the `wanted` keys of the object in `body`, the last of each.
 
     A wanted key whose value is an object or an array reads as an empty list.
@@ -63,13 +67,13 @@ def top_level(body: bytes, wanted: frozenset[str]) -> dict[str, Any]:
     raise ValueError(f"the body has more than {MARKS_MAX} values")
 
 
-def _skip(pattern: re.Pattern[bytes], body: bytes, at: int) -> int:
+def _skip(pattern: re.Pattern[bytes], body: Body, at: int) -> int:
     matched = pattern.match(body, at)
     assert matched is not None, "the pattern matches the empty text"
     return matched.end()
 
 
-def _string_end(body: bytes, at: int) -> int:
+def _string_end(body: Body, at: int) -> int:
     """The index after the quote that closes the string whose text starts at `at`."""
     while True:
         quote = body.find(b'"', at)
@@ -81,13 +85,13 @@ def _string_end(body: bytes, at: int) -> int:
         at = quote + 1
 
 
-def _decode(body: bytes, start: int, end: int) -> Any:
+def _decode(body: Body, start: int, end: int) -> Any:
     if end - start > VALUE_BYTES_MAX:
         return None
     return json.loads(body[start:end])
 
 
-def _value(body: bytes, at: int) -> Any:
+def _value(body: Body, at: int) -> Any:
     first = body[at : at + 1]
     if first == b'"':
         return _decode(body, at, _string_end(body, at + 1))

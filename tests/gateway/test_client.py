@@ -9,8 +9,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from p2pmesh.gateway.bodies import BodyBudget
 from p2pmesh.gateway.client import INBOX_BYTES_MAX, ClientConnection, ClientGoneError
-from p2pmesh.gateway.limits import BodyBudget, Limits
+from p2pmesh.gateway.limits import Limits
 from tests.gateway.fake import Caller
 
 LIMITS = Limits(send_stall_s=3, linger_s=2, body_stall_s=4)
@@ -160,7 +161,7 @@ async def test_a_body_that_stops_coming_ends_the_connection(autojump_clock: Mock
         await client.next_request()
         began = trio.current_time()
         with pytest.raises(ClientGoneError, match="did not send the whole body"):
-            await client.read_body(budget)
+            await client.read_body(budget, 9)
         assert trio.current_time() - began == pytest.approx(4)
         budget.take(LIMITS.bodies_bytes)  # everything was given back
 

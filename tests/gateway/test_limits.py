@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from p2pmesh.gateway.limits import Admission, BodyBudget, Limits
+from p2pmesh.gateway.limits import Admission, Limits
 from p2pmesh.gateway.openai import ApiError
 
 
@@ -45,17 +45,3 @@ async def test_a_full_queue_and_a_long_wait_are_429(autojump_clock: MockClock) -
     assert statuses == [429, 429]
     async with admission.place():
         assert admission.queued == 0
-
-
-def test_the_budget_of_bodies() -> None:
-    budget = BodyBudget(Limits(body_bytes=100, bodies_bytes=150))
-    budget.check(100)
-    with pytest.raises(ApiError) as caught:
-        budget.check(101)
-    assert caught.value.status == 413
-    budget.take(100)
-    with pytest.raises(ApiError) as caught:
-        budget.take(51)
-    assert caught.value.status == 503
-    budget.give_back(100)
-    budget.take(150)

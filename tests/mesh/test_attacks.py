@@ -9,13 +9,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from p2pmesh.gateway.connection_limit import GIVE_WAY_S
+from p2pmesh.gateway.limits import BODIES_BYTES_MAX, BODY_BYTES_MAX
 from tests.mesh.hostile import (
     ANSWER,
     HALF_TLS,
@@ -59,13 +61,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
 def _assert_given_back(nodes: list[Node], before: list[Footprint]) -> None:
     """Every connection and all memory of an attack goes back, but for a few pooled connections."""
     for node, was in zip(nodes, before, strict=True):
-        limit = was.descriptors + POOLED
-        wait_until(partial(_holds_at_most, node, limit), f"{node.name} has {limit} open at most")
-        assert held(node).resident_bytes - was.resident_bytes < GROWTH_BYTES_MAX
+        limit = Footprint(
+            descriptors=was.descriptors + POOLED,
+            threads=was.threads,
+            resident_bytes=was.resident_bytes + GROWTH_BYTES_MAX,
+        )
+        wait_until(partial(_holds_at_most, node, limit), f"{node.name} has {limit} at most")
 
 
-def _holds_at_most(node: Node, descriptors: int) -> bool:
-    return held(node).descriptors <= descriptors
+def _holds_at_most(node: Node, limit: Footprint) -> bool:
+    now = held(node)
+    return now.descriptors <= limit.descriptors and now.resident_bytes <= limit.resident_bytes
 
 
 # --- junk -------------------------------------------------------------------------------------
@@ -154,13 +160,28 @@ def test_clients_that_leave_in_the_middle_leave_nothing(pair: list[Node]) -> Non
     _assert_given_back(pair, before)
 
 
-def test_a_client_that_reads_nothing_keeps_nobody_out(pair: list[Node]) -> None:
+@pytest.mark.parametrize("count", [3, 8], ids=["fewer than slots", "twice the slots"])
+def test_clients_that_read_nothing_keep_nobody_out(pair: list[Node], count: int) -> None:
     with ExitStack() as stack:
-        for _ in range(3):  # of four slots
+        for _ in range(count):
             one = stack.enter_context(connected(pair[1], "api", receive_bytes=4096))
             one.sendall(chat_request("Tell me a story", **LONG))
         time.sleep(0.5)
+        texts = [ask(node, timeout_s=3 * GIVE_WAY_S).text for node in pair]
+        assert texts == [ANSWER, ANSWER]
+
+
+def test_unfinished_bodies_stop_no_chat_and_leave_no_memory(pair: list[Node]) -> None:
+    before = held(pair[0])
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(BODIES_BYTES_MAX // BODY_BYTES_MAX + 1):
+            one = stack.enter_context(connected(pair[0], "api"))
+            with suppress(ConnectionError):  # those beyond the bound are refused
+                one.sendall(head % BODY_BYTES_MAX + bytes(BODY_BYTES_MAX - 1))
+        assert held(pair[0]).resident_bytes - before.resident_bytes > BODIES_BYTES_MAX // 2
         assert answers(*pair)
+    _assert_given_back(pair[:1], [before])
 
 
 # --- the death of parts -----------------------------------------------------------------------
