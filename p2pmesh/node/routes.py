@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from p2pmesh.errors import EngineError
-from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.route import LOADING, ReplicaKey, ServedModel, Target
 from p2pmesh.gossip.events import Health
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
@@ -144,7 +144,12 @@ class Routes:
     ) -> ServedModel:
         view = self._mesh.view
         card = view.cards.get(digest)
-        ready = [node for node, one in self.replicas(digest) if one.state == "ready"]
+        claiming = [node for node, one in self.replicas(digest) if one.state == "ready"]
+        ready = [node for node in claiming if self._can_reach(node.node, digest)]
+        state, reason = self.state(digest), self.reason(digest)
+        if claiming and not ready:
+            # Either it answers again in a moment, or another node takes its place.
+            state, reason = LOADING, f"{claiming[0].member.name} does not answer"
         own = digest in view.nodes[self._mesh.me].held if self._mesh.me in view.nodes else False
         says = [node.held[digest].card.modality for node in ready if digest in node.held]
         return ServedModel(
@@ -155,8 +160,8 @@ class Routes:
             certain=own,
             placed=any(a.digest == digest and a.nodes for a in self._serving.plan.assignments),
             demo=digest in view.demos,
-            state=self.state(digest),
-            reason=self.reason(digest),
+            state=state,
+            reason=reason,
             nodes=tuple(node.member.name for node in ready),
             context_tokens=self._context(digest, card, wanted) if card else 0,
             size_bytes=card.size_bytes if card else 0,

@@ -234,12 +234,25 @@ async def test_a_suspected_or_unlinked_node_is_left_out(parts: Parts) -> None:
         await three_replicas(parts)
         parts.hearsay.suspect(1)
         assert targets(parts) == ["me", "node-2"]
-        assert only(parts.routes).nodes != ("me", "node-2"), "it still says that it serves"
+        assert set(only(parts.routes).nodes) == {"me", "node-2"}
         parts.hearsay.link(1)
         assert set(targets(parts)) == {"me", "node-1", "node-2"}
         parts.hearsay.kill(1)
         assert targets(parts) == ["me", "node-2"]
         assert set(only(parts.routes).nodes) == {"me", "node-2"}
+
+
+async def test_a_model_whose_only_owner_does_not_answer_is_waited_for(parts: Parts) -> None:
+    parts.hearsay.join(1, budget_bytes=8 * GIB)
+    parts.hearsay.hold(1, held(5))
+    parts.hearsay.serve(1, 5)
+    parts.hearsay.want(1, wanted(5))
+    async with serving(parts):
+        assert listed(parts.routes, 5).state == "ready"
+        parts.hearsay.suspect(1)
+        model = listed(parts.routes, 5)
+        assert (model.state, model.nodes) == ("loading", ())
+        assert model.reason == "node-1 does not answer"
 
 
 async def test_a_node_heard_of_and_not_linked_is_no_target(parts: Parts) -> None:
