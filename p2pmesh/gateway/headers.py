@@ -84,24 +84,25 @@ def request_headers(
     return kept
 
 
-def response_headers(headers: Iterable[Header], *, served_by: str | None) -> list[Header]:
+def response_headers(headers: Iterable[Header], *, served_by: str) -> list[Header]:
     """The headers of an answer on its way to the client.
 
     Args:
         headers: Those of the engine or the owner, names in lower case.
-        served_by: `node/shard` for a local engine's answer; None for a peer's, who has said it.
+        served_by: `node/shard`, by what this node knows: a peer could say anything.
     """
     headers = list(headers)
     dropped = _NOT_RETURNED | _connection_tokens(headers)
+    if any(name == b"transfer-encoding" for name, _ in headers):
+        dropped |= {b"content-length"}  # the encoding counts; RFC 9112, section 6.3
     kept = [
         (name, value)
         for name, value in headers
         if name not in dropped
         and not name.startswith(b"access-control-")
-        and (served_by is None or not name.startswith(_OURS))
+        and not name.startswith(_OURS)
     ]
-    if served_by is not None:
-        kept.append((SERVED_BY, quote(served_by, safe="/ ").encode("ascii")))
+    kept.append((SERVED_BY, quote(served_by, safe="/ ").encode("ascii")))
     return kept
 
 

@@ -267,8 +267,7 @@ class Proxy:
             silence_s = SILENCE_DEADLINE_S if target.local else STALL_S
             first = await self._next_part(upstream, guard, silence_s)
             self.breaker.succeeded(target.key)
-            served_by = f"{target.node_name}/{target.shard}" if target.local else None
-            headers = response_headers(head.headers, served_by=served_by)
+            headers = response_headers(head.headers, served_by=f"{target.node_name}/{target.shard}")
             headers.extend(job.extra_headers)
             self._counters.responses[head.status_code] += 1
             client.start(head.status_code, headers, reason=head.reason)
@@ -369,6 +368,8 @@ class Proxy:
                     await client.flush(limit.sending)
                     return
                 event = upstream.next_event()
+        except h11.LocalProtocolError as exc:  # more or less of a body than its head announced
+            raise LinkError(f"its answer cannot be passed on: {exc}") from exc
         except LinkError as exc:
             if ends_with_event:
                 lost = ApiError(502, f"The answer broke off: {exc}", code="answer_interrupted")

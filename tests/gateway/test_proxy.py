@@ -54,6 +54,34 @@ async def test_a_local_answer_passes_untouched(autojump_clock: MockClock) -> Non
         assert field_of(head, "x-p2pmesh-served-by") == "here/whole"
 
 
+def raw_script(answer: bytes) -> Script:
+    """An engine that answers in bytes of its own making, then hangs up."""
+
+    async def script(asked: Asked, reply: Reply) -> None:
+        await reply.stream.send_all(answer)
+        await reply.stream.aclose()
+
+    return script
+
+
+async def test_an_answer_with_two_lengths_passes_in_chunks(autojump_clock: MockClock) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer += b"20\r\n" + b"y" * 32 + b"\r\n0\r\n\r\n"
+    async with open_world() as world:
+        world.engine(raw_script(answer))
+        head, body = await world.caller().ask("POST", CHAT, BODY)
+        assert (head.status_code, body) == (200, b"y" * 32)
+        assert field_of(head, "transfer-encoding") == "chunked"
+
+
+async def test_who_served_is_not_the_peers_to_say(autojump_clock: MockClock) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-P2PMesh-Served-By: here/whole\r\n\r\n{}"
+    async with open_world() as world:
+        world.engine(raw_script(answer), target(THERE))
+        head, _ = await world.caller().ask("POST", CHAT, BODY)
+        assert field_of(head, "x-p2pmesh-served-by") == "there/whole"
+
+
 async def test_the_engine_gets_its_own_key_and_not_the_clients(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         engine = world.engine()
@@ -282,7 +310,7 @@ async def test_a_hop_between_two_gateways(autojump_clock: MockClock) -> None:
         for _ in range(3):
             head, body = await caller.ask("POST", CHAT, BODY)
             assert (head.status_code, body) == (200, BODY)
-            assert field_of(head, "x-p2pmesh-served-by") == "here/whole"
+            assert field_of(head, "x-p2pmesh-served-by") == "there/whole"
         assert entry.backends.dialled == ["there"]
         engine.script = silent
         await caller.send("POST", CHAT, BODY)
