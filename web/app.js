@@ -42,8 +42,8 @@ const MODEL_COLUMNS = [
   { label: "Size", number: true, value: (model) => bytes(model.size_bytes), build: (text) => [text] },
   {
     label: "Architecture",
-    value: (model) => [model.architecture, model.modality],
-    build: ([architecture, modality]) => [architecture, sub(modality)],
+    value: (model) => [model.architecture, model.gives.join(", ")],
+    build: ([architecture, gives]) => [architecture, sub(gives)],
   },
   { label: "Why", value: (model) => model.reason || "–", build: (text) => [text] },
 ];
@@ -98,7 +98,7 @@ function renderHead(mesh, nodes, models) {
 
 function renderUse(node, models) {
   const address = reachable(node.api, location.hostname);
-  const served = models.find((one) => one.state === "ready" && one.modality === "chat");
+  const served = models.find((one) => one.state === "ready" && one.gives.includes("chat"));
   setText($("api"), `http://${address}/v1`);
   setText($("curl"), curl(address, served ? served.id : "auto"));
   const { engine, memory } = node;

@@ -83,7 +83,7 @@ def _show_files(files: list[ModelFile], home: Home, width: int) -> None:
         (
             file.stem,
             words.size(file.size_bytes),
-            file.card.modality,
+            ", ".join(sorted(file.card.gives)),
             file.card.architecture,
             file.parts[0],
         )
@@ -102,7 +102,8 @@ def _as_object(file: ModelFile) -> dict[str, Any]:
         "parts": len(file.parts),
         "size_bytes": file.size_bytes,
         "architecture": file.card.architecture,
-        "modality": file.card.modality,
+        "takes": sorted(file.card.takes),
+        "gives": sorted(file.card.gives),
         "parameters": file.card.parameters,
         "quantisation": file.card.quantisation,
         "context": file.card.context,

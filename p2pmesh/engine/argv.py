@@ -11,12 +11,16 @@ without pooling. So only embedding and rerank models get it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal, Protocol, get_args
 
+from p2pmesh.errors import EngineError
+
 Modality = Literal["chat", "completion", "embedding", "rerank"]
+
+_MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 # An embedding's input must fit into one physical batch, but no batch may eat the memory.
 _EMBEDDING_BATCH_MAX = 8192
@@ -31,6 +35,19 @@ _PASSED_ON = frozenset(
     }
 )  # fmt: skip
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_", "GGML_", "OMP_")
+
+
+def engine_modality(gives: Collection[str]) -> Modality:
+    """Return what to start an engine for, of all that a model gives; chat before the rest.
+
+    Raises:
+        EngineError: No engine can do any of it.
+    """
+    for modality in _MODALITIES:
+        if modality in gives:
+            return modality
+    said = ", ".join(sorted(gives)) or "nothing that is known here"
+    raise EngineError(f"no engine here serves a model that gives {said}")
 
 
 class Command(Protocol):
@@ -55,7 +72,7 @@ class Launch:
     Attributes:
         model_paths: The model's files in order; llama.cpp finds the rest from the first.
         alias: The name that the engine gives the model in its answers.
-        modality: What is asked of the model.
+        modality: What the engine is started for; it does one thing at a time.
         context: Tokens of context, which the slots share: one request may use all of it.
         slots: Requests answered at the same time.
         host: Where to listen; loopback only.
@@ -128,7 +145,7 @@ def needed_flags() -> frozenset[str]:
             threads=1,
             http_threads=1,
         )
-        for modality in get_args(Modality)
+        for modality in _MODALITIES
     )
     words = (word for launch in launches for word in server_argv(_Unnamed(), launch))
     return frozenset(word for word in words if word.startswith("--"))

@@ -179,7 +179,8 @@ def ambiguous_model(name: str, choices: Sequence[str]) -> ApiError:
 def wrong_modality(model: ServedModel, endpoint: Endpoint) -> ApiError:
     """400 for a model that cannot do what the path asks."""
     wanted = " or ".join(endpoint.modalities)
-    message = f"{model.id} is a model for {model.modality}; {endpoint.path} needs one for {wanted}"
+    given = " and ".join(sorted(model.gives)) or "something else"
+    message = f"{model.id} is a model for {given}; {endpoint.path} needs one for {wanted}"
     return ApiError(400, message, param="model", code="model_not_supported")
 
 
@@ -203,7 +204,7 @@ def model_entry(model: ServedModel) -> dict[str, Any]:
         "p2pmesh": {
             "state": model.state,
             "reason": model.reason,
-            "modality": model.modality,
+            "gives": sorted(model.gives),
             "digest": model.digest,
             "context": model.context_tokens,
             "size_bytes": model.size_bytes,

@@ -58,8 +58,8 @@ class ServedModel:
 
     Attributes:
         id: Its public id.
-        modality: `chat`, `completion`, `embedding` or `rerank`, as far as this node knows.
-        modalities: All that the nodes which may answer say of it; empty when that is `modality`.
+        gives: What can be asked of it: `chat`, `completion`, `embedding`, `rerank`; all that the
+            nodes which may answer say, unless this node knows better.
         certain: This node has the file, so it need not ask others what the model can do.
         placed: The plan gives it to a node; what merely runs somewhere nobody asked for.
         demo: It is the embedded one, which answers only where nothing else can.
@@ -73,9 +73,8 @@ class ServedModel:
 
     digest: ModelDigest
     id: str
-    modality: str
+    gives: frozenset[str]
     state: str
-    modalities: frozenset[str] = frozenset()
     certain: bool = True
     placed: bool = True
     demo: bool = False
@@ -86,9 +85,8 @@ class ServedModel:
     created_s: int = 0
 
     def fit(self, modalities: Sequence[str]) -> int | None:
-        """The place among `modalities` of the first that the model may have; None for none."""
-        own = self.modalities or {self.modality}
-        return next((place for place, one in enumerate(modalities) if one in own), None)
+        """The place among `modalities` of the first that the model gives; None for none."""
+        return next((place for place, one in enumerate(modalities) if one in self.gives), None)
 
 
 def choose(

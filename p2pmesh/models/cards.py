@@ -19,10 +19,9 @@ from p2pmesh.models.metadata import (
     CONTEXT_MAX,
     EXPERTS_MAX,
     LAYERS_MAX,
-    MODALITIES,
+    TEXT,
     WIDTH_MAX,
     Metadata,
-    Modality,
     OtherKindError,
 )
 from p2pmesh.models.tensors import TensorInfo
@@ -52,7 +51,8 @@ class Card:
         context: Tokens the model was made for.
         width: Elements of the hidden state.
         vocabulary: Tokens the model knows.
-        modality: What can be asked of it.
+        takes: Of what requests may be made: `text`; other modalities are kept, known or not.
+        gives: What it makes of them, of `Modality` or something that a newer node knows.
         chat_template: Whether it brings one.
         parameters: Elements of all tensors.
         quantisation: Such as "Q4_K_M".
@@ -70,7 +70,8 @@ class Card:
     context: int
     width: int
     vocabulary: int
-    modality: Modality
+    takes: frozenset[str]
+    gives: frozenset[str]
     chat_template: bool
     parameters: int
     quantisation: str
@@ -115,7 +116,8 @@ def card_of(headers: Sequence[Header]) -> Card:
         context=facts.number("context_length", CONTEXT_MAX, least=1),
         width=facts.number("embedding_length", WIDTH_MAX, least=1),
         vocabulary=facts.vocabulary(),
-        modality=facts.modality(),
+        takes=frozenset({TEXT}),
+        gives=frozenset({facts.gives()}),
         chat_template=facts.has("tokenizer.chat_template"),
         parameters=sum(tensor.elements for tensor in tensors),
         quantisation=facts.quantisation(tensors),
@@ -170,6 +172,7 @@ def need_bytes(card: Card, *, context: int) -> int:
 def to_wire(card: Card) -> dict[str, Any]:
     """The card as plain values for the codec; equal layers are counted, not repeated."""
     wire = {field.name: getattr(card, field.name) for field in fields(card)}
+    wire |= {"takes": sorted(card.takes), "gives": sorted(card.gives)}
     wire["layer_bytes"] = _runs(card.layer_bytes)
     del wire["layers"]  # the runs add up to it
     return wire
@@ -197,32 +200,47 @@ _NUMBER_LIMITS = {
     "vocabulary": CONTEXT_MAX,
     "parameters": BYTES_MAX,
 }
+_NEEDED = ("size_bytes", "context")  # without them a model cannot be placed
+MODALITIES_MAX = 16
+MODALITY_CHARACTERS_MAX = 32
 
 
 def from_wire(obj: object) -> Card:
-    """The card that a peer sent. Fields that a newer peer added are ignored.
+    """The card that a peer sent.
+
+    Fields that a newer peer added are ignored, and what it left out counts as nothing; modalities
+    that this node does not know stand beside those that it does.
 
     Raises:
         PeerError: It is no card.
     """
     if not isinstance(obj, Mapping):
         raise PeerError("a model card is not a map")
-    layer_bytes = _expand(obj.get("layer_bytes"))
+    layer_bytes = _expand(obj.get("layer_bytes", []))
     values: dict[str, Any] = {"layers": len(layer_bytes), "layer_bytes": layer_bytes}
     for key, limit in _TEXT_LIMITS.items():
-        text = obj.get(key)
+        text = obj.get(key, "")
         if not isinstance(text, str) or len(text) > limit or text != plain_text(text, limit):
             raise PeerError(f"a model card has a bad {key}")
         values[key] = text
     for key, limit in _NUMBER_LIMITS.items():
-        values[key] = _bounded(obj.get(key), key, limit)
+        values[key] = _bounded(obj.get(key, None if key in _NEEDED else 0), key, limit)
     if values["context"] == 0:  # what no model has, and no engine starts with
         raise PeerError("a model card has a bad context")
-    values["modality"] = obj.get("modality")
-    values["chat_template"] = obj.get("chat_template")
-    if values["modality"] not in MODALITIES or not isinstance(values["chat_template"], bool):
-        raise PeerError("a model card has a bad modality or chat_template")
+    values["takes"] = _modalities(obj.get("takes", [TEXT]), "takes")
+    values["gives"] = _modalities(obj.get("gives", []), "gives")
+    values["chat_template"] = obj.get("chat_template", False)
+    if not isinstance(values["chat_template"], bool):
+        raise PeerError("a model card has a bad chat_template")
     return Card(**values)
+
+
+def _modalities(value: object, key: str) -> frozenset[str]:
+    if not isinstance(value, list | tuple) or len(value) > MODALITIES_MAX:
+        raise PeerError(f"a model card has bad {key}")
+    if not all(isinstance(one, str) and len(one) <= MODALITY_CHARACTERS_MAX for one in value):
+        raise PeerError(f"a model card has bad {key}")
+    return frozenset(plain_text(one, MODALITY_CHARACTERS_MAX) for one in value)
 
 
 def _bounded(value: object, key: str, limit: int) -> int:
@@ -232,7 +250,7 @@ def _bounded(value: object, key: str, limit: int) -> int:
 
 
 def _expand(runs: object) -> tuple[int, ...]:
-    if not isinstance(runs, list | tuple) or len(runs) % 2 or not 0 < len(runs) <= 2 * LAYERS_MAX:
+    if not isinstance(runs, list | tuple) or len(runs) % 2 or len(runs) > 2 * LAYERS_MAX:
         raise PeerError("a model card has bad layer_bytes")
     layers: list[int] = []
     for count, size in zip(runs[::2], runs[1::2], strict=True):

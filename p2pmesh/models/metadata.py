@@ -17,7 +17,7 @@ from p2pmesh.models.tensors import TensorInfo, type_name
 from p2pmesh.wire.text import plain_text
 
 Modality = Literal["chat", "completion", "embedding", "rerank"]
-MODALITIES: tuple[Modality, ...] = ("chat", "completion", "embedding", "rerank")
+TEXT = "text"
 
 LAYERS_MAX = 1000  # the deepest models have about 130; keeps a card within one record
 EXPERTS_MAX = 65_536
@@ -151,8 +151,8 @@ class Metadata:
             return len(tokens)
         return self.number("vocab_size", CONTEXT_MAX, default=0)
 
-    def modality(self) -> Modality:
-        """What can be asked of the model."""
+    def gives(self) -> Modality:
+        """What an engine makes of the model's answers."""
         pooling = self.number("pooling_type", 255, default=_POOLING_NONE)
         if pooling == _POOLING_RANK:
             return "rerank"

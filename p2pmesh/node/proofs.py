@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 import structlog
 import trio
 
+from p2pmesh.engine.argv import Modality
 from p2pmesh.engine.probe import exchange, reason, small_request
 from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.headers import MODEL
 from p2pmesh.identity.keys import show_id
-from p2pmesh.models.metadata import Modality
 from p2pmesh.placement.reconcile import Replica
 
 ANSWER_S = 10.0  # one token, behind what the replica is busy with

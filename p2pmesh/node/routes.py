@@ -20,6 +20,8 @@ from p2pmesh.placement.plan import explain
 from p2pmesh.state.bodies import Served, Wanted
 from p2pmesh.state.views import NodeView
 
+CHAT = frozenset({"chat"})  # what a model of which nothing is known is taken to give
+
 
 class Routes:
     """Implements the gateway's `Backends`.
@@ -151,12 +153,11 @@ class Routes:
             # Either it answers again in a moment, or another node takes its place.
             state, reason = LOADING, f"{claiming[0].member.name} does not answer"
         own = digest in view.nodes[self._mesh.me].held if self._mesh.me in view.nodes else False
-        says = [node.held[digest].card.modality for node in ready if digest in node.held]
+        says = [node.held[digest].card.gives for node in ready if digest in node.held]
         return ServedModel(
             digest=digest,
             id=catalogue.id_of(digest),
-            modality=card.modality if card else "chat",
-            modalities=frozenset() if own else frozenset(says),
+            gives=frozenset().union(*([] if own else says)) or (card.gives if card else CHAT),
             certain=own,
             placed=any(a.digest == digest and a.nodes for a in self._serving.plan.assignments),
             demo=digest in view.demos,

@@ -23,6 +23,7 @@ from p2pmesh import __version__
 from p2pmesh.config import Settings
 from p2pmesh.console import serve as console
 from p2pmesh.console.api import create_app
+from p2pmesh.engine.argv import engine_modality
 from p2pmesh.engine.find import Engine, find_engine
 from p2pmesh.errors import LocalError
 from p2pmesh.gateway.serve import Gateway
@@ -246,7 +247,7 @@ class Node:
         digest, node = replica
         file = holding.file(digest)
         assert file is not None, "what runs here has a file here"
-        await ask_replica(await mesh.open_stream(node), replica, file.card.modality)
+        await ask_replica(await mesh.open_stream(node), replica, engine_modality(file.card.gives))
 
     def _introduce_itself(self, mesh: Mesh) -> None:
         mesh.publish(MEMBER, self._member(left=False).to_wire())

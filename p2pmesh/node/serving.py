@@ -14,7 +14,7 @@ import psutil
 import structlog
 import trio
 
-from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.argv import Launch, engine_modality
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.process import EngineProcess, EngineStatus
 from p2pmesh.models.cards import ModelDigest
@@ -165,7 +165,7 @@ class Serving:
         launch = Launch(
             model_paths=file.parts,
             alias=view.catalogue.id_of(digest),
-            modality=file.card.modality,
+            modality=engine_modality(file.card.gives),
             context=launch_context(wanted, file.card, caps.budget_bytes if caps else 0),
             slots=launch_slots(wanted, next(mine, None), self._slots),
             threads=compute_threads(psutil.cpu_count(logical=False)),

@@ -1,7 +1,9 @@
 """What stands in the registers: one class per register, to and from its body on the wire.
 
-Pure. A body comes from a peer and is checked field by field; unknown fields are left alone, so
-that a newer node can say more. What does not read is that node's fault and is not believed.
+Pure. A body comes from a peer and is checked field by field. Within one version of the protocol
+newer nodes may say more, or less: unknown fields are left alone, missing ones have defaults, and
+a row that this node cannot read, or whose state it does not know, is skipped without harm to the
+others. A field of a wrong type makes the body unreadable, which is its writer's own loss.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
 from p2pmesh.models.metadata import CONTEXT_MAX
 from p2pmesh.wire.codec import encode
-from p2pmesh.wire.fields import as_map, take, take_list
+from p2pmesh.wire.fields import as_map, take, take_rows
 from p2pmesh.wire.records import RECORD_BYTES_MAX
 from p2pmesh.wire.text import plain_text
 
@@ -74,11 +76,9 @@ class Member:
         """
         return cls(
             name=_plain(body, "name", 64),
-            addresses=tuple(
-                _address(text) for text in take_list(body, "addresses", str, size_max=ADDRESSES_MAX)
-            ),
+            addresses=tuple(take_rows(body, "addresses", _address, count_max=ADDRESSES_MAX)),
             version=_plain(body, "version", 64),
-            left=take(body, "left", bool),
+            left=take(body, "left", bool, default=False),
         )
 
 
@@ -104,7 +104,7 @@ class Caps:
     def from_wire(cls, body: dict[str, Any]) -> Caps:
         """Read a body; raises as `Member.from_wire`."""
         return cls(
-            budget_bytes=take(body, "budget_bytes", int),
+            budget_bytes=take(body, "budget_bytes", int, default=0),
             engine=_plain(body, "engine", 64),
             rpc=_plain(body, "rpc", 32),
         )
@@ -131,20 +131,20 @@ def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
 
 def serves_from_wire(body: dict[str, Any]) -> tuple[Served, ...]:
     """Read a body of `models/0`; raises as `Member.from_wire`."""
-    served: list[Served] = []
-    for row in take_list(body, "serves", list, size_max=SERVES_MAX):
-        match row:
-            case [str(digest), str(state), str(detail)] if state in get_args(ServeState):
-                served.append(
-                    Served(
-                        digest=_digest(digest),
-                        state=cast("ServeState", state),
-                        detail=plain_text(detail, DETAIL_CHARS_MAX),
-                    )
-                )
-            case _:
-                raise PeerError("a served model of an unknown form")
-    return tuple(served)
+    return tuple(take_rows(body, "serves", _served, count_max=SERVES_MAX))
+
+
+def _served(row: Any) -> Served:
+    match row:
+        case [str(digest), str(state), *rest] if state in get_args(ServeState):
+            detail = rest[0] if rest and isinstance(rest[0], str) else ""
+            return Served(
+                digest=_digest(digest),
+                state=cast("ServeState", state),
+                detail=plain_text(detail, DETAIL_CHARS_MAX),
+            )
+        case _:
+            raise PeerError("a served model of an unknown form")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,13 +185,17 @@ def held_pages(held: Iterable[Held]) -> list[dict[str, Any]]:
 
 def held_from_wire(body: dict[str, Any]) -> Iterator[Held]:
     """Read one page; raises as `Member.from_wire`."""
-    for row in take_list(body, "held", dict, size_max=RECORD_BYTES_MAX // 64):
-        yield Held(
-            digest=_digest(take(row, "digest", str)),
-            stem=_plain(row, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
-            card=card_from_wire(as_map(row.get("card"), "a card")),
-            demo=take(row, "demo", bool),
-        )
+    return take_rows(body, "held", _held, count_max=RECORD_BYTES_MAX // 64)
+
+
+def _held(row: Any) -> Held:
+    fields = as_map(row, "a held model")
+    return Held(
+        digest=_digest(take(fields, "digest", str)),
+        stem=_plain(fields, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
+        card=card_from_wire(as_map(fields.get("card"), "a card")),
+        demo=take(fields, "demo", bool, default=False),
+    )
 
 
 def held_register(page: int) -> str:
@@ -234,39 +238,39 @@ def wants_to_wire(wanted: Iterable[Wanted]) -> dict[str, Any]:
 
 def wants_from_wire(body: dict[str, Any]) -> tuple[Wanted, ...]:
     """Read a body of `wants`; raises as `Member.from_wire`."""
-    return tuple(
-        Wanted(
-            digest=_digest(take(row, "digest", str)),
-            stem=_plain(row, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
-            replicas=_number(row, "replicas", REPLICAS_MAX),
-            priority=_number(row, "priority", PRIORITY_MAX),
-            context=_number(row, "context", CONTEXT_MAX),
-            slots=_number(row, "slots", SLOTS_MAX),
-        )
-        for row in take_list(body, "wants", dict, size_max=WANTS_MAX)
+    return tuple(take_rows(body, "wants", _wanted, count_max=WANTS_MAX))
+
+
+def _wanted(row: Any) -> Wanted:
+    fields = as_map(row, "a wish")
+    return Wanted(
+        digest=_digest(take(fields, "digest", str)),
+        stem=_plain(fields, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
+        replicas=_number(fields, "replicas", REPLICAS_MAX, default=1),
+        priority=_number(fields, "priority", PRIORITY_MAX),
+        context=_number(fields, "context", CONTEXT_MAX),
+        slots=_number(fields, "slots", SLOTS_MAX),
     )
 
 
-def _number(body: dict[str, Any], name: str, most: int) -> int:
-    number = take(body, name, int)
-    if number > most:
-        raise PeerError(f"field {name!r} is more than {most}")
-    return number
+def _number(body: dict[str, Any], name: str, most: int, *, default: int = 0) -> int:
+    """A number; more than this version knows what to do with counts as the most that it does."""
+    return min(take(body, name, int, default=default), most)
 
 
 def _plain(body: dict[str, Any], name: str, size_max: int) -> str:
     """A text that goes to terminals and command lines: what must not reach them is taken out."""
-    return plain_text(take(body, name, str, size_max=size_max), size_max)
+    return plain_text(take(body, name, str, size_max=RECORD_BYTES_MAX, default=""), size_max)
 
 
-def _address(text: str) -> Address:
+def _address(text: Any) -> Address:
     try:
-        return parse_address(text)
+        return parse_address(text if isinstance(text, str) else "")
     except ValueError as exc:
-        raise PeerError("an address that is none") from exc
+        raise PeerError("invalid address") from exc
 
 
 def _digest(text: str) -> ModelDigest:
     if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise PeerError("a model digest that is none")
+        raise PeerError("invalid model digest")
     return ModelDigest(text)

@@ -5,6 +5,8 @@ Unknown fields are left alone: a newer peer may say more than this version under
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from p2pmesh.errors import PeerError
@@ -23,19 +25,27 @@ def as_map(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def take(fields: dict[str, Any], name: str, kind: type[T], *, size_max: int = 4096) -> T:
-    """The field `name`, which must be there and of exactly that type.
+def take(
+    fields: dict[str, Any],
+    name: str,
+    kind: type[T],
+    *,
+    size_max: int = 4096,
+    default: T | None = None,
+) -> T:
+    """The field `name`, which must be of exactly that type.
 
     Args:
         fields: A decoded map.
         name: The field.
         kind: Its type; integers must also not be negative.
         size_max: Bound on the length of text, bytes and lists.
+        default: The value of a field that is not there; None where it must be.
 
     Raises:
         PeerError: Missing, of another type, negative, or too long.
     """
-    value = fields.get(name)
+    value = fields.get(name, default)
     if type(value) is not kind:
         raise PeerError(f"field {name!r} is not of type {kind.__name__}")
     if isinstance(value, (str, bytes, list)) and len(value) > size_max:
@@ -55,6 +65,29 @@ def take_list(fields: dict[str, Any], name: str, kind: type[T], *, size_max: int
     if any(type(item) is not kind for item in items):
         raise PeerError(f"field {name!r} holds something that is not of type {kind.__name__}")
     return tuple(items)
+
+
+def take_rows(
+    fields: dict[str, Any], name: str, read: Callable[[Any], T], *, count_max: int
+) -> Iterator[T]:
+    """The rows of the list `name` that can be read, of the first `count_max`; none without it.
+
+    A newer peer may have rows of kinds that this version does not know; they are its own affair.
+
+    Args:
+        fields: A decoded map.
+        name: The field.
+        read: Makes something of a row, or raises `PeerError`.
+        count_max: How many rows are looked at.
+
+    Raises:
+        PeerError: The field is no list.
+    """
+    for row in take(fields, name, list, size_max=sys.maxsize, default=[])[:count_max]:
+        try:
+            yield read(row)
+        except PeerError:
+            continue
 
 
 def take_exactly(fields: dict[str, Any], name: str, size: int) -> bytes:

@@ -17,7 +17,8 @@ TINY = {
     "name": "p2pmesh demo tiny",
     "size_bytes": 13_496_128,
     "architecture": "qwen3moe",
-    "modality": "chat",
+    "takes": ["text"],
+    "gives": ["chat"],
     "state": "ready",
     "replicas": [
         {"node": SELF_ID, "name": "kitchen-pc", "state": "ready", "detail": ""},
@@ -33,7 +34,8 @@ QWEN = {
     "name": "Qwen3 30B A3B",
     "size_bytes": 18_556_686_912,
     "architecture": "qwen3moe",
-    "modality": "chat",
+    "takes": ["text"],
+    "gives": ["chat"],
     "state": "loading",
     "replicas": [
         {"node": "a" * 26, "name": "annas-laptop", "state": "loading", "detail": "reading weights"}
@@ -48,7 +50,8 @@ LLAMA = {
     "name": "Llama 3.3 70B Instruct",
     "size_bytes": 42_520_395_008,
     "architecture": "llama",
-    "modality": "chat",
+    "takes": ["text"],
+    "gives": ["chat"],
     "state": "not served",
     "replicas": [],
     "copies": 1,

@@ -42,12 +42,18 @@ def model(
     name: str = "alpha",
     *,
     modality: str = "chat",
+    gives: frozenset[str] | None = None,
     state: str = "ready",
     size_bytes: int = 1,
     **more: Any,
 ) -> ServedModel:
     return ServedModel(
-        digest=digest, id=name, modality=modality, state=state, size_bytes=size_bytes, **more
+        digest=digest,
+        id=name,
+        gives=frozenset({modality}) if gives is None else gives,
+        state=state,
+        size_bytes=size_bytes,
+        **more,
     )
 
 

@@ -42,7 +42,9 @@ class OneEngine:
     def models(self) -> Sequence[ServedModel]:
         state = self.engine.status.state
         return [
-            ServedModel(digest=DIGEST, id=MODEL.stem, modality="chat", state=state, size_bytes=1)
+            ServedModel(
+                digest=DIGEST, id=MODEL.stem, gives=frozenset({"chat"}), state=state, size_bytes=1
+            )
         ]
 
     def catalogue(self) -> Catalogue:

@@ -106,8 +106,7 @@ def test_auto_takes_a_model_that_any_of_its_nodes_says_can_do_it() -> None:
     doubtful = model(
         ModelDigest("a" * 64),
         "doubtful",
-        modality="embedding",
-        modalities=frozenset({"chat", "embedding"}),
+        gives=frozenset({"chat", "embedding"}),
     )
     surely = model(ModelDigest("b" * 64), "surely", modality="embedding")
     assert rank_auto([doubtful, surely], ("chat", "completion")) == [doubtful]

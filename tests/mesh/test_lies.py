@@ -63,7 +63,7 @@ async def both_answer(pair: list[Node]) -> bool:
 @pytest.mark.parametrize(
     "lie",
     [
-        describes(modality="embedding"),
+        describes(gives=frozenset({"embedding"})),
         describes(size_bytes=2**62, other_bytes=2**62),
         describes(context=1),
     ],

@@ -66,15 +66,15 @@ def test_recurrent_models_and_encoders_keep_none() -> None:
     ],
 )
 def test_modality(arch: str, pooling: int | None, modality: str) -> None:
-    assert facts(arch, pooling_type=pooling).modality() == modality
+    assert facts(arch, pooling_type=pooling).gives() == modality
 
 
 def test_a_chat_template_makes_a_chat_model_but_not_of_an_embedder() -> None:
     template: dict[str, Value | None] = {"tokenizer.chat_template": "{{ messages }}"}
-    assert Metadata(header_of(template)).modality() == "chat"
+    assert Metadata(header_of(template)).gives() == "chat"
     long = {"tokenizer.chat_template": Skipped(type=ValueType.STRING, count=2**21)}
-    assert Metadata(header_of(long)).modality() == "chat"
-    assert Metadata(header_of({**template, "llama.pooling_type": 2})).modality() == "embedding"
+    assert Metadata(header_of(long)).gives() == "chat"
+    assert Metadata(header_of({**template, "llama.pooling_type": 2})).gives() == "embedding"
 
 
 def test_vocabulary_counts_the_tokens() -> None:

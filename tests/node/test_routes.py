@@ -64,7 +64,7 @@ async def test_a_model_says_what_the_gateway_needs(parts: Parts) -> None:
         assert model == ServedModel(
             digest=ALPHA,
             id="model-1",
-            modality="chat",
+            gives=frozenset({"chat"}),
             state="loading",
             reason="1 of 1 copy",
             nodes=(),
@@ -167,25 +167,27 @@ async def test_one_stem_of_two_models_is_ambiguous_and_both_have_ids(parts: Part
 async def test_what_others_only_claim_of_a_model_is_left_to_them_to_refuse(parts: Parts) -> None:
     for number, modality in ((1, "embedding"), (2, "chat")):
         parts.hearsay.join(number, budget_bytes=8 * GIB)
-        parts.hearsay.hold(number, held(5, card=card(modality=modality)))
+        parts.hearsay.hold(number, held(5, card=card(gives=frozenset({modality}))))
         parts.hearsay.serve(number, 5)
     parts.hearsay.want(1, wanted(5))
     async with serving(parts):
         model = listed(parts.routes, 5)
         assert not model.certain
-        assert model.modalities == {"chat", "embedding"}
+        assert model.gives == {"chat", "embedding"}
         assert model.fit(("chat", "completion")) == 0
 
 
 async def test_of_its_own_file_a_node_believes_itself(parts: Parts) -> None:
     for number in range(1, 5):
         parts.hearsay.join(number)
-        parts.hearsay.hold(number, held(1, card=card(modality="embedding", size_bytes=2**62)))
+        parts.hearsay.hold(
+            number, held(1, card=card(gives=frozenset({"embedding"}), size_bytes=2**62))
+        )
         parts.hearsay.serve(number, 1)
     parts.hearsay.want(1, wanted(1))
     async with serving(parts):
         model = only(parts.routes)
-        assert (model.certain, model.modality, model.size_bytes) == (True, "chat", 3000)
+        assert (model.certain, model.gives, model.size_bytes) == (True, frozenset({"chat"}), 3000)
         assert model.fit(("embedding",)) is None
 
 

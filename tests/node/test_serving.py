@@ -79,7 +79,9 @@ async def test_a_model_that_another_node_wants_is_launched_as_it_asks(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parts = make_parts(Hearsay(), tmp_path, monkeypatch, files=(0, 1), modality="embedding")
+    parts = make_parts(
+        Hearsay(), tmp_path, monkeypatch, files=(0, 1), gives=frozenset({"embedding"})
+    )
     parts.hearsay.want(1, wanted(1, slots=asked, context=1024))
     async with serving(parts):
         (engine,) = parts.engines

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.config import Address
+from p2pmesh.config import SLOTS_MAX, Address
 from p2pmesh.errors import PeerError
+from p2pmesh.models.metadata import CONTEXT_MAX
 from p2pmesh.state import bodies
-from p2pmesh.state.bodies import Caps, Member, Served, Wanted
+from p2pmesh.state.bodies import Caps, Held, Member, Served, Wanted
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.records import RECORD_BYTES_MAX
 from tests.state.make import NOW, card, digest, held, member, record
@@ -48,22 +50,137 @@ def test_held_models_are_paged_within_the_bound_of_a_record(count: int, layers: 
     assert again == sorted(models, key=lambda one: one.digest)
 
 
+def held_rows(body: dict[str, Any]) -> tuple[Held, ...]:
+    return tuple(bodies.held_from_wire(body))
+
+
+REGISTERS: Mapping[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = {
+    "member": (Member.from_wire, member(left=True).to_wire(), ""),
+    "caps": (Caps.from_wire, Caps(budget_bytes=9, engine="e", rpc="r").to_wire(), ""),
+    "serves": (
+        bodies.serves_from_wire,
+        bodies.serves_to_wire(
+            [
+                Served(digest=digest(1), state="ready", detail="d"),
+                Served(digest=digest(2), state="failed"),
+            ]
+        ),
+        "serves",
+    ),
+    "held": (held_rows, bodies.held_pages([held(1), held(2, demo=True)])[0], "held"),
+    "wants": (
+        bodies.wants_from_wire,
+        bodies.wants_to_wire([WANTED, replace(WANTED, digest=digest(2))]),
+        "wants",
+    ),
+}
+NEWER: Mapping[str, Any] = {"colour": "green", "extra": [1, [2, b"three"]]}
+FORMS = pytest.mark.parametrize(("read", "body", "rows"), REGISTERS.values(), ids=REGISTERS)
+
+
+@FORMS
+def test_what_a_newer_node_adds_is_left_alone(read: Any, body: dict[str, Any], rows: str) -> None:
+    known = read(body)
+    assert read({**body, **NEWER}) == known
+    if rows:
+        longer = [
+            [*row, "column", 7] if isinstance(row, list) else {**row, **NEWER} for row in body[rows]
+        ]
+        assert read({**body, rows: longer}) == known
+
+
+@FORMS
+def test_without_a_field_all_others_still_read(read: Any, body: dict[str, Any], rows: str) -> None:
+    whole = read(body)
+    for name in body:
+        less = read({key: value for key, value in body.items() if key != name})
+        if rows:
+            assert less == ()
+            continue
+        differing = {
+            field.name
+            for field in fields(whole)
+            if getattr(less, field.name) != getattr(whole, field.name)
+        }
+        assert differing <= {name}
+
+
+@pytest.mark.parametrize("register", ["held", "wants"])
+def test_without_a_field_of_a_row_the_others_of_the_row_still_read(register: str) -> None:
+    read, body, rows = REGISTERS[register]
+    whole = read(body)
+    first, second = body[rows]
+    for name in first:
+        read_rows = read({rows: [{k: v for k, v in first.items() if k != name}, second]})
+        assert read_rows[-1] == whole[1], "the other row is whole"
+        if name in ("digest", "card"):
+            assert read_rows == whole[1:], "a row is about nothing without it"
+        else:
+            assert replace(read_rows[0], **{name: getattr(whole[0], name)}) == whole[0]
+
+
+def test_without_a_field_of_a_card_the_others_still_read() -> None:
+    whole = held(1)
+    (row,) = bodies.held_pages([whole])[0]["held"]
+    for name in row["card"]:
+        less = {key: value for key, value in row["card"].items() if key != name}
+        read = held_rows({"held": [{**row, "card": less}]})
+        if name in ("size_bytes", "context"):
+            assert read == (), "nobody can place it"
+            continue
+        changes = {name: getattr(whole.card, name)}
+        if name == "layer_bytes":
+            changes["layers"] = whole.card.layers
+        assert replace(read[0].card, **changes) == whole.card
+
+
+UNREADABLE: Sequence[Any] = (None, 7, "x", [], ["00", "ready", ""], {}, {"digest": "x"}, b"\xff")
+
+
+@pytest.mark.parametrize("register", ["serves", "held", "wants"])
+@pytest.mark.parametrize("junk", UNREADABLE, ids=repr)
+def test_a_row_that_does_not_read_is_skipped(register: str, junk: Any) -> None:
+    read, body, rows = REGISTERS[register]
+    assert read({**body, rows: [junk, *body[rows]]}) == read(body)
+
+
+def test_a_state_that_only_newer_nodes_know_is_skipped() -> None:
+    rows = [[digest(1), "dancing", ""], [digest(2), "ready"]]
+    assert bodies.serves_from_wire({"serves": rows}) == (Served(digest=digest(2), state="ready"),)
+
+
+def test_a_modality_that_only_newer_nodes_know_stands_beside_others() -> None:
+    (page,) = bodies.held_pages([held(1, card=card(gives=frozenset({"chat", "smell"})))])
+    (read,) = held_rows(over_the_wire(page))
+    assert read.card.gives == {"chat", "smell"}
+
+
+def test_an_address_that_does_not_read_costs_that_address() -> None:
+    body = {**member().to_wire(), "addresses": ["nowhere", 7, "10.0.0.5:9338", "[::1]:x"]}
+    assert Member.from_wire(body).addresses == (Address("10.0.0.5", 9338),)
+
+
+def test_numbers_beyond_what_is_known_count_as_the_most() -> None:
+    (read,) = bodies.wants_from_wire({"wants": [{**WISH, "slots": 10**6, "context": 2**40}]})
+    assert (read.slots, read.context) == (SLOTS_MAX, CONTEXT_MAX)
+
+
+def test_rows_beyond_the_bound_are_not_looked_at() -> None:
+    wishes = [{**WISH, "digest": digest(number)} for number in range(2 * bodies.WANTS_MAX)]
+    assert len(bodies.wants_from_wire({"wants": wishes})) == bodies.WANTS_MAX
+
+
 @pytest.mark.parametrize(
     ("read", "body"),
     [
-        (Member.from_wire, {}),
-        (Member.from_wire, {**member().to_wire(), "addresses": ["nowhere"]}),
-        (Member.from_wire, {**member().to_wire(), "name": "x" * 65}),
-        (Caps.from_wire, {"budget_bytes": -1, "engine": "", "rpc": ""}),
-        (bodies.serves_from_wire, {"serves": [["00", "ready", ""]]}),
-        (bodies.serves_from_wire, {"serves": [[digest(1), "dancing", ""]]}),
-        (bodies.wants_from_wire, {"wants": [{}]}),
-        (bodies.wants_from_wire, {"wants": [{**WISH, "slots": 65}]}),
-        (bodies.wants_from_wire, {"wants": [{**WISH, "context": 2**40}]}),
-        (lambda body: list(bodies.held_from_wire(body)), {"held": [{"digest": "x"}]}),
+        (Member.from_wire, {"addresses": "10.0.0.5:9338"}),
+        (Member.from_wire, {"name": 7}),
+        (Caps.from_wire, {"budget_bytes": -1}),
+        (bodies.serves_from_wire, {"serves": {}}),
+        (bodies.wants_from_wire, {"wants": 1}),
     ],
 )
-def test_what_does_not_read_is_a_peers_fault(read: Any, body: dict[str, Any]) -> None:
+def test_a_field_of_a_wrong_type_makes_a_body_unreadable(read: Any, body: dict[str, Any]) -> None:
     with pytest.raises(PeerError):
         read(body)
 

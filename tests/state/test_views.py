@@ -52,7 +52,7 @@ def test_wants_outlive_a_goodbye() -> None:
 def describes(document: Document, owner: int, modality: str, *, state: str = "") -> None:
     """Another node says that it has model 1, and perhaps that it runs it."""
     served = [Served(digest=digest(1), state=state)] if state else []  # type: ignore[arg-type]
-    mine = held(1, stem=f"name-{owner}", card=card(modality=modality), demo=True)
+    mine = held(1, stem=f"name-{owner}", card=card(gives=frozenset({modality})), demo=True)
     for register, body in (
         ("member", member(f"node-{owner}").to_wire()),
         ("models/0", bodies.serves_to_wire(served)),
@@ -68,17 +68,17 @@ def test_who_has_a_file_believes_its_own_description() -> None:
     document = Document(MESH)
     describes(document, SMALLEST, "embedding", state="ready")
     describes(document, LARGEST, "chat")
-    assert read(document, me=NODES[LARGEST]).cards[digest(1)].modality == "chat"
-    assert read(document, me=NODES[SMALLEST]).cards[digest(1)].modality == "embedding"
+    assert read(document, me=NODES[LARGEST]).cards[digest(1)].gives == {"chat"}
+    assert read(document, me=NODES[SMALLEST]).cards[digest(1)].gives == {"embedding"}
 
 
 def test_without_the_file_the_word_of_who_serves_counts_then_the_smallest_holders() -> None:
     document = Document(MESH)
     describes(document, SMALLEST, "embedding", state="loading")
     describes(document, MIDDLE, "completion")
-    assert read(document).cards[digest(1)].modality == "embedding"
+    assert read(document).cards[digest(1)].gives == {"embedding"}
     describes(document, LARGEST, "chat", state="ready")
-    assert read(document).cards[digest(1)].modality == "chat"
+    assert read(document).cards[digest(1)].gives == {"chat"}
 
 
 def test_nothing_that_a_removed_node_said_of_models_counts() -> None:
@@ -89,7 +89,7 @@ def test_nothing_that_a_removed_node_said_of_models_counts() -> None:
     view = read(document)
     assert view.removed == {NODES[SMALLEST]}
     assert [node.node for node in view.live] == [NODES[LARGEST]]
-    assert view.cards[digest(1)].modality == "chat"
+    assert view.cards[digest(1)].gives == {"chat"}
     assert {named.stem for named in view.names} == {f"name-{LARGEST}"}
 
 
