@@ -36,7 +36,8 @@ class Bounds:
             to a replica.
         pool_idle: Connections to replicas kept for the next request.
         console: Connections to the console.
-        unauthenticated: Connections to the peer port that have not proved who they are.
+        unauthenticated: Connections to the peer port that have not proved who they are, and as
+            many from networks of members.
         holding: Connections to the peer port that are kept waiting before they are closed.
     """
 
@@ -58,7 +59,8 @@ class Bounds:
     def total(self) -> int:
         """Descriptors that all of it takes."""
         both = 2 * (self.connections + self.in_flight)
-        return both + self.pool_idle + self.console + self.unauthenticated + self.holding
+        door = 2 * self.unauthenticated + self.holding
+        return both + self.pool_idle + self.console + door
 
 
 def budget(limit: int) -> Bounds:

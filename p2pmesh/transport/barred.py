@@ -3,7 +3,7 @@
 Pure. A hostile member would otherwise come straight back. A node's pause doubles with each time
 and is forgotten after long good conduct, so that a peer with a passing fault is back in a second.
 But a node is known only after TLS and hello, which cost milliseconds; so trouble is counted by
-network address too, and an address with too much of it is hung up on before.
+network too, and a network with too much of it is hung up on before.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ BAR_MAX_S = 60.0
 GOOD_CONDUCT_S = 600.0  # after the last pause: then it starts from the first again
 BARRED_MAX = 1024  # nodes remembered; beyond that the one that misbehaved longest ago is forgotten
 
-TROUBLE_RATE_PER_S = 4.0  # hellos that come to nothing, from one address: 2 % of a core
-TROUBLE_BURST = 128  # before that, as many machines may share one address
-HOSTS_MAX = 1024  # addresses remembered, as for nodes
+TROUBLE_RATE_PER_S = 4.0  # hellos that come to nothing, from one network: 2 % of a core
+TROUBLE_BURST = 128  # before that, as many machines may share one network
+HOSTS_MAX = 1024  # networks remembered, as for nodes
 
 
 @dataclass(slots=True)
@@ -56,18 +56,18 @@ class Barred:
 
 
 class Troublesome:
-    """How much trouble came from each network address lately."""
+    """How much trouble came from each network lately."""
 
     def __init__(self) -> None:
         self._paid_until: OrderedDict[str, float] = OrderedDict()
 
-    def note(self, host: str, now: float) -> None:
-        """One more connection from `host` came to nothing by its own fault."""
-        paid_until = max(self._paid_until.pop(host, now), now) + 1 / TROUBLE_RATE_PER_S
-        self._paid_until[host] = paid_until
+    def note(self, network: str, now: float) -> None:
+        """One more connection from `network` came to nothing by its own fault."""
+        paid_until = max(self._paid_until.pop(network, now), now) + 1 / TROUBLE_RATE_PER_S
+        self._paid_until[network] = paid_until
         if len(self._paid_until) > HOSTS_MAX:
             self._paid_until.popitem(last=False)
 
-    def is_too_much(self, host: str, now: float) -> bool:
-        """Whether the next connection from `host` is not worth a hello."""
-        return self._paid_until.get(host, now) - now > TROUBLE_BURST / TROUBLE_RATE_PER_S
+    def is_too_much(self, network: str, now: float) -> bool:
+        """Whether the next connection from `network` is not worth a hello."""
+        return self._paid_until.get(network, now) - now > TROUBLE_BURST / TROUBLE_RATE_PER_S

@@ -7,7 +7,6 @@ given up, how several addresses are tried, who broke the protocol and has to sta
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.transport.barred import Barred
 from p2pmesh.transport.base import Channel, NobodyThereError, OnStream, Transport
 from p2pmesh.transport.outbox import Outbox
+from p2pmesh.transport.pace import Pace
 from p2pmesh.wire.messages import (
     Facts,
     Items,
@@ -268,7 +268,7 @@ class _Link:
         self._channel = channel
         self._outbox = Outbox()
         self._scope = trio.CancelScope()
-        self._paid_until = -math.inf
+        self._pace = Pace(MESSAGES_RATE_PER_S, MESSAGES_BURST)
         self.since = trio.current_time()
         self.reason = "closed"
         self._fault = ""
@@ -324,10 +324,9 @@ class _Link:
     async def _keep_pace(self, busy_s: float) -> None:
         """Wait if the peer has said more, or given more work, than anybody has to for long."""
         now = trio.current_time()
-        paid_until = max(self._paid_until, now - MESSAGES_BURST / MESSAGES_RATE_PER_S)
-        self._paid_until = paid_until + max(1 / MESSAGES_RATE_PER_S, busy_s / CORE_SHARE)
-        if self._paid_until > now:
-            await trio.sleep_until(self._paid_until)
+        until = self._pace.take(now, max(1.0, busy_s / CORE_SHARE * MESSAGES_RATE_PER_S))
+        if until > now:
+            await trio.sleep_until(until)
 
     async def _write(self) -> None:
         while (message := await self._outbox.take()) is not None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import ipaddress
+import socket
 import ssl
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -26,15 +25,16 @@ from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.hello import Peer, Purpose, Self
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport.barred import Troublesome
 from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, OnChannel, OnStream, link_errors
 from p2pmesh.transport.channel import open_channel
+from p2pmesh.transport.doorway import Doorway
 from p2pmesh.transport.greet import answer, introduce
 
-UNAUTHENTICATED_MAX = 64  # connections that have not proved who they are, all together
-UNAUTHENTICATED_PER_HOST_MAX = 4  # one address cannot take all the places of the others
-HOLD_S = 1.0  # before a connection from a troublesome address is closed unheard
+UNAUTHENTICATED_MAX = 64  # connections that have not proved who they are, see `Doorway`
+HOLD_S = 1.0  # before a connection from a troublesome network is closed unheard, or listened to
 HOLDING_MAX = 64  # such connections; each is a descriptor
+DROPPED_LOG_INTERVAL_S = 1.0  # a scanner must not fill the log
+TLS_HANDSHAKE = b"\x16"  # the first byte of all TLS
 
 TlsStream = trio.SSLStream[trio.SocketStream]
 
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class _TurnedAwayError(PeerError):
-    """A connection that was not listened to; what it would have been worth nobody knows."""
+    """A connection that cost next to nothing, and is no reason to keep others from there away."""
 
 
 class TlsTransport:
@@ -65,15 +65,14 @@ class TlsTransport:
         unauthenticated_max: int = UNAUTHENTICATED_MAX,
         holding_max: int = HOLDING_MAX,
     ) -> None:
-        self._unauthenticated_max, self._holding_max = unauthenticated_max, holding_max
         self._me = me
         self._clock = clock
         self._listeners = listeners
         self._server_context, self._certificate = _server_context()
         self._client_context = _client_context()
-        self._unauthenticated: Counter[str] = Counter()
-        self._troublesome = Troublesome()
-        self._holding = 0
+        self._doorway: Doorway[trio.CancelScope] = Doorway(unauthenticated_max)
+        self._holding, self._holding_max = 0, holding_max
+        self._dropped, self._dropped_logged_at = 0, -DROPPED_LOG_INTERVAL_S
 
     @property
     def address(self) -> Address:
@@ -92,15 +91,15 @@ class TlsTransport:
 
         async def handle(tcp: trio.SocketStream) -> None:
             remote = _remote(tcp)
-            if self._troublesome.is_too_much(remote.host, trio.current_time()):
+            if self._doorway.is_unwelcome(remote.host, trio.current_time()):
                 await self._hold(tcp)
                 return
             try:
                 await self._accept(tcp, remote, on_channel, on_stream)
             except* MeshError as group:
                 if group.subgroup(_is_its_fault):
-                    self._troublesome.note(remote.host, trio.current_time())
-                log.info("connection_dropped", remote=str(remote), reason=_sentences(group))
+                    self._doorway.failed(remote.host, trio.current_time())
+                self._log_dropped(remote, _sentences(group))
             except* Exception:
                 log.exception("connection_failed", remote=str(remote))
 
@@ -112,10 +111,14 @@ class TlsTransport:
         tls = trio.SSLStream(tcp, self._server_context, server_side=True, https_compatible=True)
         async with _closing(tls):
             with self._place_for(remote.host), _greeting_errors(remote):
+                await _expect_tls(tcp)
+                if self._doorway.must_wait(remote.host, trio.current_time()):
+                    await trio.sleep(HOLD_S)
                 await tls.do_handshake()
                 peer = await answer(
                     tls, self._me(), certificate=self._certificate, now=self._clock()
                 )
+            self._doorway.proved(remote.host)
             if peer.purpose == "hello":
                 return
             if peer.purpose == "stream":
@@ -136,18 +139,22 @@ class TlsTransport:
 
     @contextlib.contextmanager
     def _place_for(self, host: str) -> Iterator[None]:
-        # Nodes of one machine share its address, and nobody else can come from there.
-        everybody = self._unauthenticated_max
-        per_host = everybody if _is_loopback(host) else UNAUTHENTICATED_PER_HOST_MAX
-        if self._unauthenticated.total() >= everybody or self._unauthenticated[host] >= per_host:
-            raise _TurnedAwayError("too many connections that have not said who they are")
-        self._unauthenticated[host] += 1
-        try:
-            yield
-        finally:
-            self._unauthenticated[host] -= 1
-            if not self._unauthenticated[host]:
-                del self._unauthenticated[host]
+        with trio.CancelScope() as visit:
+            if (oldest := self._doorway.enter(host, visit)) is not None:
+                oldest.cancel()
+            try:
+                yield
+            finally:
+                self._doorway.leave(visit)
+        if visit.cancelled_caught:
+            raise _TurnedAwayError("it said nothing for longer than all that came after it")
+
+    def _log_dropped(self, remote: Address, reason: str) -> None:
+        self._dropped += 1
+        now = trio.current_time()
+        if now - self._dropped_logged_at >= DROPPED_LOG_INTERVAL_S:
+            log.info("connection_dropped", remote=str(remote), reason=reason, count=self._dropped)
+            self._dropped, self._dropped_logged_at = 0, now
 
     @contextlib.asynccontextmanager
     async def dial(self, address: Address, *, expected: NodeId | None) -> AsyncIterator[Channel]:
@@ -183,10 +190,18 @@ class TlsTransport:
                     expected=expected,
                     now=self._clock(),
                 )
+                self._doorway.proved(address.host)
                 return tls, peer
         except BaseException:
             await trio.aclose_forcefully(tls)
             raise
+
+
+async def _expect_tls(tcp: trio.SocketStream) -> None:
+    """Wait for the first byte: what is no TLS is not worth making any for."""
+    first = await tcp.socket.recv(1, socket.MSG_PEEK)
+    if first and first != TLS_HANDSHAKE:
+        raise _TurnedAwayError("what came is no TLS")
 
 
 @contextlib.contextmanager
@@ -256,13 +271,6 @@ def _remote(tcp: trio.SocketStream) -> Address:
     except OSError:  # gone already
         return Address("unknown", 0)
     return Address(host, port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_its_fault(exc: BaseException) -> bool:

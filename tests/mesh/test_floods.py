@@ -7,24 +7,40 @@ import secrets
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import structlog
 import trio
+import trio.lowlevel
 
 from p2pmesh.identity.keys import MeshId, SigningKey
 from p2pmesh.state.bodies import CAPS, Caps
-from p2pmesh.transport.base import Channel
-from p2pmesh.wire.messages import Facts, encode_message
-from tests.mesh.hostile import ANSWER, Attacker, answers, ask, signed
-from tests.mesh.nodes import Node, running
+from p2pmesh.transport.barred import TROUBLE_BURST
+from p2pmesh.transport.base import Channel, link_errors
+from p2pmesh.transport.channel import WebSocketChannel
+from p2pmesh.transport.tls import UNAUTHENTICATED_MAX
+from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Facts, encode_message
+from tests.mesh.hostile import (
+    ANSWER,
+    HALF_TLS,
+    Attacker,
+    answers,
+    ask,
+    connected,
+    signed,
+    throw,
+)
+from tests.mesh.nodes import Node, end, running, start
 
 FORGED_PER_S = 10_000
 FLOOD_S = 10.0
 CPU_SHARE_MAX = 0.10  # of a core, above what the node takes in peace
 SHORT_S = 1.0
+JOIN_S_MAX = 10.0  # with the start of a process and of its engine on a busy machine
 
 log = structlog.get_logger(__name__)
 
@@ -139,6 +155,74 @@ async def test_a_flood_of_forged_records_costs_its_neighbour_little(
     assert share < CPU_SHARE_MAX
     assert attacker.refused >= 1
     assert max(responses) < 1
+    assert await trio.to_thread.run_sync(others_live, pair)
+    assert [ask(node).text for node in pair] == [ANSWER] * 2
+
+
+async def peer_port_is_open_to(newcomer: Path, node: Node) -> None:
+    """Another node can join at once, and is answered through it."""
+    started = time.monotonic()
+    joins = partial(start, newcomer, "--join", node.me["peer"], name="newcomer")
+    joined = await trio.to_thread.run_sync(joins)
+    try:
+        assert time.monotonic() - started < JOIN_S_MAX
+        assert (await trio.to_thread.run_sync(ask, joined)).text == ANSWER
+    finally:
+        await trio.to_thread.run_sync(end, joined)
+
+
+async def test_silent_connections_lock_nobody_out(pair: list[Node], tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(2 * UNAUTHENTICATED_MAX):
+            stack.enter_context(connected(pair[0], "peer"))
+        await peer_port_is_open_to(tmp_path / "newcomer", pair[0])
+
+
+@pytest.mark.parametrize("junk", [b"\x00" * 50, HALF_TLS + bytes(600)], ids=["no TLS", "half TLS"])
+async def test_junk_from_the_address_of_a_member_does_not_lock_it_out(
+    pair: list[Node], tmp_path: Path, junk: bytes
+) -> None:
+    before = said_events(pair[0]).count("connection_dropped")
+    began_at = time.monotonic()
+    for _ in range(2 * TROUBLE_BURST):
+        await trio.to_thread.run_sync(throw, pair[0], "peer", junk)
+    assert await trio.to_thread.run_sync(others_live, pair)
+    logged = said_events(pair[0]).count("connection_dropped") - before
+    assert logged <= time.monotonic() - began_at + 1
+    await peer_port_is_open_to(tmp_path / "newcomer", pair[0])
+
+
+# The longest message, in pieces of TLS that hold one byte each.
+ONE_BY_ONE = b"\x82\xff" + MESSAGE_BYTES_MAX.to_bytes(8) + bytes(4 + MESSAGE_BYTES_MAX)
+FRAMES = {
+    "pings": (b"\x89\x80" + bytes(4)) * 5000,
+    "pongs": (b"\x8a\x80" + bytes(4)) * 5000,
+    "long pings": (b"\x89\xfd" + bytes(4 + 125)) * 500,
+    "empty pieces": b"\x02\x80" + bytes(4) + (b"\x00\x80" + bytes(4)) * 5000,
+    "a byte at a time": ONE_BY_ONE,
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("frames", FRAMES.values(), ids=FRAMES)
+async def test_a_flood_below_the_messages_costs_its_neighbour_little(
+    pair: list[Node], frames: bytes
+) -> None:
+    attacker = await Attacker.on(pair[0])
+
+    async def flood(channel: Channel) -> None:
+        assert isinstance(channel, WebSocketChannel)
+        step = 1 if frames is ONE_BY_ONE else len(frames)
+        with link_errors("the node hung up"):
+            while True:
+                for begin in range(0, len(frames), step):
+                    await channel._stream.send_all(frames[begin : begin + step])
+
+    before = cpu_s(pair[0])
+    await attacker.run(flood, FLOOD_S)
+    share = (cpu_s(pair[0]) - before) / FLOOD_S
+    log.info("flood_measured", cpu_share=round(share, 3), links=attacker.links)
+    assert share < CPU_SHARE_MAX
     assert await trio.to_thread.run_sync(others_live, pair)
     assert [ask(node).text for node in pair] == [ANSWER] * 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 import trio_websocket
 from trio.testing import MockClock, memory_stream_pair
 
@@ -11,8 +12,15 @@ from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, MeshError, PeerError
 from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.transport import channel as channel_module
 from p2pmesh.transport.base import DIAL_TIMEOUT_S, SEND_TIMEOUT_S
-from p2pmesh.transport.channel import CLOSE_TIMEOUT_S, PATH, open_channel
+from p2pmesh.transport.channel import (
+    CLOSE_TIMEOUT_S,
+    PATH,
+    READ_BYTES_MAX,
+    READS_PER_S,
+    open_channel,
+)
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
 from tests.transport.networks import MESH
 
@@ -223,19 +231,75 @@ async def test_the_reason_of_a_close_steers_no_terminal(autojump_clock: MockCloc
             await serve(far)
 
 
-async def test_messages_in_pieces_are_put_together(autojump_clock: MockClock) -> None:
+PIECES = {
+    "two pieces": b"\x02\x82" + MASK + b"on" + b"\x80\x81" + MASK + b"e",
+    "empty pieces without end": b"\x02\x80" + MASK + (b"\x00\x80" + MASK) * 1000,
+}
+PINGS = {
+    "pings": (b"\x89\x80" + MASK) * 1000,
+    "pongs": (b"\x8a\x80" + MASK) * 1000,
+    "long pings": (b"\x89\xfd" + MASK + bytes(125)) * 1000,
+}
+
+
+@pytest.mark.parametrize("outgoing", [False, True])
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        *((frames, "a message in pieces") for frames in PIECES.values()),
+        *((frames, "more pings than any link needs") for frames in PINGS.values()),
+    ],
+    ids=[*PIECES, *PINGS],
+)
+async def test_frames_that_cost_more_than_they_say_break_the_protocol(
+    frames: bytes, reason: str, *, outgoing: bool, autojump_clock: MockClock
+) -> None:
     near, far = memory_stream_pair()
-    frames = b"\x02\x82" + MASK + b"on" + b"\x80\x81" + MASK + b"e" + b"\x82\x83" + MASK + b"two"
+
+    async def misbehave() -> None:
+        async with open_channel(near, peer=PEER, remote=REMOTE, outgoing=not outgoing):
+            await near.send_all(frames)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(misbehave)
+        with pytest.RaisesGroup(pytest.RaisesExc(PeerError, match=reason), flatten_subgroups=True):
+            async with open_channel(far, peer=PEER, remote=REMOTE, outgoing=outgoing) as channel:
+                while True:
+                    await channel.receive()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ping_now_and_then_is_answered(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_quietly, far)
         await shake(near)
-        for byte in frames:
-            await near.send_all(bytes([byte]))
-        echoed = b"\x82\x03one\x82\x03two"
-        answer = b""
-        while len(answer) < len(echoed):
-            answer += await near.receive_some(65536)
-        assert answer == echoed
+        for number in range(100):
+            await near.send_all(b"\x89\x81" + MASK + bytes([number]))
+            assert await near.receive_some(65536) == b"\x8a\x01" + bytes([number])
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_link_is_read_from_at_a_bounded_rate(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "READS_BURST", 100)
+    near, far = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_quietly, far)
+        await shake(near)
+        started = trio.current_time()
+        size = 4 * READ_BYTES_MAX - 8  # with its head as much as is read in four times
+        message = b"\x82\xfe" + size.to_bytes(2) + MASK + bytes(size)
+        await near.send_all(message * 200)
+        answered_bytes = 0
+        while answered_bytes < 200 * size:
+            chunk = await near.receive_some(65536)
+            assert chunk
+            answered_bytes += len(chunk)
+        assert trio.current_time() - started == pytest.approx(500 / READS_PER_S, rel=0.05)
         nursery.cancel_scope.cancel()
 
 
@@ -254,10 +318,8 @@ async def test_a_message_over_the_limit_is_not_gathered(autojump_clock: MockCloc
         nonlocal said
         async with near:
             await shake(near)
-            piece = bytes(65535)
-            await near.send_all(b"\x02\xfe\xff\xff" + MASK + piece)
-            for _ in range(2 * MESSAGE_BYTES_MAX // len(piece)):
-                await near.send_all(b"\x00\xfe\xff\xff" + MASK + piece)
+            size = (2 * MESSAGE_BYTES_MAX).to_bytes(8)
+            await near.send_all(b"\x82\xff" + size + MASK + bytes(2 * MESSAGE_BYTES_MAX))
             said = await drain(near)
 
     with pytest.RaisesGroup(pytest.RaisesExc(check=only_mesh_errors), flatten_subgroups=True):

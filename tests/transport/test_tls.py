@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -20,6 +21,7 @@ from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport import barred, tls
 from p2pmesh.transport.base import Channel
+from p2pmesh.transport.doorway import Doorway
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.messages import CHUNK_BYTES_MAX
 from tests.transport.networks import someone
@@ -102,29 +104,30 @@ async def test_junk_inside_tls_is_dropped_and_the_node_lives() -> None:
         await assert_alive(bert)
 
 
-async def test_a_crowd_that_says_nothing_is_bounded() -> None:
-    async with bert_listening(unauthenticated_max=3) as bert, trio.open_nursery() as nursery:
+async def test_the_oldest_of_a_crowd_that_says_nothing_gives_way() -> None:
+    async with bert_listening(unauthenticated_max=3) as bert:
         silent = [
-            await trio.open_tcp_stream(bert.address.host, bert.address.port) for _ in range(3)
+            await trio.open_tcp_stream(bert.address.host, bert.address.port) for _ in range(4)
         ]
-        surplus = await trio.open_tcp_stream(bert.address.host, bert.address.port)
-        assert await surplus.receive_some() == b""
-        for stream in (*silent, surplus):
-            nursery.start_soon(stream.aclose)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await silent[0].receive_some() == b""
         await assert_alive(bert)
+        assert await silent[1].receive_some() == b""
+        for stream in silent:
+            await stream.aclose()
 
 
-async def test_an_address_with_too_much_trouble_is_kept_waiting_and_hung_up_on(
+def from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections look as if they came from another machine."""
+    monkeypatch.setattr(tls, "_remote", lambda _: Address("192.0.2.7", 1))
+
+
+async def test_a_network_with_too_much_trouble_is_kept_waiting_and_hung_up_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from_elsewhere(monkeypatch)
     monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
     monkeypatch.setattr(tls, "HOLD_S", 0.2)
-    async with (
-        bert_listening(holding_max=1) as bert,
-        listeners() as own,
-        trio.open_nursery() as nursery,
-    ):
+    async with bert_listening(holding_max=1) as bert, trio.open_nursery() as nursery:
 
         async def hang_up_after_s() -> float:
             started = trio.current_time()
@@ -133,36 +136,82 @@ async def test_an_address_with_too_much_trouble_is_kept_waiting_and_hung_up_on(
                 assert await stream.receive_some() == b""
             return trio.current_time() - started
 
-        anna = TlsTransport(lambda: ANNA, own)
-        assert (await anna.introduce(bert.address)).node == BERT.key.id
         for _ in range(3):
-            bert._troublesome.note("127.0.0.1", trio.current_time())
+            bert._doorway.failed("192.0.2.7", trio.current_time())
         nursery.start_soon(hang_up_after_s)
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert await hang_up_after_s() < 0.1, "no more are kept than are bounded"
         await trio.sleep(0.2)
-        bert._troublesome.note("127.0.0.1", trio.current_time())
+        bert._doorway.failed("192.0.2.7", trio.current_time())
         assert await hang_up_after_s() >= 0.2
-        bert._troublesome = barred.Troublesome()  # a while later
+        bert._doorway = Doorway(4)  # a while later
         await assert_alive(bert)
 
 
-@pytest.mark.parametrize("what", ["junk", "another mesh"])
-async def test_trouble_is_what_the_caller_is_to_blame_for(what: str) -> None:
+async def test_a_member_whose_network_is_in_trouble_waits_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from_elsewhere(monkeypatch)
+    monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
+    monkeypatch.setattr(tls, "HOLD_S", 0.2)
+    async with bert_listening() as bert:
+        await assert_alive(bert)
+        for _ in range(10):
+            bert._doorway.failed("192.0.2.7", trio.current_time())
+        started = trio.current_time()
+        await assert_alive(bert)
+        assert trio.current_time() - started >= 0.2
+
+
+@pytest.mark.parametrize(("what", "to_blame"), [("junk", False), ("another mesh", True)])
+async def test_trouble_is_a_hello_that_comes_to_nothing(
+    what: str, monkeypatch: pytest.MonkeyPatch, *, to_blame: bool
+) -> None:
+    from_elsewhere(monkeypatch)
+    monkeypatch.setattr(barred, "TROUBLE_BURST", 0)
     async with bert_listening() as bert, listeners() as own:
         stranger = TlsTransport(lambda: someone(3, mesh=MeshId(b"n" * 16)), own)
-        await assert_alive(bert)
-        assert not bert._troublesome._paid_until
         if what == "junk":
             stream = await trio.open_tcp_stream(bert.address.host, bert.address.port)
             async with stream:
                 await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
-                await trio.testing.wait_all_tasks_blocked(0.05)
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
         else:
             with pytest.raises(MeshError):
                 await stranger.introduce(bert.address)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert set(bert._troublesome._paid_until) == {"127.0.0.1"}
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert bert._doorway.is_unwelcome("192.0.2.7", trio.current_time()) == to_blame
+
+
+async def test_a_member_proves_its_network_from_either_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from_elsewhere(monkeypatch)
+    async with bert_listening() as bert, listeners() as own:
+        anna = TlsTransport(lambda: ANNA, own)
+        await anna.introduce(bert.address)
+        assert "192.0.2.7" in bert._doorway._proved
+        assert "loopback" in anna._doorway._proved
+
+
+async def test_dropped_connections_are_logged_once_a_second_with_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls, "DROPPED_LOG_INTERVAL_S", 0.2)
+    async with bert_listening() as bert:
+        with structlog.testing.capture_logs() as logs:
+            for pause_s in (0, 0, 0.25):
+                await trio.sleep(pause_s)
+                stream = await trio.open_tcp_stream(bert.address.host, bert.address.port)
+                async with stream:
+                    await stream.send_all(b"junk")
+                    with pytest.raises(trio.BrokenResourceError):
+                        await stream.receive_some()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+    dropped = [log for log in logs if log["event"] == "connection_dropped"]
+    assert [log["count"] for log in dropped] == [1, 2]
+    assert dropped[0]["reason"] == "what came is no TLS"
 
 
 async def test_a_server_that_does_not_speak_tls_is_a_peers_fault() -> None:
