@@ -17,8 +17,10 @@ from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Message, Probe, encode_mess
 NEWER = max(hello.VERSIONS) + 1
 VERSIONS = (*hello.VERSIONS, NEWER)  # that a newer node speaks
 REGISTER = "future"
+MODALITY = "smell"
 
 _NEWS = encode({"t": "rumour", "about": [1, {"deep": b"x"}], "z": None})
+_UNKNOWN_ROWS = (["0" * 64, "dancing", ""], {"stage": 3}, "word")
 _FIELDS: Mapping[str, Any] = {"colour": "green", "extra": [1, [2, b"three"]]}
 
 
@@ -30,9 +32,30 @@ def in_newer_words(message: Message) -> Iterator[bytes]:
     yield encode({**fields, **_FIELDS})
 
 
-def newer_member(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A `member` body as a newer node writes it."""
-    return {**body, **_FIELDS}
+def newer_words(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a register that this version knows, as a newer node writes it.
+
+    With fields and columns of its own, rows of kinds and states that nobody here knows, and a
+    modality besides the known ones.
+    """
+    said = {name: _newer_rows(value) for name, value in body.items()}
+    return {**said, **_FIELDS}
+
+
+def _newer_rows(value: Any) -> Any:
+    if not isinstance(value, list) or not value or isinstance(value[0], str):
+        return value
+    return [*_UNKNOWN_ROWS, *(_newer_row(row) for row in value)]
+
+
+def _newer_row(row: Any) -> Any:
+    if isinstance(row, list):
+        return [*row, "column"]
+    fields = {**row, **_FIELDS}
+    if "card" in fields:
+        card = fields["card"]
+        fields["card"] = {**card, **_FIELDS, "takes": sorted([*card["takes"], MODALITY])}
+    return fields
 
 
 def newer_body(number: int) -> dict[str, Any]:

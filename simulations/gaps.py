@@ -5,13 +5,26 @@ All that is judged here follows from documents, so of nodes with equal ones only
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import MEMBER
+from p2pmesh.state.bodies import (
+    CAPS,
+    MEMBER,
+    SERVES,
+    WANTS,
+    Caps,
+    Held,
+    held_from_wire,
+    serves_from_wire,
+    wants_from_wire,
+)
 from p2pmesh.state.document import Document
+from simulations.dialect import MODALITY, NEWER, newer_words
 from simulations.node import Node
 from simulations.world import World
 
@@ -27,6 +40,12 @@ class Gap(StrEnum):
     GHOST = "ghost"  # a dead node is counted on
     FORKED = "forked"  # of a key that was used for two values nobody holds the proof
 
+
+READERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    CAPS: Caps.from_wire,
+    SERVES: serves_from_wire,
+    WANTS: wants_from_wire,
+}
 
 FRESH_S = 20.0  # a proof is kept at least as long as it keeps its owner out of placement
 
@@ -60,6 +79,35 @@ def unsettled(world: World) -> Iterator[tuple[Gap, str]]:
             known = core.document.get(other_id, MEMBER) is not None
             if known and world.schedule.now - at < FRESH_S and not core.document.forks(other_id):
                 yield Gap.FORKED, f"node {node.number} has no proof of a fork"
+
+
+def misread(world: World) -> Iterator[str]:
+    """What a node of this version does not read in a newer node's words as it is meant, in words.
+
+    Every register of a newer node has rows, columns, fields and values of its own beside what this
+    version knows; all that it knows has to be read from it as from a node of this version.
+    """
+    for node in world.honest:
+        for other in world.honest:
+            for register, plain in other.bodies.items() if node.core is not None else ():
+                assert node.core is not None
+                record = node.core.document.get(other.id, register)
+                if NEWER not in other.versions or record is None:
+                    continue
+                if record.body != newer_words(plain):  # it says something else by now
+                    continue
+                reader = READERS.get(register, held_from_wire)
+                if list(_rows(reader(record.body))) != list(_rows(reader(plain))):
+                    yield f"node {node.number} misreads {register} of node {other.number}"
+
+
+def _rows(read: object) -> Iterator[object]:
+    """What was read, without the modality that a newer node knows of: that one is kept."""
+    for row in read if isinstance(read, Iterable) else [read]:
+        if isinstance(row, Held):
+            yield replace(row, card=replace(row.card, takes=row.card.takes - {MODALITY}))
+        else:
+            yield row
 
 
 def _misjudged(

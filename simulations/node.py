@@ -29,7 +29,7 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity import hello
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.state.bodies import MEMBER, Member
-from simulations.dialect import NEWER, REGISTER, newer_body, newer_member
+from simulations.dialect import NEWER, REGISTER, newer_body, newer_words
 from simulations.hosts import End, Payload
 from simulations.links import Links
 from simulations.machine import Machine
@@ -144,7 +144,8 @@ class Node(Machine):
         self._done(None, self.core.start(self.clock()))
         self._publish_member()
         for register, body in self.bodies.items():
-            self.tell(Publish(register=register, body=body))
+            said = newer_words(body) if NEWER in self.versions else body
+            self.tell(Publish(register=register, body=said))
         if NEWER in self.versions:
             self.tell(Publish(register=REGISTER, body=newer_body(self.number)))
 
@@ -184,7 +185,7 @@ class Node(Machine):
         member = Member(name=f"node-{self.number}", addresses=addresses, version="0")
         body = member.to_wire()
         if NEWER in self.versions:
-            body = newer_member(body)
+            body = newer_words(body)
         self.tell(Publish(register=MEMBER, body=body))
 
     # --- the shell --------------------------------------------------------------------------------

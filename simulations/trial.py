@@ -18,7 +18,7 @@ from simulations.checkers import Safety
 from simulations.dialect import VERSIONS
 from simulations.faults import Stage
 from simulations.figures import POLL_S, Idle, Removals, Settling, Spread, percentile
-from simulations.gaps import Gap, unsettled
+from simulations.gaps import Gap, misread, unsettled
 from simulations.justice import Justice
 from simulations.scenario import ACTIONS, Scenario, Step, limit_at
 from simulations.schedule import ViolationError, branch
@@ -141,6 +141,7 @@ class _Run:
         self._time("settled_s")
         self._calm_down()
         self._settle_up()
+        self.shortfalls += list(misread(self.world))[:GAPS_TOLD]
         self.safety.check_plans([node for node in world.honest if node.awake])
         if scenario.idle_s:
             idle, begun_s = Idle(world), time.process_time()

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from p2pmesh.state.bodies import CAPS, SERVES, WANTS, Member
 from p2pmesh.wire.messages import Facts, Own, Probe, Unknown, decode_message
-from simulations.dialect import REGISTER, VERSIONS, in_newer_words, newer_body, newer_member
-from simulations.gaps import unsettled
+from simulations.dialect import REGISTER, VERSIONS, in_newer_words, newer_body, newer_words
+from simulations.gaps import READERS, misread, unsettled
 from simulations.hosts import End, Payload
 from simulations.world import World
 
@@ -45,4 +46,17 @@ def test_what_newer_nodes_sign_goes_through_older_ones(monkeypatch: pytest.Monke
             assert future is not None
             assert member is not None
             assert future.body == newer_body(other.number)
-            assert member.body == newer_member(member.body)
+            assert member.body == newer_words(Member.from_wire(member.body).to_wire())
+
+
+def test_a_newer_nodes_words_are_read_as_they_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1, 6)
+    for node in world.nodes:
+        node.versions = VERSIONS
+    world.start_all()
+    world.run(10)
+    assert list(misread(world)) == []
+    said = {register for node in world.nodes for register in node.bodies}
+    assert {CAPS, SERVES, WANTS, "models/1"} <= said
+    monkeypatch.setitem(READERS, SERVES, lambda body: body["serves"])
+    assert any("misreads models/0" in text for text in misread(world))
