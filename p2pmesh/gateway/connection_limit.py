@@ -37,6 +37,16 @@ class ConnectionLimit:
         if self._places.total_tokens != places:
             self._places.total_tokens = places
 
+    def acquire_nowait(self) -> bool:
+        """Take a place if one is free and nobody waits for it; whether that was so."""
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        self._users += 1
+        self._hurry()
+        return True
+
     async def acquire(self) -> None:
         """Wait for a place."""
         self._users += 1

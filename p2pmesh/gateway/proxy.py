@@ -221,8 +221,9 @@ class Proxy:
             with self.suspicion.guard(target) as guard:
                 limit = self._limit(target)
                 failures = self.breaker.failures(target.key)
-                with guard.wait(ANSWER_DEADLINE_S):
-                    await limit.acquire()
+                if not limit.acquire_nowait():
+                    with guard.wait(ANSWER_DEADLINE_S):
+                        await limit.acquire()
                 try:
                     if self.breaker.failures(target.key) > failures:
                         raise BusyError("it failed others while this request waited for it")

@@ -91,3 +91,28 @@ async def test_a_place_is_had_in_turn_and_given_back(
     with trio.move_on_after(1) as scope:
         await requests.limit.acquire()
     assert scope.cancelled_caught
+
+
+async def test_a_free_place_is_taken_without_waiting_and_never_before_those_who_wait(
+    nursery: trio.Nursery,
+) -> None:
+    limit = ConnectionLimit(slots=1, places=1)
+    done = [trio.Event(), trio.Event()]
+
+    async def hold(until: trio.Event) -> None:
+        if not limit.acquire_nowait():
+            await limit.acquire()
+        await until.wait()
+        limit.release()
+
+    for event in done:
+        nursery.start_soon(hold, event)
+        await wait_all_tasks_blocked()
+    assert not limit.acquire_nowait()
+    done[0].set()
+    await wait_all_tasks_blocked()
+    assert not limit.acquire_nowait(), "the place is that of the one who waited"
+    done[1].set()
+    await wait_all_tasks_blocked()
+    assert limit.acquire_nowait()
+    limit.release()
