@@ -129,7 +129,7 @@ async def test_auto_without_any_model_is_503() -> None:
         assert await refused(world, body=b"{}") == (503, "model_not_ready")
 
 
-async def test_auto_goes_on_to_the_next_model_when_one_is_lost() -> None:
+async def test_auto_goes_on_to_the_next_model_when_one_is_lost(autojump_clock: MockClock) -> None:
     large, small = model(size_bytes=9), model(BETA, "beta")
     async with open_world(large, small) as world:
         world.backends.put(target(), refuse)
