@@ -46,7 +46,7 @@ def bodies_of(number: int, *, terse: bool) -> Iterator[tuple[str, dict[str, obje
     if terse:
         return
     held = [
-        Held(digest=model(one), stem=f"model-{one}", card=_card(one))
+        Held(digest=model(one), stem=f"model-{one}", card=card(one))
         for one in range(MODELS)
         if (number + one) % 3 == 0
     ]
@@ -65,7 +65,8 @@ def bodies_of(number: int, *, terse: bool) -> Iterator[tuple[str, dict[str, obje
         yield SERVES, serves_to_wire([Served(digest=held[0].digest, state="ready")])
 
 
-def _card(number: int) -> Card:
+def card(number: int) -> Card:
+    """A card of one of the models; the larger its number the larger it is."""
     size = (1 + number) * GIB
     return Card(
         architecture="llama",
