@@ -27,9 +27,9 @@ from p2pmesh.wire.text import plain_text
 
 PATH = "/gossip"
 CLOSE_TIMEOUT_S = 1.0  # a polite close is worth this much waiting
-# Reads that go on with a message, however little comes: 5 % of a core, or 8 MiB each second. Before
-# that, 16 MiB: more than a snapshot of the largest mesh. Messages are paced by their number, above.
-READS_PER_S, READS_BURST = 500.0, 1024
+# Reads that go on with a message, however little comes: 5 % of a core, or 2 MiB each second, after
+# 4 MiB: a snapshot of a mesh of a thousand has less. Messages are paced by their number, above.
+READS_PER_S, READS_BURST = 150.0, 256
 READ_BYTES_MAX = 16 * 1024  # TLS brings no more in one piece
 # Close codes of RFC 6455 for frames out of order, data of a wrong kind, no UTF-8, too long.
 BREACHES = frozenset([1002, 1003, 1007, 1009])
