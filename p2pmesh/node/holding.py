@@ -125,15 +125,19 @@ class Holding:
                 await self._mesh.changes.wait(seen)
 
     def _missing(self) -> frozenset[ModelDigest]:
-        wanted = {want.wanted.digest for want in self._mesh.view.wants}
-        return frozenset(wanted.intersection(self._mesh.view.cards).difference(self._files))
+        return frozenset(
+            digest
+            for digest, model in self._mesh.view.models.items()
+            if model.wishes and model.holders and digest not in self._files
+        )
 
     async def _search(self, missing: frozenset[ModelDigest]) -> None:
         # Holders may say different sizes of one model: a file of any of them may be that model.
+        models = self._mesh.view.models
         sizes = {
             node.held[digest].card.size_bytes
-            for node in self._mesh.view.live
-            for digest in missing.intersection(node.held)
+            for digest in missing.intersection(models)
+            for node in models[digest].holders
         }
         found: Sequence[ModelFile] = await trio.to_thread.run_sync(
             self._store.discover, abandon_on_cancel=True

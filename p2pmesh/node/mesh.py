@@ -6,7 +6,7 @@ on `changes`; the only way to say something to the mesh is `publish`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.changes import Changes
 from p2pmesh.node.clocks import check_clock
-from p2pmesh.state.views import MeshView, read
+from p2pmesh.state.views import MeshReader, MeshView
 from p2pmesh.transport.base import OnStream, Transport
 from p2pmesh.transport.links import Links
 from p2pmesh.wire.messages import Message
@@ -86,7 +86,7 @@ class Mesh:
         self._links = Links(transport, core.me, self)
         self._save_epoch = save_epoch
         self._clock = clock
-        self._view: MeshView | None = None
+        self._reader = MeshReader(core.document, core.me)
         self._seen = self._glance()
         # Who founds a mesh knows from the start all that there is, the time too.
         self._clocks: dict[NodeId, int] | None = {} if core.rejoining else None
@@ -101,10 +101,8 @@ class Mesh:
 
     @property
     def view(self) -> MeshView:
-        """What the records say; made when asked for, kept until they change."""
-        if self._view is None:
-            self._view = read(self._core.document, me=self.me)
-        return self._view
+        """What the records say; another one as soon as they say something else."""
+        return self._reader.view
 
     @property
     def linked(self) -> frozenset[NodeId]:
@@ -300,9 +298,8 @@ class Mesh:
                 case Disconnect(node=node, reason=reason):
                     log.info("peer_disconnected", node=show_id(node), reason=reason)
                     self._links.close(node)
-                case StateChanged():
-                    self._view = None
-                    self.changes.notify()
+                case StateChanged(owners=owners):
+                    self._learn(owners)
                 case HealthChanged(node=node, health=health):
                     log.info("health_changed", node=show_id(node), health=health.value)
                     self.suspected(node)  # sets the event of those who wait, if it is suspect
@@ -316,6 +313,11 @@ class Mesh:
                         "Another node is running with this node's key; "
                         "give each its own --home instead of a copy"
                     )
+
+    def _learn(self, owners: Collection[NodeId]) -> None:
+        """Read these owners again; a lease that was only renewed wakes nobody."""
+        if self._reader.update(owners):
+            self.changes.notify()
 
     async def _timer(self, after_s: float, token: str) -> None:
         await trio.sleep(after_s)

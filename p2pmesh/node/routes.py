@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from p2pmesh.errors import EngineError
-from p2pmesh.gateway.route import LOADING, ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target
 from p2pmesh.gossip.events import Health
-from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import Card, ModelDigest
-from p2pmesh.models.catalogue import Catalogue
+from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.serving import Serving
-from p2pmesh.placement.inputs import agreed, launch_context, launch_slots
-from p2pmesh.placement.plan import explain
-from p2pmesh.state.bodies import Served, Wanted
-from p2pmesh.state.views import NodeView
+from p2pmesh.placement.inputs import launch_context, launch_slots
+from p2pmesh.placement.plan import Assignment, Plan, explain
+from p2pmesh.state.bodies import Served
+from p2pmesh.state.views import ModelView, NodeView
 
 CHAT = frozenset({"chat"})  # what a model of which nothing is known is taken to give
 
@@ -37,6 +37,7 @@ class Routes:
         self._serving = serving
         self._slots = slots
         self._made: _Made | None = None
+        self._planned: tuple[Plan, Mapping[ModelDigest, Assignment]] = serving.plan, {}
 
     def models(self) -> Sequence[ServedModel]:
         """See `Backends.models`."""
@@ -85,18 +86,20 @@ class Routes:
 
     # --- also for the status --------------------------------------------------------------------
 
-    def replicas(self, digest: ModelDigest) -> list[tuple[NodeView, Served]]:
+    def replicas(self, digest: ModelDigest) -> Sequence[tuple[NodeView, Served]]:
         """Who says that it runs a model, in whatever state."""
-        return [(node, node.serves[digest]) for node in self._alive() if digest in node.serves]
+        model = self._mesh.view.models.get(digest)
+        dead = self._mesh.dead
+        return [pair for pair in model.replicas if pair[0].node not in dead] if model else ()
 
     def state(self, digest: ModelDigest) -> str:
         """The best of its replicas' states; `loading` also while one is about to start."""
         states = {one.state for _, one in self.replicas(digest)}
-        for state in ("ready", "loading", "failed"):
+        for state in (READY, LOADING, "failed"):
             if state in states:
                 return state
-        planned = any(a.digest == digest and a.nodes for a in self._serving.plan.assignments)
-        return "loading" if planned else "not served"
+        assignment = self._assignments().get(digest)
+        return LOADING if assignment and assignment.nodes else "not served"
 
     def reason(self, digest: ModelDigest) -> str:
         """Why a model is placed as it is, or why it failed, in a sentence."""
@@ -106,11 +109,21 @@ class Routes:
                 for node, one in self.replicas(digest)
                 if one.state == "failed"
             )
-        for one in self._serving.plan.assignments:
-            if one.digest == digest:
-                names = {n: v.member.name for n, v in self._mesh.view.nodes.items()}
-                return explain(one, names)
-        return "no node here has its file"
+        assignment = self._assignments().get(digest)
+        if assignment is None:
+            return "no node here has its file"
+        return explain(assignment, self._name_of)
+
+    def _name_of(self, node: NodeId) -> str:
+        view = self._mesh.view.nodes.get(node)
+        return view.member.name if view else show_id(node)
+
+    def _assignments(self) -> Mapping[ModelDigest, Assignment]:
+        """The plan by model; made once per plan."""
+        plan = self._serving.plan
+        if self._planned[0] is not plan:
+            self._planned = plan, {one.digest: one for one in plan.assignments}
+        return self._planned[1]
 
     # --- made once per change, as every request asks --------------------------------------------
 
@@ -121,64 +134,65 @@ class Routes:
         return self._made
 
     def _make(self, count: int) -> _Made:
-        view = self._mesh.view
-        # Those too that should be served and are not yet: their owner died a moment ago.
-        digests = {one.digest for one in self._serving.plan.assignments if one.copies}
-        digests.update(want.wanted.digest for want in view.wants)
-        for node in self._alive():
-            digests.update(digest for digest in node.serves if digest in node.held)
-        names = [named for named in view.names if named.digest in digests]
-        catalogue = Catalogue(names)
-        wishes = agreed(view)
-        models = [
-            self._model(digest, catalogue, wishes.get(digest))
-            for digest in {named.digest for named in names}
-        ]
+        view, assignments = self._mesh.view, self._assignments()
+        offered = {
+            digest: model
+            for digest, model in view.models.items()
+            if model.names and self._is_offered(model, assignments.get(digest))
+        }
+        names = frozenset().union(*(model.names for model in offered.values()))
+        if self._made is not None and self._made.names == names:
+            catalogue = self._made.catalogue
+        else:
+            catalogue = Catalogue(names)
+        models = [self._model(model, catalogue) for model in offered.values()]
         return _Made(
             count=count,
+            names=names,
             catalogue=catalogue,
             models=tuple(sorted(models, key=lambda model: model.id)),
             targets={},
         )
 
-    def _model(
-        self, digest: ModelDigest, catalogue: Catalogue, wanted: Wanted | None
-    ) -> ServedModel:
-        view = self._mesh.view
-        card = view.cards.get(digest)
-        claiming = [node for node, one in self.replicas(digest) if one.state == "ready"]
+    def _is_offered(self, model: ModelView, assignment: Assignment | None) -> bool:
+        """Whether requests may ask for it: it is wanted, or runs somewhere.
+
+        That goes for what should be served and is not yet: its owner died a moment ago.
+        """
+        if model.wishes or (assignment is not None and assignment.copies):
+            return True
+        return any(model.digest in node.held for node, _ in self.replicas(model.digest))
+
+    def _model(self, model: ModelView, catalogue: Catalogue) -> ServedModel:
+        digest, card = model.digest, model.card
+        claiming = [node for node, one in self.replicas(digest) if one.state == READY]
         ready = [node for node in claiming if self._can_reach(node.node, digest)]
         state, reason = self.state(digest), self.reason(digest)
         if claiming and not ready:
             # Either it answers again in a moment, or another node takes its place.
             state, reason = LOADING, f"{claiming[0].member.name} does not answer"
-        own = digest in view.nodes[self._mesh.me].held if self._mesh.me in view.nodes else False
+        own = any(node.node == self._mesh.me for node in model.holders)
         says = [node.held[digest].card.gives for node in ready if digest in node.held]
+        assignment = self._assignments().get(digest)
         return ServedModel(
             digest=digest,
             id=catalogue.id_of(digest),
             gives=frozenset().union(*([] if own else says)) or (card.gives if card else CHAT),
             certain=own,
-            placed=any(a.digest == digest and a.nodes for a in self._serving.plan.assignments),
-            demo=digest in view.demos,
+            placed=assignment is not None and bool(assignment.nodes),
+            demo=digest in self._mesh.view.demos,
             state=state,
             reason=reason,
             nodes=tuple(node.member.name for node in ready),
-            context_tokens=self._context(digest, card, wanted) if card else 0,
+            context_tokens=_context(model, claiming),
             size_bytes=card.size_bytes if card else 0,
         )
 
-    def _context(self, digest: ModelDigest, card: Card, wanted: Wanted | None) -> int:
-        """The context that a request gets wherever it is answered: the least of the replicas'."""
-        given = [
-            launch_context(wanted, node.held[digest].card, node.caps.budget_bytes)
-            for node, one in self.replicas(digest)
-            if one.state == "ready" and node.caps and digest in node.held
-        ]
-        return min(given, default=launch_context(wanted, card, 0))
-
     def _targets(self, digest: ModelDigest) -> tuple[Target, ...]:
-        wanted = agreed(self._mesh.view).get(digest)
+        model = self._mesh.view.models.get(digest)
+        if model is None:
+            return ()
+        slots = launch_slots(model.wanted, None, self._slots)
         targets = [
             Target(
                 node=node.node,
@@ -186,16 +200,12 @@ class Routes:
                 digest=digest,
                 model_id=self.catalogue().id_of(digest),
                 local=node.node == self._mesh.me,
-                slots=launch_slots(wanted, None, self._slots),
+                slots=slots,
             )
             for node, one in self.replicas(digest)
-            if one.state == "ready" and self._can_reach(node.node, digest)
+            if one.state == READY and self._can_reach(node.node, digest)
         ]
         return tuple(sorted(targets, key=lambda target: (not target.local, target.node)))
-
-    def _alive(self) -> list[NodeView]:
-        dead = self._mesh.dead
-        return [one for node, one in self._mesh.view.nodes.items() if node not in dead]
 
     def _state_here(self, digest: ModelDigest) -> str:
         own = self._mesh.view.nodes.get(self._mesh.me)
@@ -213,6 +223,18 @@ class _Made:
     """What follows from the state at one count of changes."""
 
     count: int
+    names: frozenset[Named]
     catalogue: Catalogue
     models: tuple[ServedModel, ...]
     targets: dict[ModelDigest, tuple[Target, ...]]
+
+
+def _context(model: ModelView, ready: Sequence[NodeView]) -> int:
+    """The context that a request gets wherever it is answered: the least of the replicas'."""
+    given = [
+        launch_context(model.wanted, node.held[model.digest].card, node.budget_bytes)
+        for node in ready
+        if model.digest in node.held
+    ]
+    default = launch_context(model.wanted, model.card, 0) if model.card else 0
+    return min(given, default=default)

@@ -22,7 +22,7 @@ from p2pmesh.node.holding import Holding
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.proofs import Ask, Proofs
 from p2pmesh.placement.facts import Facts
-from p2pmesh.placement.inputs import agreed, facts_of, launch_context, launch_slots
+from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Check, Replica, Start, Stop, reconcile
 from p2pmesh.state.bodies import SERVES, Served, ServeState, serves_to_wire
@@ -79,6 +79,7 @@ class Serving:
         self._logs = logs
         self._in_flight = in_flight
         self._threads = compute_threads(psutil.cpu_count(logical=False))
+        self._inputs = InputsReader()
         self._proofs = Proofs(ask, mesh.changes.notify)
         self._running: dict[ModelDigest, _Running] = {}
         self._scope = trio.CancelScope()
@@ -119,7 +120,7 @@ class Serving:
             await self._stopped.wait()
 
     def _reconcile(self, nursery: trio.Nursery) -> None:
-        facts = facts_of(self._mesh.view, self._mesh.dead)
+        facts = self._inputs.read(self._mesh.view, self._mesh.dead)
         if facts != self._facts:
             self._facts, self.plan = facts, plan(facts)
             self._mesh.set_plan(self.plan.digest)
@@ -159,15 +160,14 @@ class Serving:
             log.warning("model_gone", digest=digest)
             return
         view, me = self._mesh.view, self._mesh.me
-        caps = view.nodes[me].caps
-        wanted = agreed(view).get(digest)
-        mine = (w.wanted for w in view.wants if w.owner == me and w.wanted.digest == digest)
+        model = view.models[digest]
+        mine = (wish.wanted for wish in model.wishes if wish.owner == me)
         launch = Launch(
             model_paths=file.parts,
             alias=view.catalogue.id_of(digest),
             modality=engine_modality(file.card.gives),
-            context=launch_context(wanted, file.card, caps.budget_bytes if caps else 0),
-            slots=launch_slots(wanted, next(mine, None), self._slots),
+            context=launch_context(model.wanted, file.card, view.nodes[me].budget_bytes),
+            slots=launch_slots(model.wanted, next(mine, None), self._slots),
             threads=compute_threads(psutil.cpu_count(logical=False)),
         )
         process = EngineProcess(

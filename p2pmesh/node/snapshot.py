@@ -137,13 +137,13 @@ class Status:
 
     def _model(self, digest: ModelDigest) -> dict[str, Any]:
         view = self._mesh.view
-        card = view.cards.get(digest)
+        model = view.models[digest]
+        card = model.card
         replicas = [self._replica(node, one) for node, one in self._routes.replicas(digest)]
         copies = [a.copies for a in self._serving.plan.assignments if a.digest == digest]
         state = self._routes.state(digest)
         if state == "ready" and not any(one["state"] == "ready" for one in replicas):
             state = Health.SUSPECT.value  # its last owner does not answer, and is not given up yet
-        wanted_by: list[NodeId] = [w.owner for w in view.wants if w.wanted.digest == digest]
         return {
             "id": self._id(digest),
             "digest": digest,
@@ -155,13 +155,13 @@ class Status:
             "state": state,
             "replicas": replicas,
             "copies": sum(copies),
-            "wanted_by": [show_id(owner) for owner in wanted_by],
+            "wanted_by": [show_id(wish.owner) for wish in model.wishes],
             "reason": self._routes.reason(digest),
         }
 
     def _digests(self) -> set[ModelDigest]:
-        view = self._mesh.view
-        return set(view.cards) | {want.wanted.digest for want in view.wants}
+        models = self._mesh.view.models
+        return {digest for digest, one in models.items() if one.card or one.wishes}
 
     def _id(self, digest: ModelDigest) -> str:
         return self._mesh.view.catalogue.id_of(digest) if digest in self._digests() else digest

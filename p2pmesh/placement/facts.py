@@ -68,8 +68,8 @@ class Want:
         priority: The higher one gets memory first.
     """
 
-    owner: NodeId
     digest: ModelDigest
+    owner: NodeId
     replicas: int = 1
     priority: int = 0
 
@@ -78,8 +78,8 @@ class Want:
 class Resident:
     """A copy that a node has signed to be running. A failed one is no resident."""
 
-    node: NodeId
     digest: ModelDigest
+    node: NodeId
     state: ResidentState
 
 
@@ -100,11 +100,31 @@ class Facts:
         canonical = {
             "nodes": _canonical(self.nodes, lambda part: part.node),
             "models": _canonical(self.models, lambda part: part.digest),
-            "wants": _canonical(self.wants, lambda part: (part.owner, part.digest)),
-            "residents": _canonical(self.residents, lambda part: (part.node, part.digest)),
+            "wants": _canonical(self.wants, lambda part: (part.digest, part.owner)),
+            "residents": _canonical(self.residents, lambda part: (part.digest, part.node)),
         }
         for name, parts in canonical.items():
             object.__setattr__(self, name, parts)
+
+    @classmethod
+    def sorted(
+        cls,
+        *,
+        nodes: tuple[NodeFacts, ...],
+        models: tuple[ModelFacts, ...],
+        wants: tuple[Want, ...],
+        residents: tuple[Resident, ...],
+    ) -> Facts:
+        """Make facts out of parts that are in the canonical order already, each key once."""
+        facts = object.__new__(cls)
+        for name, parts in (
+            ("nodes", nodes),
+            ("models", models),
+            ("wants", wants),
+            ("residents", residents),
+        ):
+            object.__setattr__(facts, name, parts)
+        return facts
 
     def encode(self) -> bytes:
         """The canonical bytes: equal for equal facts, different for different ones."""

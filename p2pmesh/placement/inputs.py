@@ -6,15 +6,15 @@ facts.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from statistics import median_low
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
 from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
 from p2pmesh.state.bodies import Wanted
-from p2pmesh.state.views import MeshView
+from p2pmesh.state.views import MeshView, ModelView, NodeView
 
 CONTEXT_DEFAULT_MAX = 32768  # more is a wish: it costs memory that few conversations need
 CONTEXT_MIN = 512  # fewer tokens than a system prompt has are of no use to anybody else
@@ -24,23 +24,6 @@ SLOTS_FOR_OTHERS_MAX = 16  # each costs threads and buffers of the node that ser
 def default_context(card: Card) -> int:
     """Tokens of context when nobody asked for another number."""
     return min(card.context, CONTEXT_DEFAULT_MAX)
-
-
-def agreed(view: MeshView) -> dict[ModelDigest, Wanted]:
-    """One wish per model: of several, the largest of each number, so that it serves them all."""
-    merged: dict[ModelDigest, Wanted] = {}
-    for want in view.wants:
-        one = want.wanted
-        other = merged.get(one.digest, one)
-        merged[one.digest] = Wanted(
-            digest=one.digest,
-            stem=min(one.stem, other.stem),
-            replicas=max(one.replicas, other.replicas),
-            priority=max(one.priority, other.priority),
-            context=max(one.context, other.context),
-            slots=max(one.slots, other.slots),
-        )
-    return merged
 
 
 def launch_context(wanted: Wanted | None, card: Card, budget_bytes: int) -> int:
@@ -76,62 +59,108 @@ def launch_slots(wanted: Wanted | None, own: Wanted | None, default: int) -> int
     return max(min(wanted.slots, SLOTS_FOR_OTHERS_MAX), own.slots if own else 0)
 
 
-def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:
-    """The facts behind a plan.
+class InputsReader:
+    """Makes the inputs of placement out of views, one model and one node at a time.
 
     A claim about a model counts for the node that makes it: what a copy takes on a node follows
     from that node's own card. Where one figure is needed for the model, it is the low median of
     its holders', which no single one of three can move. Of one owner's wish only one copy counts,
     and no wish goes before another: who may ask for more is a matter of roles.
-
-    Args:
-        view: What the records say.
-        dead: Nodes to do without.
     """
-    gone = view.removed.union(dead)
-    alive = {node: one for node, one in view.nodes.items() if node not in gone}
-    needs: dict[ModelDigest, dict[NodeId, int]] = {}
-    wishes = agreed(view)
-    for node, one in alive.items():
-        budget = one.caps.budget_bytes if one.caps else 0
-        for digest, held in one.held.items():
-            context = launch_context(wishes.get(digest), held.card, budget)
-            needs.setdefault(digest, {})[node] = need_bytes(held.card, context=context)
-    owners = Counter(want.wanted.digest for want in view.wants)
-    return Facts(
-        nodes=tuple(
-            NodeFacts(node=node, budget_bytes=one.caps.budget_bytes)
-            for node, one in alive.items()
-            if one.caps is not None
+
+    def __init__(self) -> None:
+        self._gone: frozenset[NodeId] = frozenset()
+        self._nodes: dict[NodeId, tuple[NodeView, NodeFacts]] = {}
+        self._models: dict[ModelDigest, tuple[ModelView, bool, _OfModel]] = {}
+
+    def read(self, view: MeshView, dead: Iterable[NodeId]) -> Facts:
+        """Return the inputs behind a plan; what did not change is what was returned before.
+
+        Args:
+            view: What the records say.
+            dead: Nodes to do without.
+        """
+        gone = view.removed.union(dead)
+        if gone != self._gone:
+            self._gone = gone
+            self._models.clear()
+        models = [
+            self._model(one, demo=digest in view.demos) for digest, one in view.models.items()
+        ]
+        for cache, current in ((self._nodes, view.nodes), (self._models, view.models)):
+            if len(cache) > 2 * len(current):
+                cache.clear()
+        return Facts.sorted(
+            nodes=tuple(
+                self._node(node)
+                for node in view.nodes.values()
+                if node.caps is not None and node.node not in gone
+            ),
+            models=tuple(one.facts for one in models if one.facts is not None),
+            wants=tuple(want for one in models for want in one.wants),
+            residents=tuple(resident for one in models for resident in one.residents),
+        )
+
+    def _node(self, node: NodeView) -> NodeFacts:
+        known = self._nodes.get(node.node)
+        if known is None or known[0] is not node:
+            facts = NodeFacts(node=node.node, budget_bytes=node.budget_bytes)
+            known = self._nodes[node.node] = node, facts
+        return known[1]
+
+    def _model(self, model: ModelView, *, demo: bool) -> _OfModel:
+        known = self._models.get(model.digest)
+        if known is None or known[0] is not model or known[1] != demo:
+            made = _read_model(model, self._gone, demo=demo)
+            known = self._models[model.digest] = model, demo, made
+        return known[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _OfModel:
+    """The part of the inputs that is about one model."""
+
+    facts: ModelFacts | None
+    wants: tuple[Want, ...]
+    residents: tuple[Resident, ...]
+
+
+def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:
+    """The inputs of placement, for one look; see `InputsReader`."""
+    return InputsReader().read(view, dead)
+
+
+def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _OfModel:
+    digest = model.digest
+    needs: dict[NodeId, int] = {}
+    for node in model.holders:
+        if node.node not in gone:
+            card = node.held[digest].card
+            context = launch_context(model.wanted, card, node.budget_bytes)
+            needs[node.node] = need_bytes(card, context=context)
+    facts = None
+    if needs:
+        facts = ModelFacts(
+            digest=digest,
+            need_bytes=median_low(needs.values()),
+            holders=tuple(needs),
+            fallback=demo,
+            own_needs=tuple(needs.items()),
+        )
+    owners = len(model.wishes)
+    return _OfModel(
+        facts,
+        tuple(
+            Want(owner=one.owner, digest=digest, replicas=min(one.wanted.replicas, owners))
+            for one in model.wishes
         ),
-        models=tuple(
-            ModelFacts(
+        tuple(
+            Resident(
+                node=node.node,
                 digest=digest,
-                need_bytes=median_low(by_holder.values()),
-                holders=tuple(by_holder),
-                fallback=digest in view.demos,
-                own_needs=tuple(by_holder.items()),
+                state="ready" if served.state == "ready" else "loading",
             )
-            for digest, by_holder in needs.items()
+            for node, served in model.replicas
+            if node.node not in gone and served.state in ("ready", "loading")
         ),
-        wants=tuple(
-            Want(
-                owner=want.owner,
-                digest=want.wanted.digest,
-                replicas=min(want.wanted.replicas, owners[want.wanted.digest]),
-            )
-            for want in view.wants
-        ),
-        residents=tuple(_residents(view, alive)),
     )
-
-
-def _residents(view: MeshView, alive: Mapping[NodeId, object]) -> Iterator[Resident]:
-    for node in alive:
-        for one in view.nodes[node].serves.values():
-            if one.state in ("loading", "ready"):
-                yield Resident(
-                    node=node,
-                    digest=one.digest,
-                    state="ready" if one.state == "ready" else "loading",
-                )

@@ -19,7 +19,7 @@ room from nobody, and a wish that cannot be met leaves nobody without a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -275,15 +275,15 @@ class _Table:
         return rank(demand.model.digest, weights)
 
 
-def explain(assignment: Assignment, names: Mapping[NodeId, str]) -> str:
+def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) -> str:
     """The reason for an assignment as a person reads it.
 
     Args:
         assignment: Any assignment of a plan.
-        names: What the nodes are called; a node without a name is shown by its id.
+        name_of: What a node is called.
     """
     a = assignment
-    node = "" if a.roomiest is None else names.get(a.roomiest, show_id(a.roomiest))
+    node = "" if a.roomiest is None else name_of(a.roomiest)
     need = _show_bytes(a.need_bytes, up=True)
     offer = _show_bytes(a.room_bytes)
     short = f"only {len(a.nodes)} of {a.copies} copies"

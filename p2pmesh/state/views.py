@@ -2,14 +2,18 @@
 
 Pure. A body that does not read is left out, so one node's nonsense is only its own loss. Nothing
 that a removed node said of models counts, and what a model is, this node takes from its own file
-if it has one. Views are values: made anew when the document changes, never changed themselves.
+if it has one.
+
+Views are values. When facts of some owners change, `MeshReader` reads those owners again and makes
+a new view that shares with the last one all that stayed: whoever keeps something per node or per
+model finds out by identity what to make anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import NodeId
@@ -36,6 +40,8 @@ from p2pmesh.wire.records import Record
 
 T = TypeVar("T")
 
+HELD_REGISTERS = tuple(held_register(page) for page in range(HELD_PAGES_MAX))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
@@ -56,6 +62,11 @@ class NodeView:
     serves: Mapping[ModelDigest, Served]
     held: Mapping[ModelDigest, Held]
 
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that it gives to models; 0 until it has said so."""
+        return self.caps.budget_bytes if self.caps else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantView:
@@ -65,7 +76,31 @@ class WantView:
     wanted: Wanted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelView:
+    """One model, as live nodes and the owners of wishes speak of it.
+
+    Attributes:
+        holders: The live nodes that have its file, by id.
+        replicas: The live nodes that run it, in whatever state, by id.
+        wishes: By the id of their owners.
+        wanted: What the wishes come to: of several the largest of each number; None without any.
+        card: The reader's own description; else that of the node that serves it, else of any that
+            holds it, of several the smallest id's. For display and forwarding: placement asks each
+            holder (`placement/inputs.py`).
+        names: What holders and owners call it, with their claims.
+    """
+
+    digest: ModelDigest
+    holders: tuple[NodeView, ...]
+    replicas: tuple[tuple[NodeView, Served], ...]
+    wishes: tuple[WantView, ...]
+    wanted: Wanted | None
+    card: Card | None
+    names: frozenset[Named]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MeshView:
     """Everything, sorted.
 
@@ -73,27 +108,16 @@ class MeshView:
         nodes: Members that have not said goodbye, by id; also those that a certificate removes,
             which `Document.removed` names.
         removed: Those of them that a certificate removes.
-        wants: Every wish that still counts.
-        cards: The description of each model that somebody live holds: the reader's own; else that
-            of the node that serves it, else of any that holds it; of several the smallest id's.
-            For display and forwarding; placement asks each holder (`placement/inputs.py`).
+        models: Every model that a live node holds or runs, or that somebody wants, by digest.
         demos: The embedded demonstration model, as the reader itself has it.
-        names: What live nodes call the models that they hold, and owners those that they want.
-        catalogue: The names of them all.
+        catalogue: What they are called.
     """
 
     nodes: Mapping[NodeId, NodeView]
     removed: frozenset[NodeId]
-    wants: tuple[WantView, ...]
-    cards: Mapping[ModelDigest, Card]
+    models: Mapping[ModelDigest, ModelView]
     demos: frozenset[ModelDigest]
-    names: tuple[Named, ...]
     catalogue: Catalogue
-
-    @property
-    def live(self) -> Iterable[NodeView]:
-        """The nodes that no certificate removes, by id."""
-        return (one for node, one in self.nodes.items() if node not in self.removed)
 
     def name_of(self, node: NodeId) -> str:
         """What people call a node; "?" when it is not here."""
@@ -101,82 +125,253 @@ class MeshView:
         return view.member.name if view else "?"
 
 
-def read(document: Document, *, me: NodeId | None = None) -> MeshView:
-    """The view of a document.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Owner:
+    """What stands of one owner, read.
+
+    Attributes:
+        bodies: What was read, by register: an equal body reads the same.
+        live: Whether what it says of models counts.
+    """
+
+    bodies: Mapping[str, Mapping[str, Any]]
+    node: NodeView | None
+    wants: tuple[Wanted, ...]
+    live: bool
+
+    def digests(self) -> set[ModelDigest]:
+        """The models that it speaks of, where that counts."""
+        found = {one.digest for one in self.wants}
+        if self.node is not None and self.live:
+            found.update(self.node.held, self.node.serves)
+        return found
+
+
+_NOBODY = _Owner(bodies={}, node=None, wants=(), live=False)
+
+
+@dataclass(slots=True)
+class MeshReader:
+    """Keeps the view of a document up to date.
 
     Args:
         document: What is known.
         me: The reader, who is here until it is gone, whatever it has said to others, and who
             believes itself.
+
+    Attributes:
+        view: The view as of the last `update`.
     """
-    nodes: dict[NodeId, NodeView] = {}
-    wants: list[WantView] = []
-    for owner in document.owners:
-        wanted = _read(document.get(owner, WANTS), wants_from_wire) or ()
-        wants += [WantView(owner=owner, wanted=one) for one in wanted]
-        record = document.get(owner, MEMBER)
+
+    document: Document
+    me: NodeId | None = None
+    view: MeshView = field(init=False)
+    _owners: dict[NodeId, _Owner] = field(init=False, default_factory=dict)
+    _speakers: dict[ModelDigest, set[NodeId]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.view = MeshView(
+            nodes={},
+            removed=frozenset(),
+            models={},
+            demos=frozenset(),
+            catalogue=Catalogue(()),
+        )
+        self.update(self.document.owners)
+
+    def update(self, owners: Iterable[NodeId]) -> bool:
+        """Read owners again whose facts changed; returns whether the view is another one now."""
+        changed: dict[NodeId, _Owner] = {}
+        touched: set[ModelDigest] = set()
+        for owner in owners:
+            before = self._owners.get(owner, _NOBODY)
+            after = self._read(owner, before)
+            if after is not before:
+                changed[owner] = after
+                touched |= self._index(owner, before, after)
+        if changed:
+            self._owners.update(changed)
+            self.view = self._renewed(changed, touched)
+        return bool(changed)
+
+    # --- owners -----------------------------------------------------------------------------------
+
+    def _read(self, owner: NodeId, before: _Owner) -> _Owner:
+        """Return what stands of `owner`; `before` itself when that reads as it did."""
+        records = {one.register: one for one in self.document.registers(owner)}
+        bodies = {name: one.body for name, one in records.items()}
+        live = owner not in self.document.removed
+        record = records.get(MEMBER)
+        instance = record.instance if record else 0
+        was = before.node.instance if before.node else instance
+        if bodies == before.bodies and live == before.live and instance == was:
+            return before if bodies else _NOBODY
+        return _Owner(
+            bodies=bodies,
+            node=self._node(owner, records, before),
+            wants=_read(records.get(WANTS), wants_from_wire) or (),
+            live=live,
+        )
+
+    def _node(
+        self, owner: NodeId, records: Mapping[str, Record], before: _Owner
+    ) -> NodeView | None:
+        record = records.get(MEMBER)
         member = _read(record, Member.from_wire)
-        if record is None or member is None or (member.left and owner != me):
-            continue
-        served = _read(document.get(owner, SERVES), serves_from_wire) or ()
-        nodes[owner] = NodeView(
+        if record is None or member is None or (member.left and owner != self.me):
+            return None
+        served = _read(records.get(SERVES), serves_from_wire) or ()
+        pages = {name: records[name] for name in HELD_REGISTERS if name in records}
+        known = {name: before.bodies[name] for name in HELD_REGISTERS if name in before.bodies}
+        if before.node is not None and known == {name: one.body for name, one in pages.items()}:
+            held = before.node.held  # cards are long to read, and most changes are of others
+        else:
+            held = _held(pages.values())
+        return NodeView(
             node=owner,
             instance=record.instance,
             member=member,
-            caps=_read(document.get(owner, CAPS), Caps.from_wire),
+            caps=_read(records.get(CAPS), Caps.from_wire),
             serves={one.digest: one for one in served},
-            held={one.digest: one for one in _held(document, owner)},
+            held=held,
         )
-    live = [one for owner, one in nodes.items() if owner not in document.removed]
-    own = nodes[me].held if me in nodes else {}
-    demos = frozenset(digest for digest, one in own.items() if one.demo)
-    names = tuple(_names(live, wants, demos))
-    return MeshView(
-        nodes=nodes,
-        removed=document.removed,
-        wants=tuple(wants),
-        cards=_cards(live, own),
-        demos=demos,
-        names=names,
-        catalogue=Catalogue(names),
-    )
+
+    def _index(self, owner: NodeId, before: _Owner, after: _Owner) -> set[ModelDigest]:
+        """Note of which models `owner` speaks; returns those of which it says something else."""
+        old, new = before.digests(), after.digests()
+        for digest in old - new:
+            self._speakers[digest].discard(owner)
+        for digest in new - old:
+            self._speakers.setdefault(digest, set()).add(owner)
+        return old | new
+
+    # --- the view ---------------------------------------------------------------------------------
+
+    def _renewed(
+        self, changed: Mapping[NodeId, _Owner], touched: Collection[ModelDigest]
+    ) -> MeshView:
+        old = self.view
+        nodes = _with(old.nodes, {owner: one.node for owner, one in changed.items()})
+        demos = old.demos
+        if self.me is not None and self.me in changed:
+            own = nodes[self.me].held if self.me in nodes else {}
+            demos = frozenset(digest for digest, one in own.items() if one.demo)
+        renamed = demos != old.demos
+        made = {digest: self._model(digest, demos) for digest in {*touched, *(demos ^ old.demos)}}
+        models = _with(old.models, made)
+        for digest, model in made.items():
+            before = old.models.get(digest)
+            names = model.names if model else frozenset()
+            renamed = renamed or names != (before.names if before else frozenset())
+        return MeshView(
+            nodes=nodes,
+            removed=self.document.removed,
+            models=models,
+            demos=demos,
+            catalogue=Catalogue(named for model in models.values() for named in model.names)
+            if renamed
+            else old.catalogue,
+        )
+
+    def _model(self, digest: ModelDigest, demos: frozenset[ModelDigest]) -> ModelView | None:
+        """Return what is said of a model; None when nobody speaks of it."""
+        owners = sorted(self._speakers.get(digest, ()))
+        if not owners:
+            self._speakers.pop(digest, None)
+            return None
+        said = [self._owners[owner] for owner in owners]
+        live = [one.node for one in said if one.node is not None and one.live]
+        holders = tuple(node for node in live if digest in node.held)
+        wishes = tuple(
+            WantView(owner=owner, wanted=wanted)
+            for owner, one in zip(owners, said, strict=True)
+            for wanted in one.wants
+            if wanted.digest == digest
+        )
+        return ModelView(
+            digest=digest,
+            holders=holders,
+            replicas=tuple((node, node.serves[digest]) for node in live if digest in node.serves),
+            wishes=wishes,
+            wanted=merge_wants(one.wanted for one in wishes),
+            card=self._card(digest, holders),
+            names=frozenset(_names(digest, holders, wishes, demo=digest in demos)),
+        )
+
+    def _card(self, digest: ModelDigest, holders: Collection[NodeView]) -> Card | None:
+        best = sorted(holders, key=lambda node: (node.node != self.me, not _is_ready(node, digest)))
+        return best[0].held[digest].card if best else None
 
 
-def _cards(live: Iterable[NodeView], own: Mapping[ModelDigest, Held]) -> Mapping[ModelDigest, Card]:
-    said: dict[ModelDigest, Card] = {}
-    served: dict[ModelDigest, Card] = {}
-    for node in live:
-        for digest, one in node.held.items():
-            said.setdefault(digest, one.card)
-            if _is_ready(node, digest):
-                served.setdefault(digest, one.card)
-    return said | served | {digest: one.card for digest, one in own.items()}
+def read(document: Document, *, me: NodeId | None = None) -> MeshView:
+    """The view of a document, for one look; `MeshReader` keeps one.
+
+    Args:
+        document: What is known.
+        me: See `MeshReader`.
+    """
+    return MeshReader(document, me).view
+
+
+def merge_wants(wishes: Iterable[Wanted]) -> Wanted | None:
+    """One wish for all of one model: the largest of each number, so that it serves them all."""
+    merged: Wanted | None = None
+    for one in wishes:
+        other = merged or one
+        merged = Wanted(
+            digest=one.digest,
+            stem=min(one.stem, other.stem),
+            replicas=max(one.replicas, other.replicas),
+            priority=max(one.priority, other.priority),
+            context=max(one.context, other.context),
+            slots=max(one.slots, other.slots),
+        )
+    return merged
 
 
 def _names(
-    live: Iterable[NodeView], wants: Iterable[WantView], demos: Collection[ModelDigest]
+    digest: ModelDigest,
+    holders: Iterable[NodeView],
+    wishes: Collection[WantView],
+    *,
+    demo: bool,
 ) -> Iterator[Named]:
     """All names, with claims: a model that is wanted before others, then one that is ready.
 
     Who only says that it has a file, or runs what nobody wants, takes no name from a model in use.
     """
-    wanted = {want.wanted.digest for want in wants}.union(demos)
-    for want in wants:
-        yield Named(digest=want.wanted.digest, stem=want.wanted.stem, claim=2)
-    for node in live:
-        for digest, one in node.held.items():
-            claim = 2 * (digest in wanted) + _is_ready(node, digest)
-            yield Named(digest=digest, stem=one.stem, name=one.card.name, claim=claim)
+    for wish in wishes:
+        yield Named(digest=digest, stem=wish.wanted.stem, claim=2)
+    for node in holders:
+        held = node.held[digest]
+        claim = 2 * (demo or bool(wishes)) + _is_ready(node, digest)
+        yield Named(digest=digest, stem=held.stem, name=held.card.name, claim=claim)
 
 
 def _is_ready(node: NodeView, digest: ModelDigest) -> bool:
     return digest in node.serves and node.serves[digest].state == "ready"
 
 
-def _held(document: Document, owner: NodeId) -> Iterator[Held]:
-    for page in range(HELD_PAGES_MAX):
-        record = document.get(owner, held_register(page))
-        yield from _read(record, lambda body: tuple(held_from_wire(body))) or ()
+def _held(pages: Iterable[Record]) -> Mapping[ModelDigest, Held]:
+    found: dict[ModelDigest, Held] = {}
+    for page in pages:
+        rows = _read(page, lambda body: tuple(held_from_wire(body))) or ()
+        found.update((one.digest, one) for one in rows)
+    return found
+
+
+Key = TypeVar("Key", bound=Any)
+
+
+def _with(old: Mapping[Key, T], changes: Mapping[Key, T | None]) -> Mapping[Key, T]:
+    """The old mapping with changes, in the order of its keys; None takes a key out."""
+    new = dict(old)
+    for key, value in changes.items():
+        if value is None:
+            new.pop(key, None)
+        else:
+            new[key] = value
+    return new if new.keys() == old.keys() else dict(sorted(new.items()))
 
 
 def _read(record: Record | None, reader: Callable[[dict[str, object]], T]) -> T | None:

@@ -21,11 +21,12 @@ from p2pmesh.node import proofs
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.serving import DRAIN_S, Serving, compute_threads
 from p2pmesh.placement.reconcile import Replica
+from p2pmesh.state.bodies import MEMBER
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
 from tests.models.make import tiny_gguf
 from tests.node.hearsay import GIB, ME, SLOTS, Hearsay, Parts, make_parts, serving, wanted
-from tests.state.make import NODES, card, digest, held
+from tests.state.make import NODES, card, digest, held, member
 
 DEMO, ALPHA = digest(0), digest(1)
 STEP_S = 0.5  # longer than a look at the requests in flight
@@ -69,6 +70,18 @@ async def test_the_others_are_told_the_plan(parts: Parts) -> None:
         parts.hearsay.want(1, wanted(5))
         await wait_all_tasks_blocked()
         assert parts.mesh._core.plan == parts.serving.plan.digest != before
+
+
+async def test_a_lease_that_is_only_renewed_wakes_nobody(parts: Parts) -> None:
+    parts.hearsay.join(1, budget_bytes=GIB)
+    async with serving(parts):
+        before = parts.mesh.changes.count, parts.mesh.view, parts.serving.plan
+        parts.hearsay.say(1, MEMBER, member("node-1", addresses=()).to_wire())
+        await wait_all_tasks_blocked()
+        assert (parts.mesh.changes.count, parts.mesh.view, parts.serving.plan) == before
+        parts.hearsay.say(1, MEMBER, member("node-one", addresses=()).to_wire())
+        assert parts.mesh.changes.count > before[0]
+        assert parts.mesh.view.name_of(NODES[1]) == "node-one"
 
 
 @pytest.mark.parametrize(("asked", "launched"), [(2, 2), (0, SLOTS)])

@@ -11,7 +11,7 @@ from p2pmesh.placement.inputs import (
     CONTEXT_DEFAULT_MAX,
     CONTEXT_MIN,
     SLOTS_FOR_OTHERS_MAX,
-    agreed,
+    InputsReader,
     default_context,
     facts_of,
     launch_context,
@@ -32,7 +32,7 @@ from p2pmesh.state.bodies import (
     wants_to_wire,
 )
 from p2pmesh.state.document import Document
-from p2pmesh.state.views import MeshView, read
+from p2pmesh.state.views import MeshReader, MeshView, read
 from tests.state.make import MESH, NODES, NOW, card, digest, held, member, record
 
 A, B, C = NODES[:3]
@@ -80,36 +80,6 @@ class World:
             self.say(owner, held_register(number), page)
         self.say(owner, SERVES, serves_to_wire(serves))
         self.say(owner, WANTS, wants_to_wire(wants))
-
-
-# Wishes
-
-
-def test_one_wish_is_taken_as_it_is() -> None:
-    world = World()
-    one = wanted(replicas=2, priority=3, context=1024, slots=2)
-    world.node(0, wants=[one, wanted(2)])
-    assert agreed(world.view()) == {ALPHA: one, BETA: wanted(2)}
-
-
-def test_of_several_wishes_the_largest_of_each_number_counts() -> None:
-    world = World()
-    world.node(0, wants=[wanted(stem="zulu", replicas=3, priority=0, context=512, slots=1)])
-    world.node(1, wants=[wanted(stem="alpha", replicas=1, priority=2, context=2048)])
-    world.node(2, wants=[wanted(stem="mike", replicas=2, priority=1, slots=8)])
-    assert agreed(world.view()) == {
-        ALPHA: wanted(stem="alpha", replicas=3, priority=2, context=2048, slots=8)
-    }
-
-
-def test_the_wishes_of_who_has_left_count_on() -> None:
-    world = World()
-    world.node(0, wants=[wanted(context=512)], left=True)
-    assert agreed(world.view())[ALPHA].context == 512
-
-
-def test_nobody_wants_nothing() -> None:
-    assert agreed(World().view()) == {}
 
 
 # Context
@@ -268,6 +238,24 @@ def test_a_longer_context_needs_more() -> None:
         world.node(0, holds=[held(1)], wants=[wanted(context=context)])
         needs.append(facts_of(world.view(), ()).models[0].need_bytes)
     assert needs[0] < needs[1]
+
+
+def test_what_did_not_change_is_not_made_anew() -> None:
+    world = World()
+    for owner in range(3):
+        world.node(owner, holds=[held(1 + owner), held(5)], wants=[wanted(1 + owner)])
+    reader, inputs = MeshReader(world.document, A), InputsReader()
+    before = inputs.read(reader.view, ())
+    caps = Caps(budget_bytes=7 * GIB, engine="embedded", rpc="")
+    world.say(2, CAPS, caps.to_wire())
+    assert reader.update([C])
+    after = inputs.read(reader.view, ())
+    assert after == facts_of(world.view(), ()) != before
+    same = {id(part) for part in (*before.nodes, *before.models, *before.wants)}
+    made = [part for part in (*after.nodes, *after.models, *after.wants) if id(part) not in same]
+    assert {type(part).__name__ for part in made} == {"NodeFacts", "ModelFacts", "Want"}
+    assert len(made) == 1 + 2 + 1, "its budget, its models, and who wants those"
+    assert inputs.read(reader.view, {C}) == facts_of(world.view(), {C})
 
 
 def test_equal_records_make_equal_facts_in_whatever_order_they_came() -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from p2pmesh.state import bodies
 from p2pmesh.state.bodies import Caps, Served, Wanted
 from p2pmesh.state.document import Document
-from p2pmesh.state.views import read
+from p2pmesh.state.views import MeshReader, MeshView, merge_wants, read
 from tests.state.make import MESH, NODES, NOW, card, certificate, digest, held, member, record
 
 WANTED = Wanted(digest=digest(1), stem="model-1", replicas=1, priority=0, context=0, slots=4)
@@ -34,9 +39,9 @@ def test_a_node_is_read_whole() -> None:
     assert node.serves[digest(1)].state == "ready"
     assert set(node.held) == {digest(1), digest(2)}
     assert view.demos == {digest(2)}
-    assert view.cards[digest(1)].architecture == "llama"
+    assert view.models[digest(1)].card == held(1).card
     assert view.catalogue.resolve("model-1") == digest(1)
-    assert [want.wanted for want in view.wants] == [WANTED]
+    assert view.models[digest(1)].wanted == WANTED
 
 
 def test_wants_outlive_a_goodbye() -> None:
@@ -44,7 +49,7 @@ def test_wants_outlive_a_goodbye() -> None:
     document.merge(record(register="member", seq=2, body=member(left=True).to_wire()), NOW)
     view = read(document)
     assert view.nodes == {}
-    assert [want.owner for want in view.wants] == [NODES[0]]
+    assert [wish.owner for wish in view.models[digest(1)].wishes] == [NODES[0]]
     assert view.catalogue.id_of(digest(1)) == "model-1"
     assert set(read(document, me=NODES[0]).nodes) == {NODES[0]}
 
@@ -61,6 +66,13 @@ def describes(document: Document, owner: int, modality: str, *, state: str = "")
         assert document.merge(record(owner, register, body=body), NOW)
 
 
+def gives(view: MeshView) -> frozenset[str]:
+    """What model 1 gives, by a view."""
+    card = view.models[digest(1)].card
+    assert card is not None
+    return card.gives
+
+
 SMALLEST, MIDDLE, LARGEST = sorted(range(3), key=NODES.__getitem__)
 
 
@@ -68,17 +80,17 @@ def test_who_has_a_file_believes_its_own_description() -> None:
     document = Document(MESH)
     describes(document, SMALLEST, "embedding", state="ready")
     describes(document, LARGEST, "chat")
-    assert read(document, me=NODES[LARGEST]).cards[digest(1)].gives == {"chat"}
-    assert read(document, me=NODES[SMALLEST]).cards[digest(1)].gives == {"embedding"}
+    assert gives(read(document, me=NODES[LARGEST])) == {"chat"}
+    assert gives(read(document, me=NODES[SMALLEST])) == {"embedding"}
 
 
 def test_without_the_file_the_word_of_who_serves_counts_then_the_smallest_holders() -> None:
     document = Document(MESH)
     describes(document, SMALLEST, "embedding", state="loading")
     describes(document, MIDDLE, "completion")
-    assert read(document).cards[digest(1)].gives == {"embedding"}
+    assert gives(read(document)) == {"embedding"}
     describes(document, LARGEST, "chat", state="ready")
-    assert read(document).cards[digest(1)].gives == {"chat"}
+    assert gives(read(document)) == {"chat"}
 
 
 def test_nothing_that_a_removed_node_said_of_models_counts() -> None:
@@ -88,9 +100,9 @@ def test_nothing_that_a_removed_node_said_of_models_counts() -> None:
     assert document.add_certificate(certificate(SMALLEST, (LARGEST,)), NOW)
     view = read(document)
     assert view.removed == {NODES[SMALLEST]}
-    assert [node.node for node in view.live] == [NODES[LARGEST]]
-    assert view.cards[digest(1)].gives == {"chat"}
-    assert {named.stem for named in view.names} == {f"name-{LARGEST}"}
+    assert [node.node for node in view.models[digest(1)].holders] == [NODES[LARGEST]]
+    assert gives(view) == {"chat"}
+    assert {named.stem for named in view.models[digest(1)].names} == {f"name-{LARGEST}"}
 
 
 def test_the_embedded_model_is_what_the_reader_embeds() -> None:
@@ -131,4 +143,116 @@ def test_nonsense_in_one_register_costs_that_register_only() -> None:
 def test_a_withdrawn_register_reads_as_none() -> None:
     document = kitchen()
     document.merge(record(register="wants", seq=2, body={}), NOW)
-    assert read(document).wants == ()
+    assert read(document).models[digest(1)].wanted is None
+
+
+# Wishes
+
+
+def wish(**changes: object) -> Wanted:
+    return replace(WANTED, **changes)  # type: ignore[arg-type]  # the tests name fields of it
+
+
+def test_of_several_wishes_the_largest_of_each_number_counts() -> None:
+    wishes = [
+        wish(stem="zulu", replicas=3, priority=0, context=512, slots=1),
+        wish(stem="alpha", replicas=1, priority=2, context=2048),
+        wish(stem="mike", replicas=2, priority=1, slots=8),
+    ]
+    largest = wish(stem="alpha", replicas=3, priority=2, context=2048, slots=8)
+    assert merge_wants(wishes) == largest
+    assert merge_wants(wishes[:1]) == wishes[0]
+    assert merge_wants([]) is None
+
+
+# Keeping a view up to date
+
+
+def content(view: MeshView) -> object:
+    """All that a view says, as values that can be compared."""
+    models = {
+        digest: [getattr(model, field.name) for field in fields(model)]
+        for digest, model in view.models.items()
+    }
+    ids = {digest: view.catalogue.id_of(digest) for digest in models if models[digest][-1]}
+    return (list(view.nodes.items()), view.removed, list(models.items()), view.demos, ids)
+
+
+def at_random(rng: Random, seq: int) -> Callable[[Document], Sequence[int]]:
+    """Something that happens to a document; told which owners it concerns."""
+    owner, model = rng.randrange(3), rng.randrange(1, 4)
+    bodies_by_register = {
+        "member": member(f"node-{rng.randrange(2)}", left=rng.random() < 0.2).to_wire(),
+        "caps": Caps(budget_bytes=rng.randrange(3), engine="e", rpc="").to_wire(),
+        "models/0": bodies.serves_to_wire(
+            [Served(digest=digest(model), state=rng.choice(["loading", "ready"]))]
+        ),
+        "models/1": bodies.held_pages(
+            [held(number, stem=f"s{rng.randrange(2)}") for number in (model, 4)]
+        )[0],
+        "wants": bodies.wants_to_wire([wish(digest=digest(model), slots=rng.randrange(3))]),
+    }
+
+    def happen(document: Document) -> Sequence[int]:
+        if rng.random() < 0.1:
+            document.add_certificate(certificate(owner, ((owner + 1) % 3,), seq=seq - 1), NOW)
+        else:
+            register = rng.choice(sorted(bodies_by_register))
+            body = {} if rng.random() < 0.1 else bodies_by_register[register]
+            one = record(owner, register, seq=seq, body=body, instance=7 + (seq > 30))
+            document.merge(one, NOW)
+        return [owner]
+
+    return happen
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_view_kept_up_to_date_is_the_view_of_the_document(seed: int) -> None:
+    rng = Random(seed)
+    document = Document(MESH)
+    reader = MeshReader(document, NODES[0])
+    for seq in range(1, 40):
+        before = reader.view
+        owners = at_random(rng, seq)(document)
+        differs = reader.update(NODES[owner] for owner in owners)
+        assert (reader.view is not before) == differs
+        assert content(reader.view) == content(read(document, me=NODES[0]))
+
+
+def test_a_renewed_lease_changes_nothing() -> None:
+    document = kitchen()
+    reader = MeshReader(document)
+    before = reader.view
+    assert document.merge(record(register="member", seq=2, body=member().to_wire()), NOW)
+    assert not reader.update([NODES[0]])
+    assert reader.view is before
+
+
+def test_a_new_life_is_a_change_though_it_says_the_same() -> None:
+    document = kitchen()
+    reader = MeshReader(document)
+    body = member().to_wire()
+    assert document.merge(record(register="member", seq=2, body=body, instance=8), NOW)
+    assert reader.update([NODES[0]])
+    assert reader.view.nodes[NODES[0]].instance == 8
+
+
+def test_what_a_change_does_not_concern_stays_the_same_object() -> None:
+    document = kitchen()
+    describes(document, 1, "chat")
+    reader = MeshReader(document)
+    before = reader.view
+    served = [Served(digest=digest(1), state="loading")]
+    body = bodies.serves_to_wire(served)
+    assert document.merge(record(register="models/0", seq=2, body=body), NOW)
+    assert reader.update([NODES[0]])
+    after = reader.view
+    assert after.nodes[NODES[1]] is before.nodes[NODES[1]]
+    assert after.nodes[NODES[0]].held is before.nodes[NODES[0]].held
+    assert after.models[digest(1)] is not before.models[digest(1)]
+    caps = Caps(budget_bytes=9, engine="e", rpc="")
+    assert document.merge(record(1, "caps", body=caps.to_wire()), NOW)
+    assert reader.update([NODES[1]])
+    assert reader.view.models[digest(2)] is after.models[digest(2)]
+    assert reader.view.catalogue is after.catalogue
