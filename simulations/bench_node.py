@@ -39,12 +39,12 @@ from p2pmesh.gossip.shared import Shared
 from p2pmesh.home import Home
 from p2pmesh.identity import hello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
-from p2pmesh.placement.reconcile import Replica
 from p2pmesh.state.bodies import (
     CAPS,
     MEMBER,
@@ -239,7 +239,7 @@ async def _no_stream(*_: object) -> None:
     raise AssertionError("nobody opens a stream here")
 
 
-async def _ask_nobody(replica: Replica) -> None:
+async def _ask_nobody(replica: ReplicaKey) -> None:
     raise AssertionError(f"nothing runs here, so {replica} is not asked")
 
 

@@ -20,7 +20,12 @@ REGISTER = "future"
 MODALITY = "smell"
 
 _NEWS = encode({"t": "rumour", "about": [1, {"deep": b"x"}], "z": None})
-_UNKNOWN_ROWS = (["0" * 64, "dancing", ""], {"stage": 3}, "word")
+_UNKNOWN_ROWS = (
+    ["0" * 64, "whole", "dancing", ""],
+    ["0" * 64, "stage-0011aabb-0", "ready", ""],
+    {"stage": 3},
+    "word",
+)
 _FIELDS: Mapping[str, Any] = {"colour": "green", "extra": [1, [2, b"three"]]}
 
 

@@ -11,9 +11,10 @@ from typing import Protocol
 
 import trio
 
-from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue
+from p2pmesh.models.parts import PartId, ReplicaKey
 
 
 class Backends(Protocol):
@@ -53,7 +54,7 @@ class Backends(Protocol):
         """
         ...
 
-    def engine_key(self, digest: ModelDigest) -> str | None:
+    def engine_key(self, part: PartId) -> str | None:
         """The API key of the local engine for a model, or None when it wants none."""
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2pmesh.gateway.route import ReplicaKey
+from p2pmesh.models.parts import ReplicaKey
 
 # A passing trouble, like a restart, costs the replica hardly any of its requests.
 PAUSE_MIN_S = 1.0

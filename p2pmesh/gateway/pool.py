@@ -21,9 +21,10 @@ import trio
 from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.headers import Header
 from p2pmesh.gateway.limits import PEER_STREAMS_MAX, POOL_IDLE_MAX
-from p2pmesh.gateway.route import ReplicaKey, Target
+from p2pmesh.gateway.route import Target
 from p2pmesh.gateway.scan import Body
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.parts import ReplicaKey
 
 # To an engine: under the 5 s after which llama-server closes an idle connection itself.
 ENGINE_IDLE_TIMEOUT_S = 4.0

@@ -36,10 +36,11 @@ from p2pmesh.gateway.limits import (
 )
 from p2pmesh.gateway.openai import ApiError, not_ready
 from p2pmesh.gateway.pool import LostError, Pool, Upstream
-from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target, choose
+from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target, choose
 from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.gateway.suspicion import Guard, SilenceError, SuspicionWatch
+from p2pmesh.models.parts import ReplicaKey
 
 # A long answer that is not streamed says nothing until it is done; an hour is a broken engine.
 ANSWER_DEADLINE_S = 3600.0
@@ -268,7 +269,9 @@ class Proxy:
             silence_s = SILENCE_DEADLINE_S if target.local else STALL_S
             first = await self._next_part(upstream, guard, silence_s)
             self.breaker.succeeded(target.key)
-            headers = response_headers(head.headers, served_by=f"{target.node_name}/{target.shard}")
+            headers = response_headers(
+                head.headers, served_by=f"{target.node_name}/{target.part.name}"
+            )
             headers.extend(job.extra_headers)
             self._counters.responses[head.status_code] += 1
             client.start(head.status_code, headers, reason=head.reason)
@@ -307,12 +310,12 @@ class Proxy:
     async def _head(
         self, upstream: Upstream, job: Job, target: Target, guard: Guard
     ) -> h11.Response:
-        key = self._backends.engine_key(target.digest) if target.local else None
+        key = self._backends.engine_key(target.part) if target.local else None
         headers = request_headers(
             job.headers,
             body_bytes=len(job.body),
             key=key,
-            model=None if target.local else target.digest,
+            model=None if target.local else target.part.digest,
         )
         began = trio.current_time()
         deadline = began + ANSWER_DEADLINE_S

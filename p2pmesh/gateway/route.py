@@ -10,20 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId, ReplicaKey
 
 READY = "ready"
 LOADING = "loading"
-
-
-class ReplicaKey(NamedTuple):
-    """What tells one replica from another."""
-
-    node: NodeId
-    digest: ModelDigest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +28,25 @@ class Target:
         model_id: The model's public id.
         local: Whether the engine is a child of this very node.
         slots: How many requests it works on at once; 0 when that is not known.
-        shard: Which part of the model it holds; `whole` for all of it.
+        part: The model, and which part of it.
     """
 
     node: NodeId
     node_name: str
-    digest: ModelDigest
+    part: PartId
     model_id: str
     local: bool
     slots: int = 0
-    shard: str = "whole"
+
+    @property
+    def digest(self) -> ModelDigest:
+        """The model."""
+        return self.part.digest
 
     @property
     def key(self) -> ReplicaKey:
         """What tells this replica from every other."""
-        return ReplicaKey(self.node, self.digest)
+        return ReplicaKey(self.node, self.part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import trio
 
 from p2pmesh.errors import LinkError
-from p2pmesh.gateway.route import ReplicaKey, Target
+from p2pmesh.gateway.route import Target
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.parts import ReplicaKey
 
 # A lost replica that is in the middle of an answer: failure detection has decided by then.
 SUSPECT_SILENCE_S = 5.0

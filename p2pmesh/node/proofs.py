@@ -17,14 +17,14 @@ from p2pmesh.engine.probe import exchange, reason, small_request
 from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.headers import MODEL
 from p2pmesh.identity.keys import show_id
-from p2pmesh.placement.reconcile import Replica
+from p2pmesh.models.parts import ReplicaKey
 
 ANSWER_S = 10.0  # one token, behind what the replica is busy with
 RETRY_S = 30.0  # a replica that did not answer is asked again; meanwhile the copy here serves
 
 log = structlog.get_logger(__name__)
 
-Ask = Callable[[Replica], Awaitable[None]]
+Ask = Callable[[ReplicaKey], Awaitable[None]]
 
 
 class Proofs:
@@ -37,11 +37,11 @@ class Proofs:
 
     def __init__(self, ask: Ask, on_change: Callable[[], None]) -> None:
         self._ask, self._on_change = ask, on_change
-        self._claims: Mapping[Replica, int] = {}
-        self._proven: dict[Replica, int] = {}
-        self._asking: set[Replica] = set()
+        self._claims: Mapping[ReplicaKey, int] = {}
+        self._proven: dict[ReplicaKey, int] = {}
+        self._asking: set[ReplicaKey] = set()
 
-    def review(self, claims: Mapping[Replica, int]) -> Collection[Replica]:
+    def review(self, claims: Mapping[ReplicaKey, int]) -> Collection[ReplicaKey]:
         """Return the proven ones of the replicas that are said to be ready; forget all others.
 
         Args:
@@ -55,25 +55,26 @@ class Proofs:
         }
         return self._proven.keys()
 
-    def void(self, replica: Replica) -> None:
+    def void(self, replica: ReplicaKey) -> None:
         """Forget that a replica answered: it failed since."""
         self._proven.pop(replica, None)
 
-    def check(self, replica: Replica, nursery: trio.Nursery) -> None:
+    def check(self, replica: ReplicaKey, nursery: trio.Nursery) -> None:
         """Ask a replica for a proof, unless it is being asked or was a moment ago."""
         if replica not in self._asking:
             self._asking.add(replica)
             nursery.start_soon(self._check, replica, self._claims.get(replica))
 
-    async def _check(self, replica: Replica, instance: int | None) -> None:
-        digest, node = replica
+    async def _check(self, replica: ReplicaKey, instance: int | None) -> None:
         try:
             with trio.move_on_after(ANSWER_S) as scope:
                 await self._ask(replica)
             if scope.cancelled_caught:
                 raise LinkError(f"no answer within {ANSWER_S:.0f} s")
         except MeshError as exc:
-            log.warning("replica_unproven", node=show_id(node), digest=digest, reason=str(exc))
+            log.warning(
+                "replica_unproven", node=show_id(replica.node), part=replica.part, reason=str(exc)
+            )
             await trio.sleep(RETRY_S)
         else:
             if instance is not None and self._claims.get(replica) == instance:
@@ -82,14 +83,14 @@ class Proofs:
         self._on_change()
 
 
-async def ask_replica(stream: trio.abc.Stream, replica: Replica, modality: Modality) -> None:
+async def ask_replica(stream: trio.abc.Stream, replica: ReplicaKey, modality: Modality) -> None:
     """Have a replica compute, over a stream to its node; closes the stream.
 
     Raises:
         MeshError: The answer is no answer.
     """
-    digest, _ = replica
-    request, data = small_request(modality, "mesh", (MODEL.decode(), digest))
+    named = (MODEL.decode(), replica.part.digest)
+    request, data = small_request(modality, "mesh", named)
     async with stream:
         status, body = await exchange(stream, request, data)
     if status != 200:

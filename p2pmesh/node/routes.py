@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import trio
 
 from p2pmesh.errors import EngineError
-from p2pmesh.gateway.route import LOADING, READY, ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target
 from p2pmesh.gossip.events import Health
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.serving import Serving
 from p2pmesh.placement.inputs import launch_context, launch_slots
@@ -58,14 +59,14 @@ class Routes:
         """See `Backends.connect`."""
         if not target.local:
             return await self._mesh.open_stream(target.node)
-        status = self._serving.status(target.digest)
+        status = self._serving.status(target.part)
         if status is None:
             raise EngineError(f"{target.model_id} is not running here any more")
         return await trio.open_tcp_stream(status.host, status.port)
 
-    def engine_key(self, digest: ModelDigest) -> str | None:
+    def engine_key(self, part: PartId) -> str | None:
         """See `Backends.engine_key`."""
-        status = self._serving.status(digest)
+        status = self._serving.status(part)
         return status.api_key if status else None
 
     async def lost(self, target: Target) -> None:
@@ -73,12 +74,12 @@ class Routes:
         if not target.local:
             await self._mesh.suspected(target.node).wait()
             return
-        while self._state_here(target.digest) in ("ready", "stopping"):
+        while self._state_here(target.part) in ("ready", "stopping"):
             await self._mesh.changes.wait(self._mesh.changes.count)
 
     def failed(self, replica: ReplicaKey) -> None:
         """See `Backends.failed`."""
-        self._serving.doubt((replica.digest, replica.node))
+        self._serving.doubt(replica)
 
     async def changed(self) -> None:
         """See `Backends.changed`."""
@@ -166,7 +167,11 @@ class Routes:
     def _model(self, model: ModelView, catalogue: Catalogue) -> ServedModel:
         digest, card = model.digest, model.card
         claiming = [node for node, one in self.replicas(digest) if one.state == READY]
-        ready = [node for node in claiming if self._can_reach(node.node, digest)]
+        ready = [
+            node
+            for node, one in self.replicas(digest)
+            if one.state == READY and self._can_reach(node.node, one.part)
+        ]
         state, reason = self.state(digest), self.reason(digest)
         if claiming and not ready:
             # Either it answers again in a moment, or another node takes its place.
@@ -197,24 +202,24 @@ class Routes:
             Target(
                 node=node.node,
                 node_name=node.member.name,
-                digest=digest,
+                part=one.part,
                 model_id=self.catalogue().id_of(digest),
                 local=node.node == self._mesh.me,
                 slots=slots,
             )
             for node, one in self.replicas(digest)
-            if one.state == READY and self._can_reach(node.node, digest)
+            if one.state == READY and self._can_reach(node.node, one.part)
         ]
         return tuple(sorted(targets, key=lambda target: (not target.local, target.node)))
 
-    def _state_here(self, digest: ModelDigest) -> str:
+    def _state_here(self, part: PartId) -> str:
         own = self._mesh.view.nodes.get(self._mesh.me)
-        served = own.serves.get(digest) if own else None
+        served = own.serves.get(part) if own else None
         return served.state if served else "not served"
 
-    def _can_reach(self, node: NodeId, digest: ModelDigest) -> bool:
+    def _can_reach(self, node: NodeId, part: PartId) -> bool:
         if node == self._mesh.me:
-            return self._serving.status(digest) is not None
+            return self._serving.status(part) is not None
         return self._mesh.health(node) is Health.LIVE
 
 

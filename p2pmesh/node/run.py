@@ -31,6 +31,7 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.hello import Self
 from p2pmesh.identity.keys import show_id
+from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.descriptors import budget, raise_limit
@@ -44,7 +45,6 @@ from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
 from p2pmesh.node.snapshot import Addresses, Status
-from p2pmesh.placement.reconcile import Replica
 from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
 from p2pmesh.state.bodies import CAPS, MEMBER, WANTS, Caps, Member, wants_to_wire
 from p2pmesh.transport.tls import TlsTransport
@@ -242,12 +242,13 @@ class Node:
             stop=self._stop.set,
         )
 
-    async def _ask(self, mesh: Mesh, holding: Holding, replica: Replica) -> None:
+    async def _ask(self, mesh: Mesh, holding: Holding, replica: ReplicaKey) -> None:
         """Have the replica of a model that runs here too compute a token on its node."""
-        digest, node = replica
-        file = holding.file(digest)
+        file = holding.file(replica.part.digest)
         assert file is not None, "what runs here has a file here"
-        await ask_replica(await mesh.open_stream(node), replica, engine_modality(file.card.gives))
+        await ask_replica(
+            await mesh.open_stream(replica.node), replica, engine_modality(file.card.gives)
+        )
 
     def _introduce_itself(self, mesh: Mesh) -> None:
         mesh.publish(MEMBER, self._member(left=False).to_wire())

@@ -18,13 +18,14 @@ from p2pmesh.engine.argv import Launch, engine_modality
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.process import EngineProcess, EngineStatus
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.node.holding import Holding
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.proofs import Ask, Proofs
 from p2pmesh.placement.facts import Facts
 from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
 from p2pmesh.placement.plan import Plan, plan
-from p2pmesh.placement.reconcile import Check, Replica, Start, Stop, reconcile
+from p2pmesh.placement.reconcile import Check, Start, Stop, reconcile
 from p2pmesh.state.bodies import SERVES, Served, ServeState, serves_to_wire
 
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
@@ -81,16 +82,16 @@ class Serving:
         self._threads = compute_threads(psutil.cpu_count(logical=False))
         self._inputs = InputsReader()
         self._proofs = Proofs(ask, mesh.changes.notify)
-        self._running: dict[ModelDigest, _Running] = {}
+        self._running: dict[PartId, _Running] = {}
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
 
-    def status(self, digest: ModelDigest) -> EngineStatus | None:
-        """The engine of a model, while it takes requests; None otherwise."""
-        running = self._running.get(digest)
+    def status(self, part: PartId) -> EngineStatus | None:
+        """The engine of a part, while it takes requests; None otherwise."""
+        running = self._running.get(part)
         return running.process.status if running and running.state == "ready" else None
 
-    def doubt(self, replica: Replica) -> None:
+    def doubt(self, replica: ReplicaKey) -> None:
         """Believe a replica that failed a request no more, until it has answered anew."""
         self._proofs.void(replica)
 
@@ -124,7 +125,7 @@ class Serving:
         if facts != self._facts:
             self._facts, self.plan = facts, plan(facts)
             self._mesh.set_plan(self.plan.digest)
-        running = {digest: one.state for digest, one in self._running.items()}
+        running = {part: one.state for part, one in self._running.items()}
         for action in reconcile(
             me=self._mesh.me,
             plan=self.plan,
@@ -133,72 +134,77 @@ class Serving:
             proven=self._proofs.review(self._claims(facts)),
         ):
             match action:
-                case Start(digest=digest):
-                    self._start(digest, nursery)
-                case Check(digest=digest, node=node):
-                    self._proofs.check((digest, node), nursery)
+                case Start(part=part):
+                    self._start(part, nursery)
+                case Check(replica=replica):
+                    self._proofs.check(replica, nursery)
                 case Stop() if self._mesh.catching_up:
                     continue  # the plan may lack what the others said meanwhile
-                case Stop(digest=digest, reason=reason):
-                    log.info("model_stopping", digest=digest, reason=str(reason))
-                    self._running[digest].draining = True
-                    nursery.start_soon(self._drain, self._running[digest], digest)
+                case Stop(part=part, reason=reason):
+                    log.info("part_stopping", part=part, reason=str(reason))
+                    self._running[part].draining = True
+                    nursery.start_soon(self._drain, self._running[part], part)
         self._publish()
 
-    def _claims(self, facts: Facts) -> dict[Replica, int]:
+    def _claims(self, facts: Facts) -> dict[ReplicaKey, int]:
         """The replicas that other nodes say are ready, with those nodes' instances."""
         nodes = self._mesh.view.nodes
         return {
-            (part.digest, part.node): nodes[part.node].instance
-            for part in facts.residents
-            if part.state == "ready" and part.node != self._mesh.me
+            ReplicaKey(one.node, one.part): nodes[one.node].instance
+            for one in facts.residents
+            if one.state == "ready" and one.node != self._mesh.me
         }
 
-    def _start(self, digest: ModelDigest, nursery: trio.Nursery) -> None:
-        file = self._holding.file(digest)
+    def _start(self, part: PartId, nursery: trio.Nursery) -> None:
+        file = self._holding.file(part.digest)
         if file is None:  # it was held when the plan was made
-            log.warning("model_gone", digest=digest)
+            log.warning("part_gone", part=part)
             return
         view, me = self._mesh.view, self._mesh.me
-        model = view.models[digest]
+        model = view.models[part.digest]
         mine = (wish.wanted for wish in model.wishes if wish.owner == me)
         launch = Launch(
             model_paths=file.parts,
-            alias=view.catalogue.id_of(digest),
+            alias=view.catalogue.id_of(part.digest),
             modality=engine_modality(file.card.gives),
             context=launch_context(model.wanted, file.card, view.nodes[me].budget_bytes),
             slots=launch_slots(model.wanted, next(mine, None), self._slots),
-            threads=compute_threads(psutil.cpu_count(logical=False)),
+            threads=self._threads,
         )
         process = EngineProcess(
             self._engine,
             launch,
             logs=self._logs,
             on_change=lambda _: self._publish(),
-            check=partial(self._holding.check, digest),
+            check=partial(self._holding.check, part.digest),
         )
-        log.info("model_starting", digest=digest, alias=launch.alias)
-        self._running[digest] = _Running(process, trio.CancelScope())
-        nursery.start_soon(self._serve, digest, self._running[digest])
+        log.info("part_starting", part=part, alias=launch.alias)
+        self._running[part] = _Running(process, trio.CancelScope())
+        nursery.start_soon(self._serve, part, self._running[part])
 
-    async def _serve(self, digest: ModelDigest, running: _Running) -> None:
+    async def _serve(self, part: PartId, running: _Running) -> None:
         try:
             with running.scope:
                 await running.process.run()
         finally:
-            del self._running[digest]
+            del self._running[part]
             self._publish()
 
-    async def _drain(self, running: _Running, digest: ModelDigest) -> None:
+    async def _drain(self, running: _Running, part: PartId) -> None:
         with trio.move_on_after(DRAIN_S):
-            while self._in_flight(digest):  # noqa: ASYNC110 - a count, nobody announces it
+            while self._in_flight(part.digest):  # noqa: ASYNC110 - a count, nobody announces it
                 await trio.sleep(DRAIN_POLL_S)
         running.scope.cancel()
 
     def _publish(self) -> None:
         served = [
-            Served(digest=digest, state=one.state, detail=one.process.status.detail)
-            for digest, one in self._running.items()
+            Served(
+                digest=part.digest,
+                name=part.name,
+                state=one.state,
+                detail=one.process.status.detail,
+            )
+            for part, one in self._running.items()
         ]
         self._mesh.publish(SERVES, serves_to_wire(served))
 

@@ -127,8 +127,13 @@ class Status:
             "memory_bytes": view.caps.budget_bytes if view.caps else 0,
             "engine": view.caps.engine if view.caps else "",
             "models": [
-                {"id": self._id(digest), "digest": digest, "state": self._seen(view.node, one)}
-                for digest, one in view.serves.items()
+                {
+                    "id": self._id(part.digest),
+                    "digest": part.digest,
+                    "part": part.name,
+                    "state": self._seen(view.node, one),
+                }
+                for part, one in view.serves.items()
                 if self._mesh.health(view.node) is not Health.DEAD
                 and view.node not in self._mesh.dead
             ],
@@ -170,6 +175,7 @@ class Status:
         return {
             "node": show_id(node.node),
             "name": node.member.name,
+            "part": one.name,
             "state": self._seen(node.node, one),
             "detail": one.detail,
         }

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import WHOLE, PartId
 from p2pmesh.wire.codec import encode
 
 FORMAT = 2
@@ -76,11 +77,17 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Resident:
-    """A copy that a node has signed to be running. A failed one is no resident."""
+    """A part that a node has signed to be running. A failed one is no resident."""
 
     digest: ModelDigest
     node: NodeId
     state: ResidentState
+    name: str = WHOLE
+
+    @property
+    def part(self) -> PartId:
+        """What it is a running copy of."""
+        return PartId(self.digest, self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +108,7 @@ class Facts:
             "nodes": _canonical(self.nodes, lambda part: part.node),
             "models": _canonical(self.models, lambda part: part.digest),
             "wants": _canonical(self.wants, lambda part: (part.digest, part.owner)),
-            "residents": _canonical(self.residents, lambda part: (part.digest, part.node)),
+            "residents": _canonical(self.residents, lambda one: (one.digest, one.name, one.node)),
         }
         for name, parts in canonical.items():
             object.__setattr__(self, name, parts)
@@ -134,7 +141,7 @@ class Facts:
                 [[part.node, part.budget_bytes] for part in self.nodes],
                 [[m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs] for m in self.models],
                 [[w.owner, w.digest, w.replicas, w.priority] for w in self.wants],
-                [[part.node, part.digest, part.state] for part in self.residents],
+                [[one.node, *one.part, one.state] for one in self.residents],
             ]
         )
 

@@ -159,6 +159,7 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
                 node=node.node,
                 digest=digest,
                 state="ready" if served.state == "ready" else "loading",
+                name=served.name,
             )
             for node, served in model.replicas
             if node.node not in gone and served.state in ("ready", "loading")

@@ -1,6 +1,6 @@
 """`plan(facts)`: which nodes should serve which model.
 
-Pure, and the same function on every node. Models are whole here: each copy lies on one node.
+Pure, and the same function on every node. The only layout is `Whole`: each copy lies on one node.
 
 The rules. Higher priority goes first and sees nothing of what is below it. Among models of one
 priority, running copies keep their place as long as they fit (ready ones before loading ones);
@@ -19,7 +19,7 @@ room from nobody, and a wish that cannot be met leaves nobody without a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -28,11 +28,12 @@ from typing import Any
 
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import WHOLE, PartId, ReplicaKey
 from p2pmesh.placement.facts import Facts, ModelFacts
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16
@@ -58,11 +59,33 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A model in one piece, on each of some nodes.
+
+    Attributes:
+        nodes: Sorted by id.
+    """
+
+    nodes: tuple[NodeId, ...]
+
+    def part_on(self, node: NodeId) -> str | None:
+        """The name of the part that `node` should run; None for none."""
+        return WHOLE if node in self.nodes else None
+
+    def decision(self) -> list[Any]:
+        """What nodes have to agree on."""
+        return [WHOLE, self.nodes]
+
+
+Layout = Whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The places of one model, and the figures behind the reason for them.
 
     Attributes:
-        nodes: Who should serve it, sorted by id.
+        layout: How the model is served, and where.
         copies: How many copies are wanted; 0 when nobody wants it.
         need_bytes: What a copy takes, on `roomiest` where there is one.
         holders: How many live nodes have the file.
@@ -72,7 +95,7 @@ class Assignment:
     """
 
     digest: ModelDigest
-    nodes: tuple[NodeId, ...]
+    layout: Layout
     reason: Reason
     copies: int
     need_bytes: int
@@ -80,9 +103,21 @@ class Assignment:
     roomiest: NodeId | None = None
     room_bytes: int = 0
 
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """Who should serve it, sorted by id."""
+        return self.layout.nodes
+
     def decision(self) -> list[Any]:
         """What nodes have to agree on: the choice, without the figures that explain it."""
-        return [self.digest, self.nodes, self.reason.value, self.copies]
+        return [self.digest, self.layout.decision(), self.reason.value, self.copies]
+
+    def replicas(self) -> Iterator[ReplicaKey]:
+        """Every part of the layout, with its node."""
+        for node in self.nodes:
+            name = self.layout.part_on(node)
+            assert name is not None, "a layout has a part for each of its nodes"
+            yield ReplicaKey(node, PartId(self.digest, name))
 
     def fingerprint(self) -> bytes:
         """Eight bytes by which nodes compare their plans for this one model."""
@@ -107,9 +142,13 @@ class Plan:
         """The canonical bytes of every decision, with the version of the algorithm."""
         return _encode(self.algorithm, self.assignments)
 
-    def on(self, node: NodeId) -> tuple[ModelDigest, ...]:
-        """The models that `node` should serve, the most important first."""
-        return tuple(a.digest for a in self.assignments if node in a.nodes)
+    def on(self, node: NodeId) -> tuple[PartId, ...]:
+        """The parts that `node` should run, the most important first."""
+        return tuple(
+            PartId(a.digest, name)
+            for a in self.assignments
+            if (name := a.layout.part_on(node)) is not None
+        )
 
 
 def plan(facts: Facts) -> Plan:
@@ -179,7 +218,7 @@ class _Table:
         self._places: dict[ModelDigest, list[NodeId]] = {}
         self._running: dict[tuple[ModelDigest, str], list[NodeId]] = {}
         for part in facts.residents:
-            if part.node in self._budgets:
+            if part.node in self._budgets and part.name == WHOLE:
                 self._running.setdefault((part.digest, part.state), []).append(part.node)
         self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
 
@@ -218,7 +257,7 @@ class _Table:
             roomiest = min(free, key=lambda n: (self._need(demand, n) - offers[n], n))
         return Assignment(
             digest=demand.model.digest,
-            nodes=tuple(sorted(places)),
+            layout=Whole(nodes=tuple(sorted(places))),
             reason=reason,
             copies=demand.copies,
             need_bytes=self._need(demand, roomiest),
@@ -231,7 +270,7 @@ class _Table:
         """The assignment of a model that is not wanted: no place."""
         return Assignment(
             digest=model.digest,
-            nodes=(),
+            layout=Whole(nodes=()),
             reason=Reason.STANDBY if model.fallback else Reason.UNWANTED,
             copies=0,
             need_bytes=model.need_bytes,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.placement.facts import Facts
 from p2pmesh.placement.plan import Plan
 
@@ -39,29 +39,27 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Load this model here."""
+    """Load this part here."""
 
-    digest: ModelDigest
+    part: PartId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Drain and unload this model here."""
+    """Drain and unload this part here."""
 
-    digest: ModelDigest
+    part: PartId
     reason: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """Ask this node whether it really serves this model: it says so, and a copy here may go."""
+    """Ask whether a replica really serves: its node says so, and a copy here may go for it."""
 
-    digest: ModelDigest
-    node: NodeId
+    replica: ReplicaKey
 
 
 Action = Start | Stop | Check
-Replica = tuple[ModelDigest, NodeId]
 
 
 def reconcile(
@@ -69,8 +67,8 @@ def reconcile(
     me: NodeId,
     plan: Plan,
     facts: Facts,
-    running: Mapping[ModelDigest, str],
-    proven: Collection[Replica],
+    running: Mapping[PartId, str],
+    proven: Collection[ReplicaKey],
 ) -> tuple[Action, ...]:
     """What this node should do now; stops come first.
 
@@ -86,67 +84,68 @@ def reconcile(
     if budget is None:
         return ()
     here = plan.on(me)
-    needs = {model.digest: model.need_on(me) for model in facts.models}
+    needs = {PartId(model.digest): model.need_on(me) for model in facts.models}
     stops, checks = _stops(here, plan, facts, running, proven)
-    staying = [d for d, state in running.items() if state != "stopping" and d not in stops]
-    excess = sum(needs.get(digest, 0) for digest in staying) - budget
-    for assignment in reversed(plan.assignments):
-        digest = assignment.digest
-        if excess > 0 and digest in staying and digest not in here:
-            stops[digest] = StopReason.EVICTED
-            excess -= needs.get(digest, 0)
+    staying = [part for part, state in running.items() if state != "stopping" and part not in stops]
+    excess = sum(needs.get(part, 0) for part in staying) - budget
+    order = {assignment.digest: place for place, assignment in enumerate(plan.assignments)}
+    # The least important first; what the plan does not know at all was stopped above.
+    for part in sorted(staying, key=lambda part: (order.get(part.digest, 0), part), reverse=True):
+        if excess > 0 and part not in here:
+            stops[part] = StopReason.EVICTED
+            excess -= needs.get(part, 0)
     return (
-        *(Stop(digest=digest, reason=reason) for digest, reason in stops.items()),
+        *(Stop(part=part, reason=reason) for part, reason in stops.items()),
         *_starts(here, budget, needs, running),
-        *(Check(digest=digest, node=node) for digest, node in checks if digest not in stops),
+        *(Check(replica=one) for one in checks if one.part not in stops),
     )
 
 
 def _stops(
-    here: tuple[ModelDigest, ...],
+    here: tuple[PartId, ...],
     plan: Plan,
     facts: Facts,
-    running: Mapping[ModelDigest, str],
-    proven: Collection[Replica],
-) -> tuple[dict[ModelDigest, StopReason], list[Replica]]:
+    running: Mapping[PartId, str],
+    proven: Collection[ReplicaKey],
+) -> tuple[dict[PartId, StopReason], list[ReplicaKey]]:
     """What has to go for reasons of the plan, and the replicas that must answer before more may.
 
-    Both in the order of the digests.
+    Both in the order of the parts.
     """
     assignments = {assignment.digest: assignment for assignment in plan.assignments}
-    ready = {(part.digest, part.node) for part in facts.residents if part.state == "ready"}
-    stops: dict[ModelDigest, StopReason] = {}
-    checks: list[Replica] = []
-    for digest, state in sorted(running.items()):
-        if state == "stopping" or digest in here:
+    ready = {ReplicaKey(one.node, one.part) for one in facts.residents if one.state == "ready"}
+    stops: dict[PartId, StopReason] = {}
+    checks: list[ReplicaKey] = []
+    for part, state in sorted(running.items()):
+        if state == "stopping" or part in here:
             continue
-        assignment = assignments.get(digest)
+        assignment = assignments.get(part.digest)
         if assignment is None or assignment.copies == 0:
-            stops[digest] = StopReason.UNWANTED
+            stops[part] = StopReason.UNWANTED
         elif not assignment.nodes:
-            stops[digest] = StopReason.EVICTED
+            stops[part] = StopReason.EVICTED
         elif state == "failed":
-            stops[digest] = StopReason.FAILED
+            stops[part] = StopReason.FAILED
         else:
-            others = {(digest, node) for node in assignment.nodes}
+            others = set(assignment.replicas())
             if others <= ready.intersection(proven):
-                stops[digest] = StopReason.MOVED
+                stops[part] = StopReason.MOVED
             elif others <= ready:
                 checks += sorted(others.difference(proven))
     return stops, checks
 
 
 def _starts(
-    here: tuple[ModelDigest, ...],
+    here: tuple[PartId, ...],
     budget_bytes: int,
-    needs: Mapping[ModelDigest, int],
-    running: Mapping[ModelDigest, str],
+    needs: Mapping[PartId, int],
+    running: Mapping[PartId, str],
 ) -> list[Start]:
     """What can be loaded beside everything that holds memory now, the most important first."""
-    room = budget_bytes - sum(needs.get(digest, 0) for digest in running)
+    room = budget_bytes - sum(needs.get(part, 0) for part in running)
     starts = []
-    for digest in here:
-        if digest not in running and needs.get(digest, 0) <= room:
-            room -= needs.get(digest, 0)
-            starts.append(Start(digest=digest))
+    for part in here:
+        if part not in running and needs.get(part, 0) <= room:
+            room -= needs.get(part, 0)
+            starts.append(Start(part=part))
     return starts

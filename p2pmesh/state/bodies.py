@@ -19,6 +19,7 @@ from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
 from p2pmesh.models.metadata import CONTEXT_MAX
+from p2pmesh.models.parts import WHOLE, PartId, is_known
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_rows
 from p2pmesh.wire.records import RECORD_BYTES_MAX
@@ -112,20 +113,30 @@ class Caps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A model that a node is running, or tried to.
+    """A part of a model that a node is running, or tried to.
 
     Attributes:
         detail: For people: how far it is, or why it failed.
+        name: Which part of the model it is.
     """
 
     digest: ModelDigest
     state: ServeState
     detail: str = ""
+    name: str = WHOLE
+
+    @property
+    def part(self) -> PartId:
+        """What it is a running copy of."""
+        return PartId(self.digest, self.name)
 
 
 def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
     """The body of the register `models/0`."""
-    rows = [[one.digest, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)] for one in served]
+    rows = [
+        [one.digest, one.name, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)]
+        for one in served
+    ]
     return {"serves": sorted(rows)}
 
 
@@ -136,15 +147,18 @@ def serves_from_wire(body: dict[str, Any]) -> tuple[Served, ...]:
 
 def _served(row: Any) -> Served:
     match row:
-        case [str(digest), str(state), *rest] if state in get_args(ServeState):
+        case [str(digest), str(name), str(state), *rest] if is_known(name) and state in get_args(
+            ServeState
+        ):
             detail = rest[0] if rest and isinstance(rest[0], str) else ""
             return Served(
                 digest=_digest(digest),
+                name=name,
                 state=cast("ServeState", state),
                 detail=plain_text(detail, DETAIL_CHARS_MAX),
             )
         case _:
-            raise PeerError("a served model of an unknown form")
+            raise PeerError("a part, or a state, of an unknown kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

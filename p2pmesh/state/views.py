@@ -19,6 +19,7 @@ from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
+from p2pmesh.models.parts import PartId
 from p2pmesh.state.bodies import (
     CAPS,
     HELD_PAGES_MAX,
@@ -51,7 +52,7 @@ class NodeView:
         instance: Random per start of the node: another one has lost all that the old one had.
         member: Its name and addresses.
         caps: What it can give; None until that record came.
-        serves: What it runs, by model.
+        serves: What it runs.
         held: The models whose files it has.
     """
 
@@ -59,7 +60,7 @@ class NodeView:
     instance: int
     member: Member
     caps: Caps | None
-    serves: Mapping[ModelDigest, Served]
+    serves: Mapping[PartId, Served]
     held: Mapping[ModelDigest, Held]
 
     @property
@@ -82,7 +83,7 @@ class ModelView:
 
     Attributes:
         holders: The live nodes that have its file, by id.
-        replicas: The live nodes that run it, in whatever state, by id.
+        replicas: What live nodes run of it, in whatever state, by their ids and the parts.
         wishes: By the id of their owners.
         wanted: What the wishes come to: of several the largest of each number; None without any.
         card: The reader's own description; else that of the node that serves it, else of any that
@@ -143,7 +144,7 @@ class _Owner:
         """The models that it speaks of, where that counts."""
         found = {one.digest for one in self.wants}
         if self.node is not None and self.live:
-            found.update(self.node.held, self.node.serves)
+            found.update(self.node.held, (part.digest for part in self.node.serves))
         return found
 
 
@@ -232,7 +233,7 @@ class MeshReader:
             instance=record.instance,
             member=member,
             caps=_read(records.get(CAPS), Caps.from_wire),
-            serves={one.digest: one for one in served},
+            serves={one.part: one for one in served},
             held=held,
         )
 
@@ -291,7 +292,12 @@ class MeshReader:
         return ModelView(
             digest=digest,
             holders=holders,
-            replicas=tuple((node, node.serves[digest]) for node in live if digest in node.serves),
+            replicas=tuple(
+                (node, node.serves[part])
+                for node in live
+                for part in sorted(node.serves)
+                if part.digest == digest
+            ),
             wishes=wishes,
             wanted=merge_wants(one.wanted for one in wishes),
             card=self._card(digest, holders),
@@ -349,7 +355,7 @@ def _names(
 
 
 def _is_ready(node: NodeView, digest: ModelDigest) -> bool:
-    return digest in node.serves and node.serves[digest].state == "ready"
+    return any(one.state == "ready" for part, one in node.serves.items() if part.digest == digest)
 
 
 def _held(pages: Iterable[Record]) -> Mapping[ModelDigest, Held]:

@@ -16,11 +16,12 @@ import trio.testing
 
 from p2pmesh.errors import LinkError
 from p2pmesh.gateway.limits import Limits
-from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
+from p2pmesh.models.parts import PartId, ReplicaKey
 
 HERE = NodeId(b"h" * 16)
 THERE = NodeId(b"t" * 16)
@@ -61,7 +62,7 @@ def target(node: NodeId = HERE, digest: ModelDigest = ALPHA, *, slots: int = 0) 
     return Target(
         node=node,
         node_name=NAMES[node],
-        digest=digest,
+        part=PartId(digest),
         model_id="alpha",
         local=node == HERE,
         slots=slots,
@@ -75,7 +76,7 @@ class FakeBackends:
         self._models = list(models) or [model()]
         self.ways: dict[ReplicaKey, tuple[Target, Dial]] = {}
         self.dialled: list[str] = []
-        self.keys: dict[ModelDigest, str] = {}
+        self.keys: dict[PartId, str] = {}
         self._lost: dict[NodeId, trio.Event] = {}
         self._changed = trio.Event()
         self.failures: list[ReplicaKey] = []
@@ -112,8 +113,8 @@ class FakeBackends:
             raise LinkError("nobody is there")
         return await self.ways[target.key][1]()
 
-    def engine_key(self, digest: ModelDigest) -> str | None:
-        return self.keys.get(digest)
+    def engine_key(self, part: PartId) -> str | None:
+        return self.keys.get(part)
 
     async def lost(self, target: Target) -> None:
         await self._lost.setdefault(target.node, trio.Event()).wait()

@@ -15,11 +15,12 @@ import trio
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.process import EngineProcess, EngineStatus
 from p2pmesh.gateway.backends import Backends
-from p2pmesh.gateway.route import ReplicaKey, ServedModel, Target
+from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
+from p2pmesh.models.parts import PartId, ReplicaKey
 from tests.engine.samples import EMBEDDED, MODEL, Plain
 from tests.gateway.fake import CHAT, Caller, field_of
 
@@ -57,7 +58,7 @@ class OneEngine:
             Target(
                 node=NODE,
                 node_name="lonely",
-                digest=DIGEST,
+                part=PartId(DIGEST),
                 model_id=MODEL.stem,
                 local=True,
                 slots=2,
@@ -67,7 +68,7 @@ class OneEngine:
     async def connect(self, target: Target) -> trio.abc.Stream:
         return await trio.open_tcp_stream(self.engine.status.host, self.engine.status.port)
 
-    def engine_key(self, digest: ModelDigest) -> str | None:
+    def engine_key(self, part: PartId) -> str | None:
         return self.engine.status.api_key
 
     async def lost(self, target: Target) -> None:

@@ -85,7 +85,7 @@ async def test_who_served_is_not_the_peers_to_say(autojump_clock: MockClock) -> 
 async def test_the_engine_gets_its_own_key_and_not_the_clients(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         engine = world.engine()
-        world.backends.keys[target().digest] = "engine-key"
+        world.backends.keys[target().part] = "engine-key"
         await world.caller().ask("POST", CHAT, BODY, authorization="Bearer mine")
         assert engine.asked[0].header(b"authorization") == b"Bearer engine-key"
 
@@ -150,7 +150,7 @@ async def test_a_peer_learns_the_digest_and_its_answer_keeps_its_name(
         await reply.whole(b"{}", 200, ("X-P2PMesh-Served-By", "there/whole"))
 
     async with open_world() as world:
-        world.backends.keys[target().digest] = "local-only"
+        world.backends.keys[target().part] = "local-only"
         peer = world.engine(named, target(THERE))
         head, _ = await world.caller().ask("POST", CHAT, b"{}")
         assert peer.asked[0].header(b"x-p2pmesh-model") == target().digest.encode()

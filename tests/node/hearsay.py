@@ -30,13 +30,13 @@ from p2pmesh.gossip.probe import PROBE_INTERVAL_S
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node import serving as serving_module
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
-from p2pmesh.placement.reconcile import Replica
 from p2pmesh.state.bodies import (
     CAPS,
     MEMBER,
@@ -231,7 +231,7 @@ class Parts:
     serving: Serving = field(init=False)
     routes: Routes = field(init=False)
     in_flight: dict[ModelDigest, int] = field(default_factory=dict)
-    asked: list[Replica] = field(default_factory=list)
+    asked: list[ReplicaKey] = field(default_factory=list)
     answering: set[NodeId] = field(default_factory=lambda: set(NODES))
 
     @property
@@ -245,10 +245,10 @@ class Parts:
             one for one in reversed(self.engines) if one.launch.alias == id_of(digest(model))
         )
 
-    async def ask(self, replica: Replica) -> None:
+    async def ask(self, replica: ReplicaKey) -> None:
         """Another node's replica is asked for a token."""
         self.asked.append(replica)
-        if replica[1] not in self.answering:
+        if replica.node not in self.answering:
             raise LinkError("nobody answers")
 
     def running(self) -> list[str]:

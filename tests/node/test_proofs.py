@@ -6,11 +6,12 @@ import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from p2pmesh.errors import LinkError, MeshError
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.node.proofs import ANSWER_S, RETRY_S, Proofs, ask_replica
 from tests.state.make import NODES, digest
 
-REPLICA = (digest(1), NODES[1])
-OTHER = (digest(2), NODES[1])
+REPLICA = ReplicaKey(NODES[1], PartId(digest(1)))
+OTHER = ReplicaKey(NODES[1], PartId(digest(2)))
 
 
 class Asked:
@@ -111,7 +112,7 @@ async def test_a_replica_is_asked_as_a_request_is_forwarded() -> None:
         nursery.start_soon(ask_replica, here, REPLICA, "embedding")
         seen.append(await answer(there, 200))
     assert (seen[0].method, seen[0].target) == (b"POST", b"/v1/embeddings")
-    assert dict(seen[0].headers)[b"x-p2pmesh-model"] == REPLICA[0].encode()
+    assert dict(seen[0].headers)[b"x-p2pmesh-model"] == REPLICA.part.digest.encode()
 
 
 async def test_an_error_is_no_proof() -> None:

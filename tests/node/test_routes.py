@@ -7,6 +7,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pmesh.errors import EngineError, LinkError
 from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
+from p2pmesh.models.parts import PartId
 from p2pmesh.node.routes import Routes
 from tests.node.hearsay import GIB, ME, SLOTS, Parts, serving, wanted
 from tests.state.make import NODES, card, digest, held
@@ -228,7 +229,7 @@ async def test_the_local_replica_comes_first(parts: Parts) -> None:
         found = parts.routes.targets(ALPHA)
         assert [target.local for target in found] == [True, False, False]
         assert [target.node for target in found] == [ME, *sorted(NODES[1:3])]
-        assert {(t.digest, t.model_id, t.slots) for t in found} == {(ALPHA, "model-1", 2)}
+        assert {(t.part, t.model_id, t.slots) for t in found} == {(PartId(ALPHA), "model-1", 2)}
 
 
 async def test_a_suspected_or_unlinked_node_is_left_out(parts: Parts) -> None:
@@ -338,9 +339,9 @@ async def test_a_local_engine_is_reached_over_tcp_with_its_key(parts: Parts) -> 
         (target,) = parts.routes.targets(DEMO)
         async with await parts.routes.connect(target) as stream:
             assert await stream.receive_some() == b"engine"
-        assert parts.routes.engine_key(DEMO) == "secret"
+        assert parts.routes.engine_key(PartId(DEMO)) == "secret"
         parts.engine(0).become("failed", "it died")
-        assert parts.routes.engine_key(DEMO) is None
+        assert parts.routes.engine_key(PartId(DEMO)) is None
         with pytest.raises(EngineError, match="model-0 is not running here any more"):
             await parts.routes.connect(target)
         nursery.cancel_scope.cancel()

@@ -16,11 +16,11 @@ from p2pmesh.gossip.core import PAUSE_S
 from p2pmesh.gossip.settling import ALONE_AFTER_S
 from p2pmesh.home import Home
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.models.store import Store
 from p2pmesh.node import proofs
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.serving import DRAIN_S, Serving, compute_threads
-from p2pmesh.placement.reconcile import Replica
 from p2pmesh.state.bodies import MEMBER
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
@@ -38,17 +38,17 @@ STEP_S = 0.5  # longer than a look at the requests in flight
 async def test_a_node_alone_serves_the_demo_model(parts: Parts) -> None:
     async with serving(parts):
         assert parts.serving.planned.is_set()
-        assert parts.serving.plan.on(ME) == (DEMO,)
+        assert parts.serving.plan.on(ME) == (PartId(DEMO),)
         assert parts.hearsay.served() == {DEMO: ("loading", "starting")}
-        assert parts.serving.status(DEMO) is None
+        assert parts.serving.status(PartId(DEMO)) is None
         parts.engine(0).become("ready", port=81)
         assert parts.hearsay.served() == {DEMO: ("ready", "")}
-        status = parts.serving.status(DEMO)
+        status = parts.serving.status(PartId(DEMO))
         assert status is not None
         assert (status.port, status.api_key) == (81, "secret")
-        assert parts.serving.status(ALPHA) is None
+        assert parts.serving.status(PartId(ALPHA)) is None
         parts.engine(0).become("loading", "starting again: it died")
-        assert parts.serving.status(DEMO) is None
+        assert parts.serving.status(PartId(DEMO)) is None
         assert parts.hearsay.served() == {DEMO: ("loading", "starting again: it died")}
         assert len(parts.engines) == 1, "starting again is the engine's own affair"
 
@@ -145,7 +145,7 @@ async def test_a_file_that_is_gone_is_said_and_nothing_starts(parts: Parts) -> N
         async with serving(parts):
             assert parts.engines == []
             assert parts.hearsay.served() == {}
-    assert {"event": "model_gone", "log_level": "warning", "digest": DEMO} in logs
+    assert {"event": "part_gone", "log_level": "warning", "part": PartId(DEMO)} in logs
 
 
 # Stopping
@@ -159,7 +159,7 @@ async def test_running_answers_are_finished_before_an_engine_stops(
         parts.in_flight[DEMO] = 1
         parts.hearsay.want(1, wanted(1))
         await wait_all_tasks_blocked()
-        assert parts.serving.status(DEMO) is None, "nothing new is sent to it"
+        assert parts.serving.status(PartId(DEMO)) is None, "nothing new is sent to it"
         assert parts.hearsay.served()[DEMO] == ("stopping", "")
         assert parts.running() == ["model-0", "model-1"]
         await trio.sleep(DRAIN_S / 2)
@@ -240,11 +240,11 @@ async def test_a_copy_goes_only_when_the_other_has_answered(
         parts.answering.clear()
         spare_copy(parts)  # ready is kept before loading: this one is to go
         await trio.sleep(STEP_S / 2)
-        assert parts.asked == [(ALPHA, NODES[1])]
+        assert parts.asked == [ReplicaKey(NODES[1], PartId(ALPHA))]
         assert parts.running() == ["model-1"]
         parts.answering.add(NODES[1])
         await trio.sleep(STEP_S)
-        assert parts.asked == [(ALPHA, NODES[1])] * 2
+        assert parts.asked == [ReplicaKey(NODES[1], PartId(ALPHA))] * 2
         assert parts.running() == []
 
 
@@ -272,7 +272,7 @@ async def test_a_failed_engine_is_told_and_goes_when_nobody_wants_it(
         engine.become("failed", "out of memory")
         await trio.sleep(STEP_S)
         assert parts.hearsay.served() == {ALPHA: ("failed", "out of memory")}
-        assert parts.serving.status(ALPHA) is None
+        assert parts.serving.status(PartId(ALPHA)) is None
         assert parts.engines == [engine], "its own back-off decides when it is tried again"
         parts.hearsay.want(1)
         await trio.sleep(STEP_S)
@@ -334,7 +334,7 @@ def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
     assert compute_threads(cores) == threads
 
 
-async def nobody(_: Replica) -> None:
+async def nobody(_: ReplicaKey) -> None:
     raise AssertionError("there are no others")
 
 
@@ -358,8 +358,8 @@ async def test_a_real_engine_answers_and_is_gone_after_stop(tmp_path: Path) -> N
     hearsay, serving, sha256 = real(tmp_path)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serving.run)
-        await until(lambda: serving.status(sha256), serving)
-        status = serving.status(sha256)
+        await until(lambda: serving.status(PartId(sha256)), serving)
+        status = serving.status(PartId(sha256))
         assert status is not None
         assert status.pid is not None
         assert hearsay.served() == {sha256: ("ready", "")}

@@ -120,7 +120,7 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
             "version": "0.1.0",
             "memory_bytes": 8 * GIB,
             "engine": "embedded 2026.10",
-            "models": [{"id": "model-0", "digest": digest(0), "state": "ready"}],
+            "models": [{"id": "model-0", "digest": digest(0), "part": "whole", "state": "ready"}],
             "rtt_ms": None,
         }
     ]
@@ -129,7 +129,7 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
 async def test_models_are_described_whether_they_are_served_or_not(parts: Parts) -> None:
     models = (await alone(parts))["models"]
     idle = {"state": "not served", "replicas": [], "copies": 0, "reason": "nobody wants it"}
-    replica = {"node": show_id(ME), "name": "me", "state": "ready", "detail": ""}
+    replica = {"node": show_id(ME), "name": "me", "part": "whole", "state": "ready", "detail": ""}
     served = {"state": "ready", "replicas": [replica], "copies": 1, "reason": "1 of 1 copy"}
     assert models == [
         {
@@ -187,7 +187,7 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
         "version": "0.1.0",
         "memory_bytes": 1 * GIB,
         "engine": "native b1",
-        "models": [{"id": "model-5", "digest": digest(5), "state": "loading"}],
+        "models": [{"id": "model-5", "digest": digest(5), "part": "whole", "state": "loading"}],
         "rtt_ms": None,
     }
     assert {name: node["state"] for name, node in nodes.items()} == {
@@ -202,6 +202,7 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
         {
             "node": show_id(NODES[1]),
             "name": "node-1",
+            "part": "whole",
             "state": "loading",
             "detail": "30 % in memory",
         }
@@ -222,7 +223,9 @@ async def test_a_node_that_said_little_is_shown_all_the_same(parts: Parts) -> No
     parts.hearsay.serve(1, 7)
     node = next(n for n in snapshot(status_of(parts))["nodes"] if not n["self"])
     assert (node["memory_bytes"], node["engine"], node["address"]) == (0, "", "")
-    assert node["models"] == [{"id": digest(7), "digest": digest(7), "state": "ready"}]
+    assert node["models"] == [
+        {"id": digest(7), "digest": digest(7), "part": "whole", "state": "ready"}
+    ]
 
 
 async def test_a_wanted_model_that_nobody_has_says_who_wants_it(parts: Parts) -> None:

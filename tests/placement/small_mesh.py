@@ -12,6 +12,7 @@ from random import Random
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
@@ -44,7 +45,7 @@ class SmallMesh:
             for digest, need in self.needs.items()
         )
         self.wants: tuple[Want, ...] = ()
-        self.running: dict[NodeId, dict[ModelDigest, str]] = {n: {} for n in NODES}
+        self.running: dict[NodeId, dict[PartId, str]] = {n: {} for n in NODES}
         self.signed: dict[NodeId, list[Signed]] = {n: [()] for n in NODES}
         self.known = {n: dict.fromkeys(NODES, 0) for n in NODES}
         self.stops: list[Stop] = []
@@ -119,7 +120,7 @@ class SmallMesh:
 
     def todo(self, n: NodeId) -> tuple[Start | Stop, ...]:
         facts = self.facts(n)
-        proven = {(part.digest, part.node) for part in self.residents()}
+        proven = {ReplicaKey(one.node, one.part) for one in self.residents()}
         actions = reconcile(
             me=n,
             plan=plan(facts),
@@ -133,20 +134,20 @@ class SmallMesh:
     def residents(self) -> set[Resident]:
         """What really runs and answers, whatever anybody has heard."""
         return {
-            Resident(node=n, digest=digest, state="ready")
-            for n, models in self.running.items()
-            for digest, state in models.items()
+            Resident(node=n, digest=part.digest, state="ready")
+            for n, parts in self.running.items()
+            for part, state in parts.items()
             if state == "ready"
         }
 
     def ready(self, digest: ModelDigest) -> int:
-        return sum(models.get(digest) == "ready" for models in self.running.values())
+        return sum(parts.get(PartId(digest)) == "ready" for parts in self.running.values())
 
     def count(self, reason: StopReason) -> int:
         return sum(stop.reason is reason for stop in self.stops)
 
     def held_bytes(self, n: NodeId) -> int:
-        return sum(self.needs[digest] for digest in self.running[n])
+        return sum(self.needs[part.digest] for part in self.running[n])
 
     def _hear(self, n: NodeId) -> None:
         about = self.rng.choice(NODES)
@@ -159,33 +160,35 @@ class SmallMesh:
         self.acted += 1
         action = self.rng.choice(actions)
         if isinstance(action, Start):
-            assert action.digest not in self.running[n]
-            self.running[n][action.digest] = "loading"
+            assert action.part not in self.running[n]
+            self.running[n][action.part] = "loading"
             assert self.held_bytes(n) <= self.budgets[n], "loaded more than fits"
         else:
-            self.running[n][action.digest] = "stopping"
+            self.running[n][action.part] = "stopping"
             self.stops.append(action)
         self._sign(n)
 
     def _progress(self, n: NodeId) -> None:
         if not self.running[n]:
             return
-        digest = self.rng.choice(sorted(self.running[n]))
-        state = self.running[n][digest]
+        part = self.rng.choice(sorted(self.running[n]))
+        state = self.running[n][part]
         if state == "stopping":
-            del self.running[n][digest]
+            del self.running[n][part]
         elif state == "loading":
             failed = self.failing and self.rng.random() < 0.3
-            self.running[n][digest] = "failed" if failed else "ready"
+            self.running[n][part] = "failed" if failed else "ready"
         elif state == "failed":
-            self.running[n][digest] = "loading"
+            self.running[n][part] = "loading"
         self._sign(n)
 
     def _sign(self, n: NodeId) -> None:
         self.signed[n].append(
             tuple(
-                Resident(node=n, digest=digest, state="ready" if state == "ready" else "loading")
-                for digest, state in self.running[n].items()
+                Resident(
+                    node=n, digest=part.digest, state="ready" if state == "ready" else "loading"
+                )
+                for part, state in self.running[n].items()
                 if state in {"loading", "ready"}
             )
         )

@@ -217,7 +217,7 @@ def test_a_node_gives_nothing_before_it_has_said_what() -> None:
 def test_what_failed_or_stops_is_no_resident(state: str) -> None:
     world = World()
     world.say(0, MEMBER, member().to_wire())
-    world.say(0, SERVES, {"serves": [[ALPHA, state, ""], [BETA, "ready", ""]]})
+    world.say(0, SERVES, {"serves": [[ALPHA, "whole", state, ""], [BETA, "whole", "ready", ""]]})
     facts = facts_of(world.view(), ())
     assert facts.residents == (Resident(node=A, digest=BETA, state="ready"),)
 

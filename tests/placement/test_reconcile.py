@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.placement.facts import Facts, ModelFacts, Resident, ResidentState, Want
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Action, Check, Start, Stop, StopReason, reconcile
@@ -20,8 +21,8 @@ HIGH, LOW = model("high"), model("low")
 
 def actions(me: NodeId, facts: Facts, **running: str) -> tuple[Action, ...]:
     """What a node does that others have proved all they say."""
-    states = {model(name): state for name, state in running.items()}
-    proven = {(part.digest, part.node) for part in facts.residents}
+    states = {PartId(model(name)): state for name, state in running.items()}
+    proven = {ReplicaKey(one.node, one.part) for one in facts.residents}
     return reconcile(me=me, plan=plan(facts), facts=facts, running=states, proven=proven)
 
 
@@ -45,24 +46,24 @@ def world(
 
 def test_what_the_plan_has_here_is_started_once() -> None:
     facts = world({A: 4 * GIB}, {LOW: (1, 0)})
-    assert actions(A, facts) == (Start(digest=LOW),)
+    assert actions(A, facts) == (Start(part=PartId(LOW)),)
     for state in ("loading", "ready", "failed", "stopping"):
         assert actions(A, facts, low=state) == ()
 
 
 def test_what_nobody_wants_is_stopped_at_once() -> None:
     facts = world({A: 4 * GIB}, {}, (A, LOW, "ready"))
-    stop = Stop(digest=LOW, reason=StopReason.UNWANTED)
+    stop = Stop(part=PartId(LOW), reason=StopReason.UNWANTED)
     assert actions(A, facts, low="ready") == (stop,)
     assert actions(A, facts, low="stopping") == ()
-    unknown = Stop(digest=model("unheard"), reason=StopReason.UNWANTED)
+    unknown = Stop(part=PartId(model("unheard")), reason=StopReason.UNWANTED)
     assert actions(A, facts, unheard="loading") == (unknown,)
 
 
 def test_of_two_copies_too_many_exactly_one_goes() -> None:
     facts = world({A: 4 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (A, LOW, "ready"), (B, LOW, "ready"))
     both = [actions(n, facts, low="ready") for n in (A, B)]
-    assert sorted(both, key=len) == [(), (Stop(digest=LOW, reason=StopReason.MOVED),)]
+    assert sorted(both, key=len) == [(), (Stop(part=PartId(LOW), reason=StopReason.MOVED),)]
 
 
 def test_a_copy_goes_only_when_the_planned_ones_are_ready() -> None:
@@ -74,8 +75,8 @@ def test_a_copy_goes_only_when_the_planned_ones_are_ready() -> None:
             (A, LOW, "ready"),
             (B, LOW, "ready" if state == "ready" else "loading"),
         )
-        assert plan(early).on(A) == (HIGH,)
-        assert plan(early).on(B) == (LOW,)
+        assert plan(early).on(A) == (PartId(HIGH),)
+        assert plan(early).on(B) == (PartId(LOW),)
         # HIGH still needs LOW's memory here: only the signed `ready` of B lets LOW go.
         assert len(actions(A, early, low="ready")) == expected
 
@@ -107,24 +108,27 @@ def test_a_copy_stays_until_the_planned_ones_have_answered() -> None:
     first, second = sorted({A, B, C} - {spare})
 
     def now(*proven: NodeId) -> tuple[Action, ...]:
-        answered = {(LOW, n) for n in proven}
+        answered = {ReplicaKey(n, PartId(LOW)) for n in proven}
         return reconcile(
-            me=spare, plan=result, facts=facts, running={LOW: "ready"}, proven=answered
+            me=spare, plan=result, facts=facts, running={PartId(LOW): "ready"}, proven=answered
         )
 
-    assert now() == (Check(digest=LOW, node=first), Check(digest=LOW, node=second))
-    assert now(first) == (Check(digest=LOW, node=second),)
-    assert now(first, second) == (Stop(digest=LOW, reason=StopReason.MOVED),)
+    assert now() == (
+        Check(replica=ReplicaKey(first, PartId(LOW))),
+        Check(replica=ReplicaKey(second, PartId(LOW))),
+    )
+    assert now(first) == (Check(replica=ReplicaKey(second, PartId(LOW))),)
+    assert now(first, second) == (Stop(part=PartId(LOW), reason=StopReason.MOVED),)
 
 
 def test_nobody_is_asked_who_does_not_say_ready() -> None:
     facts = world({A: 2 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (A, LOW, "loading"), (B, LOW, "ready"))
-    assert plan(facts).on(B) == (LOW,)
-    running = {LOW: "ready"}
+    assert plan(facts).on(B) == (PartId(LOW),)
+    running = {PartId(LOW): "ready"}
     checks = reconcile(me=A, plan=plan(facts), facts=facts, running=running, proven=())
-    assert checks == (Check(digest=LOW, node=B),)
+    assert checks == (Check(replica=ReplicaKey(B, PartId(LOW))),)
     silent = world({A: 2 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (B, LOW, "loading"))
-    assert plan(silent).on(B) == (LOW,)
+    assert plan(silent).on(B) == (PartId(LOW),)
     assert reconcile(me=A, plan=plan(silent), facts=silent, running=running, proven=()) == ()
 
 
@@ -133,30 +137,33 @@ def test_what_a_copy_takes_here_is_what_this_node_says_itself() -> None:
         digest=LOW, need_bytes=2**62, holders=(A, B), own_needs=((A, 2 * GIB), (B, 2**62))
     )
     facts = facts_of({A: 4 * GIB, B: 2**63}, [mine], [Want(owner=B, digest=LOW)])
-    running = {LOW: "ready"}
+    running = {PartId(LOW): "ready"}
     resident = facts_of(
         {A: 4 * GIB, B: 2**63},
         [mine],
         [Want(owner=B, digest=LOW)],
         [Resident(node=A, digest=LOW, state="ready")],
     )
-    assert plan(resident).on(A) == (LOW,)
+    assert plan(resident).on(A) == (PartId(LOW),)
     assert reconcile(me=A, plan=plan(resident), facts=resident, running=running, proven=()) == ()
-    assert plan(facts).on(A) == (LOW,) or plan(facts).on(B) == (LOW,)
+    assert plan(facts).on(A) == (PartId(LOW),) or plan(facts).on(B) == (PartId(LOW),)
 
 
 def test_a_start_waits_until_its_memory_is_free() -> None:
     facts = world({A: 3 * GIB}, {HIGH: (1, 1), LOW: (1, 0)}, (A, LOW, "ready"))
-    evict = Stop(digest=LOW, reason=StopReason.EVICTED)
+    evict = Stop(part=PartId(LOW), reason=StopReason.EVICTED)
     assert actions(A, facts, low="ready") == (evict,)
     assert actions(A, facts, low="stopping") == ()
-    assert actions(A, facts) == (Start(digest=HIGH),)
+    assert actions(A, facts) == (Start(part=PartId(HIGH)),)
 
 
 def test_starts_come_in_the_order_of_the_plan_as_far_as_they_fit() -> None:
     facts = world({A: 4 * GIB}, {LOW: (1, 0), HIGH: (1, 1)})
-    assert actions(A, facts) == (Start(digest=HIGH), Start(digest=LOW))
-    assert actions(A, facts, going="stopping") == (Start(digest=HIGH), Start(digest=LOW))
+    assert actions(A, facts) == (Start(part=PartId(HIGH)), Start(part=PartId(LOW)))
+    assert actions(A, facts, going="stopping") == (
+        Start(part=PartId(HIGH)),
+        Start(part=PartId(LOW)),
+    )
 
 
 def test_a_node_over_its_budget_does_not_wait_for_others() -> None:
@@ -166,15 +173,15 @@ def test_a_node_over_its_budget_does_not_wait_for_others() -> None:
         (A, HIGH, "ready"),
         (A, LOW, "ready"),
     )
-    assert plan(facts).on(B) == (LOW,)
-    evict = Stop(digest=LOW, reason=StopReason.EVICTED)
+    assert plan(facts).on(B) == (PartId(LOW),)
+    evict = Stop(part=PartId(LOW), reason=StopReason.EVICTED)
     assert actions(A, facts, high="ready", low="ready") == (evict,)
     assert actions(A, facts, high="ready", low="stopping") == ()
 
 
 def test_a_failed_copy_that_the_plan_has_elsewhere_goes() -> None:
     facts = world({A: 4 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (B, LOW, "loading"))
-    assert actions(A, facts, low="failed") == (Stop(digest=LOW, reason=StopReason.FAILED),)
+    assert actions(A, facts, low="failed") == (Stop(part=PartId(LOW), reason=StopReason.FAILED),)
     assert actions(A, facts, low="loading") == ()
 
 
@@ -187,15 +194,17 @@ def test_a_node_that_does_not_count_as_live_changes_nothing() -> None:
 def test_actions_do_not_depend_on_the_order_of_processes(facts: Facts) -> None:
     result = plan(facts)
     for part in facts.nodes:
-        mine = {r.digest: r.state for r in facts.residents if r.node == part.node}
+        mine: dict[PartId, str] = {
+            one.part: one.state for one in facts.residents if one.node == part.node
+        }
         backwards = dict(reversed(mine.items()))
         one = reconcile(me=part.node, plan=result, facts=facts, running=mine, proven=())
         assert one == reconcile(
             me=part.node, plan=result, facts=facts, running=backwards, proven=()
         )
-        changed = [action.digest for action in one if not isinstance(action, Check)]
+        changed = [action.part for action in one if not isinstance(action, Check)]
         assert len(set(changed)) == len(changed)
-        assert not {a.digest for a in one if isinstance(a, Check)}.intersection(changed)
+        assert not {a.replica.part for a in one if isinstance(a, Check)}.intersection(changed)
 
 
 # A mesh that lives by it.
@@ -281,7 +290,7 @@ def test_a_smaller_budget_is_kept_as_soon_as_processes_are_gone(seed: int) -> No
     n = mesh.shrink()
     while any(isinstance(action, Stop) for action in mesh.todo(n)):
         mesh._act(n)
-    staying = [d for d, state in mesh.running[n].items() if state != "stopping"]
-    assert sum(mesh.needs[digest] for digest in staying) <= mesh.budgets[n]
+    staying = [part for part, state in mesh.running[n].items() if state != "stopping"]
+    assert sum(mesh.needs[part.digest] for part in staying) <= mesh.budgets[n]
     mesh.settle()
     assert_at_rest_on_the_plan(mesh)

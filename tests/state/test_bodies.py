@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from p2pmesh.config import SLOTS_MAX, Address
 from p2pmesh.errors import PeerError
 from p2pmesh.models.metadata import CONTEXT_MAX
+from p2pmesh.models.parts import PartId
 from p2pmesh.state import bodies
 from p2pmesh.state.bodies import Caps, Held, Member, Served, Wanted
 from p2pmesh.wire.codec import decode, encode
@@ -145,8 +146,14 @@ def test_a_row_that_does_not_read_is_skipped(register: str, junk: Any) -> None:
 
 
 def test_a_state_that_only_newer_nodes_know_is_skipped() -> None:
-    rows = [[digest(1), "dancing", ""], [digest(2), "ready"]]
+    rows = [[digest(1), "whole", "dancing", ""], [digest(2), "whole", "ready"]]
     assert bodies.serves_from_wire({"serves": rows}) == (Served(digest=digest(2), state="ready"),)
+
+
+def test_a_part_of_a_kind_that_only_newer_nodes_run_is_skipped() -> None:
+    rows = [[digest(1), "stage-0011aabb-0", "ready", ""], [digest(1), "whole", "loading", "9 %"]]
+    (read,) = bodies.serves_from_wire({"serves": rows})
+    assert (read.part, read.state) == (PartId(digest(1)), "loading")
 
 
 def test_a_modality_that_only_newer_nodes_know_stands_beside_others() -> None:
@@ -195,12 +202,12 @@ def test_texts_of_peers_are_made_fit_for_terminals_and_command_lines() -> None:
     assert wanted.stem == good
     (page,) = bodies.held_pages([held(1, stem=bad)])
     assert [one.stem for one in bodies.held_from_wire(page)] == [good]
-    (served,) = bodies.serves_from_wire({"serves": [[digest(1), "failed", bad]]})
+    (served,) = bodies.serves_from_wire({"serves": [[digest(1), "whole", "failed", bad]]})
     assert served.detail == good
 
 
 def test_what_an_engine_says_is_sent_as_one_line_of_bounded_length() -> None:
     said = Served(digest=digest(1), state="failed", detail="out of\nmemory" + "!" * 500)
     (row,) = bodies.serves_to_wire([said])["serves"]
-    assert row[2].startswith("out of memory!!!")
-    assert len(row[2]) == bodies.DETAIL_CHARS_MAX
+    assert row[3].startswith("out of memory!!!")
+    assert len(row[3]) == bodies.DETAIL_CHARS_MAX

@@ -7,6 +7,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pmesh.models.parts import PartId
 from p2pmesh.state import bodies
 from p2pmesh.state.bodies import Caps, Served, Wanted
 from p2pmesh.state.document import Document
@@ -36,7 +37,7 @@ def test_a_node_is_read_whole() -> None:
     assert node.member.name == view.name_of(NODES[0]) == "kitchen"
     assert node.caps is not None
     assert node.caps.budget_bytes == 4 << 30
-    assert node.serves[digest(1)].state == "ready"
+    assert node.serves[PartId(digest(1))].state == "ready"
     assert set(node.held) == {digest(1), digest(2)}
     assert view.demos == {digest(2)}
     assert view.models[digest(1)].card == held(1).card
@@ -137,7 +138,7 @@ def test_nonsense_in_one_register_costs_that_register_only() -> None:
     node = read(document).nodes[NODES[0]]
     assert node.caps is None
     assert not node.held
-    assert node.serves[digest(1)].state == "ready"
+    assert node.serves[PartId(digest(1))].state == "ready"
 
 
 def test_a_withdrawn_register_reads_as_none() -> None:

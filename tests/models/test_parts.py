@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import WHOLE, PartId, is_known
+
+
+def test_a_part_is_the_whole_model_unless_it_says_otherwise() -> None:
+    assert PartId(ModelDigest("a" * 64)) == (ModelDigest("a" * 64), WHOLE)
+
+
+@pytest.mark.parametrize("name", ["", "Whole", "whole-1", "stage-0011aabb-0", "shard-0011aabb-2"])
+def test_only_whole_models_are_known(name: str) -> None:
+    assert is_known(WHOLE)
+    assert not is_known(name)
