@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from p2pmesh.gossip.events import Publish
-from p2pmesh.state.bodies import CAPS, MEMBER
-from p2pmesh.wire.evidence import ACCUSED, ACCUSED_MAX, Accusation, accused_to_wire
+from p2pmesh.wire.evidence import ACCUSED_MAX, Accusation, accused_to_wire
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import seal
+from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER
 from simulations.bodies import caps
 from simulations.faults import Stage
 from simulations.forgeries import FORGERIES, sealed

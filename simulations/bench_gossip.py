@@ -20,10 +20,11 @@ from p2pmesh.gossip.events import LinkUp, Received
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.ranges import SPLIT, split
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.bodies import MEMBER, Caps
+from p2pmesh.state.bodies import Caps
 from p2pmesh.state.document import Document, Verdict
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record, RecordCheck, seal
+from p2pmesh.wire.registers import MEMBER
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ MESH = MeshId(b"a measured mesh ")
 PEER = NodeId(b"a linked peer   ")
 ROUNDS = 7
 RECORDS = 3000
-REGISTERS = (MEMBER, "caps", "models/0", "models/1")  # of each owner
+REGISTERS = (MEMBER, "caps", "serving", "serving")  # of each owner
 
 # What the project promises of itself, in microseconds.
 TARGETS: Mapping[str, float] = {"accept_us": 130, "stale_us": 6, "older_us": 6, "merge_us": 10}

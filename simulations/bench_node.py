@@ -46,10 +46,6 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
 from p2pmesh.state.bodies import (
-    CAPS,
-    MEMBER,
-    SERVES,
-    WANTS,
     Caps,
     Held,
     Member,
@@ -63,6 +59,7 @@ from p2pmesh.state.bodies import (
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import RecordCheck, seal
+from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 from simulations.bodies import GIB, card, model
 
 MESH = MeshId(b"b" * 16)
@@ -109,7 +106,7 @@ class Peer:
     def serves(self, *, ready: bool) -> bytes:
         """Whether the first model that it holds is ready there."""
         served = Served(digest=self._held[0], state="ready" if ready else "loading")
-        return self.say(SERVES, serves_to_wire([served]))
+        return self.say(SERVING, serves_to_wire([served]))
 
     def everything(self) -> Iterator[bytes]:
         """All its registers, as at a start."""

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from p2pmesh.gossip.events import Publish
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.state.bodies import (
-    CAPS,
-    SERVES,
-    WANTS,
     Caps,
     Held,
     Served,
@@ -19,6 +16,7 @@ from p2pmesh.state.bodies import (
     serves_to_wire,
     wants_to_wire,
 )
+from p2pmesh.wire.registers import CAPS, SERVING, WANTS
 
 GIB = 1 << 30
 MODELS = 4  # different ones in the whole mesh
@@ -62,7 +60,7 @@ def bodies_of(number: int, *, terse: bool) -> Iterator[tuple[str, dict[str, obje
     )
     yield WANTS, wants_to_wire([wanted])
     if held and number % 2:
-        yield SERVES, serves_to_wire([Served(digest=held[0].digest, state="ready")])
+        yield SERVING, serves_to_wire([Served(digest=held[0].digest, state="ready")])
 
 
 def card(number: int) -> Card:

@@ -14,7 +14,6 @@ from p2pmesh.gossip.events import PersistEpoch, Send, SetTimer
 from p2pmesh.identity.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, NodeId, verify
 from p2pmesh.placement.inputs import facts_of
 from p2pmesh.placement.plan import plan
-from p2pmesh.state.bodies import WANTS
 from p2pmesh.state.document import (
     EXPIRY_GRACE_S,
     OWNER_BYTES_MAX,
@@ -25,6 +24,7 @@ from p2pmesh.state.document import (
 from p2pmesh.state.views import read
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Facts, Message
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import WANTS
 from simulations.node import Handled, Node
 from simulations.schedule import ViolationError
 from simulations.sizes import size_of

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pmesh.identity.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES
-from p2pmesh.state.bodies import MEMBER
-from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire, make_certificate, make_fork
+from p2pmesh.wire.evidence import (
+    Accusation,
+    accused_to_wire,
+    make_certificate,
+    make_fork,
+)
 from p2pmesh.wire.messages import Facts, encode_message
 from p2pmesh.wire.records import Record, parse, seal
+from p2pmesh.wire.registers import ACCUSED, MEMBER
 from simulations.faults import Stage
 from simulations.hosts import Payload
 from simulations.node import Node

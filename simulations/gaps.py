@@ -13,10 +13,6 @@ from typing import Any
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.bodies import (
-    CAPS,
-    MEMBER,
-    SERVES,
-    WANTS,
     Caps,
     Held,
     held_from_wire,
@@ -24,6 +20,7 @@ from p2pmesh.state.bodies import (
     wants_from_wire,
 )
 from p2pmesh.state.document import Document
+from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 from simulations.dialect import MODALITY, NEWER, newer_words
 from simulations.node import Node
 from simulations.world import World
@@ -43,7 +40,7 @@ class Gap(StrEnum):
 
 READERS: dict[str, Callable[[dict[str, Any]], object]] = {
     CAPS: Caps.from_wire,
-    SERVES: serves_from_wire,
+    SERVING: serves_from_wire,
     WANTS: wants_from_wire,
 }
 

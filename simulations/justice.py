@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from p2pmesh.identity.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, NodeId, verify
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
 from p2pmesh.wire.codec import decode
-from p2pmesh.wire.evidence import ACCUSED, Certificate
+from p2pmesh.wire.evidence import Certificate
 from p2pmesh.wire.records import RECORD_BYTES_MAX
+from p2pmesh.wire.registers import ACCUSED, MEMBER
 from simulations.node import Handled, Node
 from simulations.schedule import ViolationError
 from simulations.world import World

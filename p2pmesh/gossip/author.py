@@ -13,28 +13,19 @@ from typing import Any
 from p2pmesh.gossip.buckets import Bucket
 from p2pmesh.gossip.events import Out, PersistEpoch, Send, TwinFound
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.bodies import MEMBER, WANTS
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document
-from p2pmesh.wire.evidence import ACCUSED
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import RENEWED_TTL_S_MAX, TTL_S_MAX, Record, seal
+from p2pmesh.wire.records import Record, seal
+from p2pmesh.wire.registers import MEMBER, REGISTERS, Life, register_of
 
-LEASE_REFRESH_S = 60
-REFRESHES_PER_S = 5  # of all members together: the price of leases is the same at any size
-LEASE_TTL_FACTOR = 4
 LEASE_SHARE = 0.75  # of a short one, written when the mesh looked small, that may pass before that
 # Nodes that started together shall not go on refreshing together: the first time each comes by up
 # to so much of the interval early, later by a little.
 EARLY_FIRST, EARLY_LATER = 0.75, 0.1
 LOOK_EVERY_S = 0.5  # for what is to be refreshed; what has a new value does not wait
-# Wants count while their owner renews them, and for a while after: a laptop that is closed for a
-# moment finds its model still served, and one that is gone does not hold memory for days.
-WANTS_REFRESH_S = 300
-WANTS_LAST_S = 600
 TWIN_SLACK_S = 5  # clocks of two machines with one key may differ by that much
 OWNER_RATE_PER_S, OWNER_BURST = 1.0, 20  # versions of one owner that others take
-FIRST = (MEMBER, ACCUSED)  # written before all others, which live on the lease in the first
-KEPT_FOR_FIRST = 5  # versions of the burst: a refutation half a second late is none
+KEPT_FOR_URGENT = 5  # versions of the burst: a refutation half a second late is none
 
 
 class Author:
@@ -96,21 +87,18 @@ class Author:
         if not self.writing or (not self._waiting and mesh_now < self._looked_at + LOOK_EVERY_S):
             return []
         self._looked_at = mesh_now
-        most_s = RENEWED_TTL_S_MAX / LEASE_TTL_FACTOR
-        refresh_s = min(max(LEASE_REFRESH_S, members / REFRESHES_PER_S), most_s)
         for register in self._bodies:
-            if self._needs_refresh(register, mesh_now, refresh_s):
+            if self._needs_refresh(register, mesh_now, members):
                 self._waiting.add(register)
         written: list[Record] = []
-        others = sorted(self._waiting.difference(FIRST))
-        for register in [name for name in FIRST if name in self._waiting] + others:
+        for register in sorted(self._waiting, key=_rank):
             if not self._may_stand(register, mesh_now):
                 continue
-            kept = 0 if register in FIRST else KEPT_FOR_FIRST
+            kept = 0 if register_of(register).urgent else KEPT_FOR_URGENT
             if self._bucket.tokens(mesh_now) < kept + 1 or not self._bucket.take(mesh_now):
                 break
             self._waiting.discard(register)
-            written.append(self._write(register, mesh_now, refresh_s))
+            written.append(self._write(register, mesh_now, members))
         return written
 
     def outranked(self, record: Record, mesh_now: float) -> list[Out]:
@@ -130,8 +118,8 @@ class Author:
             return [TwinFound()]
         if record.epoch >= mesh_now + EPOCH_AHEAD_S_MAX - 1:
             return []  # nobody would believe a higher one yet; it comes up again
-        if record.register == WANTS:
-            self._waiting.add(WANTS)  # they outlive epochs: this life says them anew, or not
+        if register_of(record.register).life is Life.OWN:
+            self._waiting.add(record.register)  # it outlives epochs: this life says it anew, or not
         if record.epoch < self._epoch:
             return []
         self._outranked.add(record.instance)
@@ -141,40 +129,44 @@ class Author:
         return [PersistEpoch(epoch=self._epoch)]
 
     def _may_stand(self, register: str, mesh_now: float) -> bool:
-        """Whether a record could stand: all but these two need a lease of the same epoch."""
-        if register in (MEMBER, WANTS):
+        """Whether a record could stand: most need a lease of the same epoch."""
+        if register_of(register).life is not Life.LEASED:
             return True
         lease = self._document.get(self._me, MEMBER)
         return lease is not None and lease.epoch == self._epoch and lease.expires_at > mesh_now
 
-    def _needs_refresh(self, register: str, mesh_now: float, refresh_s: float) -> bool:
+    def _needs_refresh(self, register: str, mesh_now: float, members: int) -> bool:
         record = self._document.get(self._me, register)
         if record is None:
             return True
-        # All that start together write leases for a small mesh: they wait as long as they can, as
-        # the refreshes of a large one would come within a minute.
-        lease_s = (1 - self._early(record)) * min(refresh_s, LEASE_SHARE * record.ttl_s)
-        wants_s = (1 - self._early(record)) * max(WANTS_REFRESH_S, refresh_s)
-        every_s = {MEMBER: lease_s, WANTS: wants_s}.get(register, TTL_S_MAX // 2)
+        row = register_of(register)
+        every_s = row.refreshed_every_s(members)
+        if row.life is Life.LEASE:
+            # All that start together write leases for a small mesh: they wait as long as they can,
+            # as the refreshes of a large one would come within a minute.
+            every_s = min(every_s, LEASE_SHARE * record.ttl_s)
+        if row.life is not Life.LEASED:
+            every_s *= 1 - self._early(record)
         return mesh_now - record.issued_at >= every_s
 
     def _early(self, lease: Record) -> float:
-        most = EARLY_FIRST if lease.issued_at < self._started_at + LEASE_REFRESH_S else EARLY_LATER
+        most = (
+            EARLY_FIRST
+            if lease.issued_at < self._started_at + REGISTERS[MEMBER].refresh_s
+            else EARLY_LATER
+        )
         return most * lease.digest[0] / 256
 
-    def _ttl_s(self, register: str, mesh_now: float, refresh_s: float) -> int:
-        ttl_s = {
-            MEMBER: int(LEASE_TTL_FACTOR * refresh_s),
-            WANTS: int(max(WANTS_REFRESH_S, refresh_s)) + WANTS_LAST_S,
-        }.get(register)
-        if ttl_s is None:
-            return TTL_S_MAX
-        if (standing := self._document.get(self._me, register)) is not None:
+    def _ttl_s(self, register: str, mesh_now: float, members: int) -> int:
+        row = register_of(register)
+        ttl_s = row.ttl_s(members)
+        standing = self._document.get(self._me, register)
+        if standing is not None and row.life is not Life.LEASED:
             # None ends before the one that it replaces: else an old record could return.
             ttl_s = max(ttl_s, standing.expires_at - int(mesh_now))
-        return min(ttl_s, RENEWED_TTL_S_MAX)
+        return min(ttl_s, row.ttl_s_max)
 
-    def _write(self, register: str, mesh_now: float, refresh_s: float) -> Record:
+    def _write(self, register: str, mesh_now: float, members: int) -> Record:
         self._seq += 1
         record = seal(
             self._key,
@@ -184,9 +176,15 @@ class Author:
             seq=self._seq,
             instance=self._instance,
             issued_at=int(mesh_now),
-            ttl_s=self._ttl_s(register, mesh_now, refresh_s),
+            ttl_s=self._ttl_s(register, mesh_now, members),
             body=self._bodies.get(register, {}),
         )
         merged = self._document.merge(record, mesh_now)
         assert merged, "a node's own newest record always stands"
         return record
+
+
+def _rank(register: str) -> tuple[int, str]:
+    """In which order registers are written: the lease, what is urgent, the rest."""
+    row = register_of(register)
+    return (0 if row.life is Life.LEASE else 1 if row.urgent else 2), register

@@ -25,8 +25,9 @@ from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
-from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certificate
+from p2pmesh.wire.evidence import Accusation, Certificate, make_certificate
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import ACCUSED
 
 EFFECT_DELAY_S = 0.5  # a refutation needs at most two spread times, 0.2 s each for 1000 nodes
 UNSIGNED_MAX = 32  # looked for at a time

@@ -50,7 +50,7 @@ from p2pmesh.gossip.sync import Sync
 from p2pmesh.gossip.watch import Watch
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.state.document import Document
-from p2pmesh.wire.evidence import ACCUSED, accused_to_wire
+from p2pmesh.wire.evidence import accused_to_wire
 from p2pmesh.wire.messages import (
     Answer,
     Ask,
@@ -63,6 +63,7 @@ from p2pmesh.wire.messages import (
     Unknown,
     Want,
 )
+from p2pmesh.wire.registers import ACCUSED
 
 PAUSE_S = 3.0  # a tick so late means that this machine slept: nobody else is to blame
 LAG_S = 0.25  # a time-out so late says more about this node than about the others

@@ -13,8 +13,8 @@ from collections.abc import Set as AbstractSet
 from p2pmesh.config import Address
 from p2pmesh.gossip.shared import Known, Shared
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
+from p2pmesh.wire.registers import MEMBER
 
 BOOK_MAX = 4096  # who was seen longest ago is forgotten first; some 200 kB on disk
 

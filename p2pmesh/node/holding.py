@@ -20,7 +20,13 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.placement.inputs import default_context
-from p2pmesh.state.bodies import HELD_PAGES_MAX, Held, Wanted, held_pages, held_register
+from p2pmesh.state.bodies import (
+    HELD_PAGES_MAX,
+    Held,
+    Wanted,
+    held_pages,
+    held_register,
+)
 
 SEARCH_INTERVAL_S = 60.0  # a file copied here by hand is found within a minute
 

@@ -46,8 +46,9 @@ from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
 from p2pmesh.node.snapshot import Addresses, Status
 from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
-from p2pmesh.state.bodies import CAPS, MEMBER, WANTS, Caps, Member, wants_to_wire
+from p2pmesh.state.bodies import Caps, Member, wants_to_wire
 from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.wire.registers import CAPS, MEMBER, WANTS
 
 DRAIN_S = 10.0  # running answers get this long after the first Ctrl-C
 GOODBYE_S = 1.0

@@ -26,7 +26,8 @@ from p2pmesh.placement.facts import Facts
 from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, reconcile
-from p2pmesh.state.bodies import SERVES, Served, ServeState, serves_to_wire
+from p2pmesh.state.bodies import Served, ServeState, serves_to_wire
+from p2pmesh.wire.registers import SERVING
 
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
 DRAIN_POLL_S = 0.1
@@ -206,7 +207,7 @@ class Serving:
             )
             for part, one in self._running.items()
         ]
-        self._mesh.publish(SERVES, serves_to_wire(served))
+        self._mesh.publish(SERVING, serves_to_wire(served))
 
 
 def compute_threads(cores: int | None) -> int:

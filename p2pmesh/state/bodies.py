@@ -23,9 +23,9 @@ from p2pmesh.models.parts import WHOLE, PartId, is_known
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_rows
 from p2pmesh.wire.records import RECORD_BYTES_MAX
+from p2pmesh.wire.registers import MODELS
 from p2pmesh.wire.text import plain_text
 
-MEMBER, CAPS, SERVES, WANTS = "member", "caps", "models/0", "wants"
 HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models
 ADDRESSES_MAX = 16
 SERVES_MAX = 64
@@ -132,7 +132,7 @@ class Served:
 
 
 def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
-    """The body of the register `models/0`."""
+    """The body of the register `serving`."""
     rows = [
         [one.digest, one.name, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)]
         for one in served
@@ -141,7 +141,7 @@ def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
 
 
 def serves_from_wire(body: dict[str, Any]) -> tuple[Served, ...]:
-    """Read a body of `models/0`; raises as `Member.from_wire`."""
+    """Read a body of `serving`; raises as `Member.from_wire`."""
     return tuple(take_rows(body, "serves", _served, count_max=SERVES_MAX))
 
 
@@ -177,7 +177,7 @@ class Held:
 
 
 def held_pages(held: Iterable[Held]) -> list[dict[str, Any]]:
-    """The bodies of the registers `models/1`, `models/2`, …: as few pages as fit."""
+    """The bodies of the registers `models/0`, `models/1`, …: as few pages as fit."""
     pages: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     size = 0
@@ -214,7 +214,7 @@ def _held(row: Any) -> Held:
 
 def held_register(page: int) -> str:
     """The register of a page of held models, counted from 0."""
-    return f"models/{page + 1}"
+    return f"{MODELS}/{page}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

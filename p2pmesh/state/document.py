@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.fingerprint import Fingerprint, term_of
 from p2pmesh.state.forks import Forks, fork_ends_at
 from p2pmesh.state.held import (
@@ -33,6 +32,7 @@ from p2pmesh.state.verdict import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Verdict, is_cr
 from p2pmesh.state.waiting import Waiting
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import MEMBER
 
 __all__ = [
     "AHEAD_S_MAX",

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from p2pmesh.state.bodies import MEMBER, WANTS
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import MEMBER, Life, register_of
 
 REGISTERS_PER_OWNER_MAX = 64
 OWNER_BYTES_MAX = 256 * 1024
@@ -56,13 +56,13 @@ class Held:
         0: it has no lease to live on.
         """
         end = record.expires_at + EXPIRY_GRACE_S
-        if record.register in (MEMBER, WANTS):
+        if register_of(record.register).life is not Life.LEASED:
             return end
         return min(end, self.lease_until) if record.epoch == self.epoch else 0
 
     def is_past(self, register: str, epoch: int, seq: int) -> bool:
         """Whether a record with this head is certainly older than what stands."""
-        if epoch < self.epoch and register != WANTS:
+        if epoch < self.epoch and register_of(register).life is not Life.OWN:
             return True
         mine = self.records.get(register)
         return mine is not None and (epoch < mine.epoch or (epoch == mine.epoch and seq < mine.seq))
@@ -97,7 +97,9 @@ class Held:
     def _merged(self, record: Record) -> dict[str, Record]:
         standing = self.records
         if record.register == MEMBER and record.epoch != self.epoch:
-            standing = {WANTS: standing[WANTS]} if WANTS in standing else {}
+            standing = {
+                name: one for name, one in standing.items() if register_of(name).life is Life.OWN
+            }
         merged = {**standing, record.register: record}
         return merged if record.register in standing else dict(sorted(merged.items()))
 

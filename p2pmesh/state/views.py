@@ -21,11 +21,7 @@ from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId
 from p2pmesh.state.bodies import (
-    CAPS,
     HELD_PAGES_MAX,
-    MEMBER,
-    SERVES,
-    WANTS,
     Caps,
     Held,
     Member,
@@ -38,6 +34,7 @@ from p2pmesh.state.bodies import (
 )
 from p2pmesh.state.document import Document
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 
 T = TypeVar("T")
 
@@ -221,7 +218,7 @@ class MeshReader:
         member = _read(record, Member.from_wire)
         if record is None or member is None or (member.left and owner != self.me):
             return None
-        served = _read(records.get(SERVES), serves_from_wire) or ()
+        served = _read(records.get(SERVING), serves_from_wire) or ()
         pages = {name: records[name] for name in HELD_REGISTERS if name in records}
         known = {name: before.bodies[name] for name in HELD_REGISTERS if name in before.bodies}
         if before.node is not None and known == {name: one.body for name, one in pages.items()}:

@@ -20,9 +20,14 @@ from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import ID_BYTES, MeshId, NodeId
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.fields import take_list
-from p2pmesh.wire.records import DIGEST_BYTES, RECORD_BYTES_MAX, Record, RecordCheck
+from p2pmesh.wire.records import (
+    DIGEST_BYTES,
+    RECORD_BYTES_MAX,
+    Record,
+    RecordCheck,
+)
+from p2pmesh.wire.registers import ACCUSED
 
-ACCUSED = "accused"  # the register of an accuser
 ACCUSED_MAX = 256  # rows in it; they fit one record, and no node observes more
 EVIDENCE_MAX = 8  # records in a certificate; five observers are the most that are ever asked for
 CERTIFICATE_BYTES_MAX = EVIDENCE_MAX * RECORD_BYTES_MAX + 1024

@@ -31,14 +31,10 @@ from p2pmesh.identity.keys import (
     verify,
 )
 from p2pmesh.wire.codec import decode, encode
+from p2pmesh.wire.registers import register_of
 
 TAG = "p2pmesh record 1"
 RECORD_BYTES_MAX = 16 * 1024  # what does not fit is split into numbered pages
-TTL_S_MAX = 30 * 86400  # whatever nobody renews is forgotten some day
-# A node that has gone, or meant ill from the start, is not taken for a member longer than that, nor
-# are its wishes met.
-RENEWED_TTL_S_MAX = 3600  # of what says that its owner is here, or wants something
-RENEWED = ("member", "wants")
 REGISTER = re.compile(r"[a-z]{1,16}(/(0|[1-9][0-9]?))?", re.ASCII)
 DIGEST_BYTES = 16  # collisions could only be made by owners, of their own records
 _SIGNED_FROM = SIGNATURE_BYTES + PUBLIC_KEY_BYTES
@@ -173,8 +169,7 @@ def parse(raw: bytes) -> Record:
         raise PeerError("a record of an unknown form")
     if not REGISTER.fullmatch(register):
         raise PeerError("a record with a register name that is not allowed")
-    ttl_s_max = RENEWED_TTL_S_MAX if register in RENEWED else TTL_S_MAX
-    if min(epoch, seq, instance, issued_at, ttl_s) < 0 or ttl_s > ttl_s_max:
+    if min(epoch, seq, instance, issued_at, ttl_s) < 0 or ttl_s > register_of(register).ttl_s_max:
         raise PeerError("a record with a number out of bounds")
     if key_id(raw[SIGNATURE_BYTES:_SIGNED_FROM]) != owner:
         raise PeerError("a record whose key is not its owner's")

@@ -9,10 +9,15 @@ from typing import Any
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.intake import Intake, Taken
 from p2pmesh.gossip.shared import Shared
-from p2pmesh.state.bodies import CAPS
 from p2pmesh.wire.evidence import parse_fork
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import Record, RecordCheck, digest_of, verify_record
+from p2pmesh.wire.records import (
+    Record,
+    RecordCheck,
+    digest_of,
+    verify_record,
+)
+from p2pmesh.wire.registers import CAPS
 from tests.gossip.make import STARTED, View, mesh_of
 from tests.state.make import NODES, NOW, record
 

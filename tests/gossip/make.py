@@ -11,10 +11,8 @@ from p2pmesh.gossip.charges import Charges
 from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
 from p2pmesh.wire.evidence import (
-    ACCUSED,
     Accusation,
     Certificate,
     Fork,
@@ -24,6 +22,7 @@ from p2pmesh.wire.evidence import (
 )
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import ACCUSED, MEMBER
 from tests.state.make import MESH, NODES, NOW, member, record
 
 HERE = Address("127.0.0.1", 9338)

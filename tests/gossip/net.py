@@ -25,8 +25,8 @@ from p2pmesh.gossip.events import (
 )
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.wire.messages import decode_message, encode_message
+from p2pmesh.wire.registers import MEMBER
 from tests.state.make import KEYS, MESH, NODES, NOW, member
 
 LATENCY_S = 0.01

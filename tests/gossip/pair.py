@@ -9,10 +9,8 @@ from functools import lru_cache
 from p2pmesh.gossip.events import Send
 from p2pmesh.gossip.sync import Sync
 from p2pmesh.identity.keys import NodeId, SigningKey
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
 from p2pmesh.wire.evidence import (
-    ACCUSED,
     Accusation,
     Certificate,
     Fork,
@@ -23,7 +21,13 @@ from p2pmesh.wire.evidence import (
     parse_fork,
 )
 from p2pmesh.wire.messages import Facts, Items, Message, Ranges, Want, encode_message
-from p2pmesh.wire.records import DIGEST_BYTES, Record, RecordCheck, parse
+from p2pmesh.wire.records import (
+    DIGEST_BYTES,
+    Record,
+    RecordCheck,
+    parse,
+)
+from p2pmesh.wire.registers import ACCUSED, MEMBER
 from tests.state.make import MESH, NOW, sealed
 
 LINK_BYTES = 100  # what the figures of the simulator count for each message beside its payload
@@ -77,7 +81,7 @@ def members(owners: Iterable[int]) -> list[Record]:
 
 
 def triples(owners: int) -> list[Fact]:
-    return [record(o, r) for o in range(owners) for r in (MEMBER, "caps", "models/0")]
+    return [record(o, r) for o in range(owners) for r in (MEMBER, "caps", "serving")]
 
 
 def junk(number: int) -> bytes:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from p2pmesh.gossip.charges import EFFECT_DELAY_S, REFUTED_BURST, needed
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.wire.evidence import ACCUSED, Accusation, Certificate, make_certificate
+from p2pmesh.wire.evidence import Accusation, Certificate, make_certificate
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import ACCUSED
 from tests.gossip.make import (
     STARTED,
     View,

@@ -18,10 +18,10 @@ from p2pmesh.gossip.events import (
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.probe import MUTE_S
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
-from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire
+from p2pmesh.wire.evidence import Accusation, accused_to_wire
 from p2pmesh.wire.messages import Ask, Facts, Told
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER, WANTS
 from tests.gossip.make import facts, fork_of
 from tests.gossip.net import LATENCY_S, SETTLED_S, settled
 from tests.state.make import KEYS, MESH, NODES, NOW, record

@@ -22,8 +22,8 @@ from p2pmesh.gossip.events import (
 )
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
 from p2pmesh.wire.messages import Unknown
+from p2pmesh.wire.registers import CAPS, MEMBER, WANTS
 from tests.gossip.make import accused_by, certificate_by, fork_of, member_of
 from tests.gossip.net import address
 from tests.state.make import KEYS, MESH, NODES, NOW, record

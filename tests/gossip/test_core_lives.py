@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.gossip.author import LEASE_REFRESH_S, LEASE_TTL_FACTOR, TWIN_SLACK_S
+from p2pmesh.gossip.author import TWIN_SLACK_S
 from p2pmesh.gossip.events import PersistEpoch, Publish, Received, Send, TwinFound
-from p2pmesh.state.bodies import CAPS, MEMBER, WANTS
 from p2pmesh.state.document import EXPIRY_GRACE_S
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import peek
+from p2pmesh.wire.registers import CAPS, MEMBER, REGISTERS, WANTS
 from tests.gossip.make import facts
 from tests.gossip.net import address, settled
 from tests.state.make import NODES, NOW, record
 
 VALUE = {"value": 1}
-LEASE_S = LEASE_REFRESH_S * LEASE_TTL_FACTOR
+LEASE_REFRESH_S = REGISTERS[MEMBER].refresh_s
+LEASE_S = REGISTERS[MEMBER].ttl_s(1)
 
 
 # Other lives

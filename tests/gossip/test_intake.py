@@ -8,11 +8,9 @@ from p2pmesh.gossip.author import OWNER_BURST
 from p2pmesh.gossip.events import Disconnect, Rejected
 from p2pmesh.gossip.intake import DOUBTFUL_BYTES_MAX, PEER_BURST, PEER_RATE_PER_S, Taken
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.bodies import CAPS
 from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import (
-    ACCUSED,
     EVIDENCE_MAX,
     Accusation,
     accused_to_wire,
@@ -21,6 +19,7 @@ from p2pmesh.wire.evidence import (
 )
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import ACCUSED, CAPS
 from tests.gossip.inlet import ME, PEER, Inlet, caps
 from tests.gossip.make import (
     STARTED,

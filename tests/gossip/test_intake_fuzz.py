@@ -27,7 +27,7 @@ GOOD: list[bytes] = [
 ]
 NONSENSE: list[bytes] = [
     record(1, name, epoch=STARTED, seq=5, body=body).raw
-    for name in ("member", "accused", "caps", "wants", "models/0", "z/99")
+    for name in ("member", "accused", "caps", "wants", "serving", "z/99")
     for body in ({}, {"s": 1}, {"s": [[b"x", 1, 1]]}, {"addresses": [["deep"]]}, {"name": None})
 ]
 VALUES = st.recursive(

@@ -4,9 +4,9 @@ from p2pmesh.config import Address
 from p2pmesh.gossip.events import Health, LinkUp, Received
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.shared import Shared
-from p2pmesh.state.bodies import CAPS
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record, RecordCheck
+from p2pmesh.wire.registers import CAPS
 from tests.gossip.make import THERE, fork_of
 from tests.gossip.net import Net, address
 from tests.state.make import KEYS, MESH, NODES, NOW, record

@@ -7,9 +7,9 @@ from p2pmesh.gossip.overlay import RINGS, Overlay
 from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId, SigningKey
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import MEMBER
 from tests.gossip.make import HERE, STARTED, certificate_by, member_of, mesh_of
 from tests.state.make import MESH, NODES, NOW, member, sealed
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from p2pmesh.gossip import roster as module
 from p2pmesh.gossip.roster import BOOK_MAX
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import EXPIRY_GRACE_S
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import MEMBER
 from tests.gossip.make import (
     HERE,
     STARTED,

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from p2pmesh.gossip.overlay import Overlay
 from p2pmesh.gossip.shared import Known, Shared, read_accused, read_member
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.held import Held
-from p2pmesh.wire.evidence import ACCUSED, ACCUSED_MAX
+from p2pmesh.wire.evidence import ACCUSED_MAX
+from p2pmesh.wire.registers import ACCUSED, MEMBER
 from tests.gossip.make import HERE, STARTED, accusation, accused_by, member_of
 from tests.state.make import NODES, NOW, record
 

@@ -11,7 +11,6 @@ from p2pmesh.gossip.pulls import TIMEOUT_S
 from p2pmesh.gossip.ranges import LEAF, SPLIT
 from p2pmesh.gossip.sync import FRUITLESS_FIRST_S, FRUITLESS_MAX_S, Sync
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.state.document import Document
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
@@ -23,6 +22,7 @@ from p2pmesh.wire.messages import (
     decode_message,
     encode_message,
 )
+from p2pmesh.wire.registers import MEMBER
 from tests.gossip.pair import (
     ELSE,
     OTHER,
@@ -107,7 +107,7 @@ FACTS = st.one_of(
     st.builds(
         record,
         st.integers(0, 30),
-        st.sampled_from([MEMBER, "caps", "models/0", "models/1"]),
+        st.sampled_from([MEMBER, "caps", "serving", "models/0"]),
         st.integers(1, 3),
     ),
     st.builds(fork, st.integers(0, 4), st.integers(1, 9)),

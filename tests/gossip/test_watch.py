@@ -8,8 +8,8 @@ from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, SILENCE_S, Prober
 from p2pmesh.gossip.suspicion import HELPERS_MAX, SUSPECTS_PER_TURN
 from p2pmesh.gossip.watch import Watch
 from p2pmesh.identity.keys import NodeId, SigningKey
-from p2pmesh.state.bodies import MEMBER
 from p2pmesh.wire.messages import Ask, Told
+from p2pmesh.wire.registers import MEMBER
 from tests.gossip.make import accusation, mesh_of
 from tests.state.make import NODES, member, sealed
 

@@ -37,9 +37,6 @@ from p2pmesh.models.cards import Card, ModelDigest, card_of
 from p2pmesh.models.store import EMBEDDED
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.state.bodies import (
-    CAPS,
-    MEMBER,
-    SERVES,
     Caps,
     Held,
     Member,
@@ -52,6 +49,7 @@ from p2pmesh.transport.base import Channel
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.messages import Facts, encode_message
 from p2pmesh.wire.records import seal
+from p2pmesh.wire.registers import CAPS, MEMBER, SERVING
 from tests.mesh.nodes import Node
 
 QUESTION = "What is the capital of France?"
@@ -417,4 +415,4 @@ def claims(
 ) -> dict[str, dict[str, Any]]:
     """The register of a member that says that it runs these models; the embedded one if none."""
     digests = list(served) or [demo().digest]
-    return {SERVES: serves_to_wire([Served(digest=digest, state=state) for digest in digests])}
+    return {SERVING: serves_to_wire([Served(digest=digest, state=state) for digest in digests])}

@@ -18,12 +18,13 @@ import trio
 import trio.lowlevel
 
 from p2pmesh.identity.keys import MeshId, SigningKey
-from p2pmesh.state.bodies import CAPS, Caps
+from p2pmesh.state.bodies import Caps
 from p2pmesh.transport.barred import TROUBLE_BURST
 from p2pmesh.transport.base import Channel, link_errors
 from p2pmesh.transport.channel import WebSocketChannel
 from p2pmesh.transport.tls import UNAUTHENTICATED_MAX
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Facts, encode_message
+from p2pmesh.wire.registers import CAPS
 from tests.mesh.hostile import (
     ANSWER,
     HALF_TLS,

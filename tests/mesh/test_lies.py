@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 import trio
 
-from p2pmesh.state.bodies import WANTS, Wanted, wants_to_wire
+from p2pmesh.identity.keys import NodeId, SigningKey, parse_id
+from p2pmesh.placement.rendezvous import rank
+from p2pmesh.state.bodies import Wanted, wants_to_wire
+from p2pmesh.wire.registers import WANTS
 from tests.mesh.hostile import (
     ANSWER,
     answers,
@@ -84,6 +88,16 @@ async def test_a_false_card_changes_nothing_for_others(pair: list[Node], lie: ob
     assert engines(pair) == before
 
 
+def _preferred(pair: list[Node]) -> SigningKey:
+    """A key whose node the plan takes before the honest ones, for the embedded model."""
+    honest = [NodeId(parse_id(node.me["id"])) for node in pair]
+    while True:
+        key = SigningKey(secrets.token_bytes(32))
+        mine = NodeId(key.id)
+        if rank(demo().digest, [(node, 1) for node in (*honest, mine)])[0] == mine:
+            return key
+
+
 async def test_who_says_ready_and_never_answers_takes_no_copy_away(pair: list[Node]) -> None:
     before = engines(pair)
     async with lying(
@@ -92,6 +106,7 @@ async def test_who_says_ready_and_never_answers_takes_no_copy_away(pair: list[No
         holds(demo()),
         claims(),
         on_stream=never_answer,
+        key=_preferred(pair),
         name="thief",
     ) as thief:
         await heard(pair, "thief")

@@ -17,8 +17,9 @@ from p2pmesh.identity.hello import Peer, Self
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state.bodies import CAPS, MEMBER, Caps, Member
+from p2pmesh.state.bodies import Caps, Member
 from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.wire.registers import CAPS, MEMBER
 
 COUNT, VICTIMS = 30, 3
 JOIN_S = 40.0  # all thirty share one core here; what a mesh needs is measured in the simulator

@@ -38,10 +38,6 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.routes import Routes
 from p2pmesh.node.serving import Serving
 from p2pmesh.state.bodies import (
-    CAPS,
-    MEMBER,
-    SERVES,
-    WANTS,
     Caps,
     Held,
     Served,
@@ -53,9 +49,10 @@ from p2pmesh.state.bodies import (
     wants_to_wire,
 )
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
-from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire, make_certificate
+from p2pmesh.wire.evidence import Accusation, accused_to_wire, make_certificate
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
+from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER, SERVING, WANTS
 from tests.node.meshes import clock, peer_of
 from tests.state.make import KEYS, MESH, NODES, NOW, card, digest, member, record
 
@@ -151,7 +148,7 @@ class Hearsay:
 
     def serve(self, number: int, model: int, state: ServeState = "ready", detail: str = "") -> None:
         served = [Served(digest=digest(model), state=state, detail=detail)]
-        self.say(number, SERVES, serves_to_wire(served))
+        self.say(number, SERVING, serves_to_wire(served))
 
     def want(self, number: int, *models: Wanted) -> None:
         self.say(number, WANTS, wants_to_wire(models))

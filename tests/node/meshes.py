@@ -16,8 +16,9 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.hello import Peer, Self
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state.bodies import MEMBER, Caps
+from p2pmesh.state.bodies import Caps
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
+from p2pmesh.wire.registers import MEMBER
 from tests.state.make import MESH, NOW, member
 
 DEADLINE_S = 1000.0  # on the tests' own clock: reached only by what would never end

@@ -12,9 +12,9 @@ from p2pmesh.gossip.events import Event, Health, TimerFired
 from p2pmesh.gossip.probe import PROBE_INTERVAL_S
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh, PlanAgreement
-from p2pmesh.state.bodies import CAPS, MEMBER
 from p2pmesh.state.forks import HOLD_S
 from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.registers import CAPS, MEMBER
 from tests.node.meshes import (
     CAPS_BODY,
     SPREAD_S,

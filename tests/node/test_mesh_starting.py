@@ -12,7 +12,7 @@ from p2pmesh.config import Address
 from p2pmesh.errors import LocalError
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import CLOCKS_WAIT_S, JUST_STARTED_S, SETTLE_MAX_S
-from p2pmesh.state.bodies import CAPS
+from p2pmesh.wire.registers import CAPS
 from tests.node.meshes import CAPS_BODY, SPREAD_S, budget, clock, meshes, peer_of
 from tests.state.make import NOW
 

@@ -33,7 +33,7 @@ from p2pmesh.node.keystore import MeshCard, load_book
 from p2pmesh.node.run import Node, run
 from p2pmesh.node.snapshot import Status
 from p2pmesh.placement.resources import Memory
-from p2pmesh.state.bodies import MEMBER
+from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED
 from tests.models.make import tiny_gguf
 from tests.node.hearsay import Hearsay

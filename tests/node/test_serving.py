@@ -21,7 +21,7 @@ from p2pmesh.models.store import Store
 from p2pmesh.node import proofs
 from p2pmesh.node.holding import Holding, Opened
 from p2pmesh.node.serving import DRAIN_S, Serving, compute_threads
-from p2pmesh.state.bodies import MEMBER
+from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
 from tests.models.make import tiny_gguf

@@ -18,7 +18,7 @@ from p2pmesh.home import Home
 from p2pmesh.identity.keys import show_id
 from p2pmesh.node.keystore import MeshCard
 from p2pmesh.node.snapshot import Addresses, Status
-from p2pmesh.state.bodies import MEMBER
+from p2pmesh.wire.registers import MEMBER
 from tests.node.hearsay import ENGINE, GIB, ME, Parts, serving, wanted
 from tests.state.make import MESH, NODES, digest, held, member
 

@@ -18,10 +18,6 @@ from p2pmesh.placement.inputs import (
     launch_slots,
 )
 from p2pmesh.state.bodies import (
-    CAPS,
-    MEMBER,
-    SERVES,
-    WANTS,
     Caps,
     Held,
     Served,
@@ -33,6 +29,7 @@ from p2pmesh.state.bodies import (
 )
 from p2pmesh.state.document import Document
 from p2pmesh.state.views import MeshReader, MeshView, read
+from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 from tests.state.make import MESH, NODES, NOW, card, digest, held, member, record
 
 A, B, C = NODES[:3]
@@ -78,7 +75,7 @@ class World:
             self.say(owner, CAPS, caps.to_wire())
         for number, page in enumerate(held_pages(holds)):
             self.say(owner, held_register(number), page)
-        self.say(owner, SERVES, serves_to_wire(serves))
+        self.say(owner, SERVING, serves_to_wire(serves))
         self.say(owner, WANTS, wants_to_wire(wants))
 
 
@@ -217,7 +214,7 @@ def test_a_node_gives_nothing_before_it_has_said_what() -> None:
 def test_what_failed_or_stops_is_no_resident(state: str) -> None:
     world = World()
     world.say(0, MEMBER, member().to_wire())
-    world.say(0, SERVES, {"serves": [[ALPHA, "whole", state, ""], [BETA, "whole", "ready", ""]]})
+    world.say(0, SERVING, {"serves": [[ALPHA, "whole", state, ""], [BETA, "whole", "ready", ""]]})
     facts = facts_of(world.view(), ())
     assert facts.residents == (Resident(node=A, digest=BETA, state="ready"),)
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from p2pmesh.gossip.events import Received
-from p2pmesh.wire.evidence import ACCUSED
 from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.registers import ACCUSED
 from simulations.attacks import ATTACKS, HOUR_S, accuse, equivocate, exhume, hoard, replay
 from simulations.faults import Stage
 from simulations.machine import START_S

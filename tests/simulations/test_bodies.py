@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from p2pmesh.state.bodies import CAPS, WANTS, Caps, held_from_wire, wants_from_wire
+from p2pmesh.state.bodies import Caps, held_from_wire, wants_from_wire
+from p2pmesh.wire.registers import CAPS, WANTS
 from simulations.bodies import GIB, bodies_of, caps
 
 
@@ -11,7 +12,7 @@ def test_nodes_say_what_they_can_give_and_what_they_want() -> None:
     held = [
         one
         for name, body in said.items()
-        if name.startswith("models/") and name != "models/0"
+        if name.startswith("models/") and name != "serving"
         for one in held_from_wire(body)
     ]
     assert len(held) == 2

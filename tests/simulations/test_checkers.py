@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from p2pmesh.gossip.events import PersistEpoch, Send, SetTimer
-from p2pmesh.state.bodies import CAPS
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record, seal
+from p2pmesh.wire.registers import CAPS
 from simulations.bodies import caps
 from simulations.checkers import TIMERS_MAX, Safety
 from simulations.machine import START_S

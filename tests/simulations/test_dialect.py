@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.state.bodies import CAPS, SERVES, WANTS, Member
+from p2pmesh.state.bodies import Member
 from p2pmesh.wire.messages import Facts, Own, Probe, Unknown, decode_message
+from p2pmesh.wire.registers import CAPS, SERVING, WANTS
 from simulations.dialect import REGISTER, VERSIONS, in_newer_words, newer_body, newer_words
 from simulations.gaps import READERS, misread, unsettled
 from simulations.hosts import End, Payload
@@ -57,6 +58,6 @@ def test_a_newer_nodes_words_are_read_as_they_are_meant(monkeypatch: pytest.Monk
     world.run(10)
     assert list(misread(world)) == []
     said = {register for node in world.nodes for register in node.bodies}
-    assert {CAPS, SERVES, WANTS, "models/1"} <= said
-    monkeypatch.setitem(READERS, SERVES, lambda body: body["serves"])
-    assert any("misreads models/0" in text for text in misread(world))
+    assert {CAPS, SERVING, WANTS, "models/0"} <= said
+    monkeypatch.setitem(READERS, SERVING, lambda body: body["serves"])
+    assert any("misreads serving" in text for text in misread(world))

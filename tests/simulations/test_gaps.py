@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.state.bodies import MEMBER
+from p2pmesh.wire.registers import MEMBER
 from simulations.gaps import Gap, counts_on, unsettled
 from simulations.world import World
 from tests.simulations.meshes import settled

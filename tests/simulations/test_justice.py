@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from p2pmesh.gossip.events import Publish
-from p2pmesh.state.bodies import MEMBER
-from p2pmesh.wire.evidence import ACCUSED, Accusation, accused_to_wire, make_certificate
+from p2pmesh.wire.evidence import Accusation, accused_to_wire, make_certificate
+from p2pmesh.wire.registers import ACCUSED, MEMBER
 from simulations.justice import Justice, needed
 from simulations.node import NOBODY, Handled, Node
 from simulations.schedule import ViolationError

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from p2pmesh.gossip.events import Event, TimerFired
-from p2pmesh.state.bodies import MEMBER, Member
+from p2pmesh.state.bodies import Member
+from p2pmesh.wire.registers import MEMBER
 from simulations.faults import Stage, crash, roam, twin
 from simulations.gaps import unsettled
 from simulations.machine import START_S

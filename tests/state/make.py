@@ -9,7 +9,6 @@ from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.state.bodies import Held, Member
 from p2pmesh.wire.evidence import (
-    ACCUSED,
     Accusation,
     Certificate,
     Fork,
@@ -18,6 +17,7 @@ from p2pmesh.wire.evidence import (
     make_fork,
 )
 from p2pmesh.wire.records import Record, seal
+from p2pmesh.wire.registers import ACCUSED
 
 MESH = MeshId(b"m" * 16)
 KEYS = [SigningKey(bytes([number]) * 32) for number in range(1, 9)]

@@ -13,7 +13,13 @@ from p2pmesh.errors import PeerError
 from p2pmesh.models.metadata import CONTEXT_MAX
 from p2pmesh.models.parts import PartId
 from p2pmesh.state import bodies
-from p2pmesh.state.bodies import Caps, Held, Member, Served, Wanted
+from p2pmesh.state.bodies import (
+    Caps,
+    Held,
+    Member,
+    Served,
+    Wanted,
+)
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.records import RECORD_BYTES_MAX
 from tests.state.make import NOW, card, digest, held, member, record

@@ -22,8 +22,8 @@ def kitchen() -> Document:
     for register, body in (
         ("member", member().to_wire()),
         ("caps", Caps(budget_bytes=4 << 30, engine="embedded", rpc="").to_wire()),
-        ("models/0", bodies.serves_to_wire([Served(digest=digest(1), state="ready")])),
-        ("models/1", bodies.held_pages([held(1), held(2, demo=True)])[0]),
+        ("serving", bodies.serves_to_wire([Served(digest=digest(1), state="ready")])),
+        ("models/0", bodies.held_pages([held(1), held(2, demo=True)])[0]),
         ("wants", bodies.wants_to_wire([WANTED])),
     ):
         assert document.merge(record(register=register, body=body), NOW)
@@ -61,8 +61,8 @@ def describes(document: Document, owner: int, modality: str, *, state: str = "")
     mine = held(1, stem=f"name-{owner}", card=card(gives=frozenset({modality})), demo=True)
     for register, body in (
         ("member", member(f"node-{owner}").to_wire()),
-        ("models/0", bodies.serves_to_wire(served)),
-        ("models/1", bodies.held_pages([mine])[0]),
+        ("serving", bodies.serves_to_wire(served)),
+        ("models/0", bodies.held_pages([mine])[0]),
     ):
         assert document.merge(record(owner, register, body=body), NOW)
 
@@ -118,8 +118,8 @@ def test_a_model_in_use_keeps_its_name() -> None:
     thief = held(3, stem="model-1", card=card(name=held(1).card.name))
     for register, body in (
         ("member", member("thief").to_wire()),
-        ("models/0", bodies.serves_to_wire([Served(digest=digest(3), state="ready")])),
-        ("models/1", bodies.held_pages([thief, held(1, stem="")])[0]),
+        ("serving", bodies.serves_to_wire([Served(digest=digest(3), state="ready")])),
+        ("models/0", bodies.held_pages([thief, held(1, stem="")])[0]),
         ("wants", bodies.wants_to_wire([replace(WANTED, digest=digest(4))])),
     ):
         assert document.merge(record(1, register, body=body), NOW)
@@ -134,7 +134,7 @@ def test_a_model_in_use_keeps_its_name() -> None:
 def test_nonsense_in_one_register_costs_that_register_only() -> None:
     document = kitchen()
     document.merge(record(register="caps", seq=2, body={"budget_bytes": "much"}), NOW)
-    document.merge(record(register="models/1", seq=2, body={"held": [1]}), NOW)
+    document.merge(record(register="models/0", seq=2, body={"held": [1]}), NOW)
     node = read(document).nodes[NODES[0]]
     assert node.caps is None
     assert not node.held
@@ -185,10 +185,10 @@ def at_random(rng: Random, seq: int) -> Callable[[Document], Sequence[int]]:
     bodies_by_register = {
         "member": member(f"node-{rng.randrange(2)}", left=rng.random() < 0.2).to_wire(),
         "caps": Caps(budget_bytes=rng.randrange(3), engine="e", rpc="").to_wire(),
-        "models/0": bodies.serves_to_wire(
+        "serving": bodies.serves_to_wire(
             [Served(digest=digest(model), state=rng.choice(["loading", "ready"]))]
         ),
-        "models/1": bodies.held_pages(
+        "models/0": bodies.held_pages(
             [held(number, stem=f"s{rng.randrange(2)}") for number in (model, 4)]
         )[0],
         "wants": bodies.wants_to_wire([wish(digest=digest(model), slots=rng.randrange(3))]),
@@ -246,7 +246,7 @@ def test_what_a_change_does_not_concern_stays_the_same_object() -> None:
     before = reader.view
     served = [Served(digest=digest(1), state="loading")]
     body = bodies.serves_to_wire(served)
-    assert document.merge(record(register="models/0", seq=2, body=body), NOW)
+    assert document.merge(record(register="serving", seq=2, body=body), NOW)
     assert reader.update([NODES[0]])
     after = reader.view
     assert after.nodes[NODES[1]] is before.nodes[NODES[1]]

@@ -12,7 +12,6 @@ from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import (
-    ACCUSED,
     ACCUSED_MAX,
     CERTIFICATE_BYTES_MAX,
     EVIDENCE_MAX,
@@ -29,7 +28,13 @@ from p2pmesh.wire.evidence import (
     verify_certificate,
     verify_fork,
 )
-from p2pmesh.wire.records import RECORD_BYTES_MAX, Record, RecordCheck, seal
+from p2pmesh.wire.records import (
+    RECORD_BYTES_MAX,
+    Record,
+    RecordCheck,
+    seal,
+)
+from p2pmesh.wire.registers import ACCUSED
 
 MESH = MeshId(b"m" * 16)
 KEYS = [SigningKey(bytes([number]) * 32) for number in range(12)]

@@ -13,7 +13,6 @@ from p2pmesh.identity.hello import ClientHello, Self, ServerHello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode
 from p2pmesh.wire.evidence import (
-    ACCUSED,
     Accusation,
     accused_to_wire,
     make_certificate,
@@ -41,6 +40,7 @@ from p2pmesh.wire.messages import (
     encode_message,
 )
 from p2pmesh.wire.records import Record, RecordCheck, seal
+from p2pmesh.wire.registers import ACCUSED
 from tests.repository import ROOT
 
 DOCUMENT = ROOT / "p2pmesh" / "wire" / "PROTOCOL.md"
@@ -50,6 +50,7 @@ BOUNDED = (
     "identity/keys",
     "identity/hello",
     "wire/codec",
+    "wire/registers",
     "wire/records",
     "wire/evidence",
     "wire/messages",
