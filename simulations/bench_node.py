@@ -155,7 +155,7 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
     core = Gossip(key=key, mesh=MESH, instance=1, epoch=now, shared=trusting)
     transport = MemoryTransport(_nobody, MemoryNetwork(), Address("memory", 0))
     mesh = Mesh(core, transport, save_epoch=lambda _: None, clock=time.time)
-    nursery.start_soon(mesh.run, _no_stream)
+    nursery.start_soon(mesh.run, {})
     await mesh.settled.wait()
     mesh.publish(MEMBER, Member(name="me", addresses=(), version="0.1.0").to_wire())
     mesh.publish(CAPS, Caps(budget_bytes=GIB, engine="simulated", rpc="").to_wire())
@@ -230,10 +230,6 @@ def _peer(peer: Peer) -> hello.Peer:
 
 def _nobody() -> Any:
     raise AssertionError("nothing is dialled here")
-
-
-async def _no_stream(*_: object) -> None:
-    raise AssertionError("nobody opens a stream here")
 
 
 async def _ask_nobody(replica: ReplicaKey) -> None:

@@ -7,11 +7,10 @@ local engine or not at all: there is no second hop, ever.
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import h11
 import structlog
@@ -50,6 +49,7 @@ from p2pmesh.gateway.proxy import ENGINE_LOST, AnswerBrokenError, Job, Proxy
 from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
@@ -60,11 +60,27 @@ AUTO_MODELS_MAX = 3
 _log = structlog.get_logger(__name__)
 
 
-class Origin(enum.Enum):
-    """Who is at the other end of a connection."""
+Kind = Literal["client", "peer"]
+KINDS: tuple[Kind, ...] = ("client", "peer")
 
-    CLIENT = "client"
-    PEER = "peer"
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The other end of a connection: a client of this node's API, or a peer.
+
+    Attributes:
+        peer: The node that the peer proved to be; None for a client.
+    """
+
+    peer: NodeId | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The class of callers that share bounds, as the log names it."""
+        return "client" if self.peer is None else "peer"
+
+
+CLIENT = Caller()
 
 
 class Api:
@@ -87,7 +103,7 @@ class Api:
         self._origins = frozenset(origins)
         self._bodies = BodyBudget(limits)
         self._scanners = trio.CapacityLimiter(_SCANNERS)
-        self._places = {origin: Admission(limits) for origin in Origin}
+        self._places = {kind: Admission(limits) for kind in KINDS}
         self._asking_peers: set[ClientConnection] = set()
         self.draining = False
 
@@ -96,7 +112,7 @@ class Api:
         """Requests that wait for a place."""
         return sum(places.queued for places in self._places.values())
 
-    async def handle(self, client: ClientConnection, head: h11.Request, origin: Origin) -> None:
+    async def handle(self, client: ClientConnection, head: h11.Request, caller: Caller) -> None:
         """Answer one request whose head was read.
 
         Raises:
@@ -105,12 +121,12 @@ class Api:
         self._counters.requests += 1
         cors: list[Header] = []
         path = head.target.decode("latin-1")
-        if origin is Origin.PEER:
+        if caller.peer is not None:
             self._asking_peers.add(client)
         try:
-            if origin is Origin.CLIENT:
+            if caller.peer is None:
                 cors = self._check_page(head)
-            await self._dispatch(client, head, origin, cors)
+            await self._dispatch(client, head, caller, cors)
         except ApiError as exc:
             await self.refuse(client, exc, cors, path=path)
         except (AnswerBrokenError, ClientGoneError, h11.RemoteProtocolError):
@@ -160,7 +176,7 @@ class Api:
         return cors_headers(page.encode("latin-1") if page else None)
 
     async def _dispatch(
-        self, client: ClientConnection, head: h11.Request, origin: Origin, cors: list[Header]
+        self, client: ClientConnection, head: h11.Request, caller: Caller, cors: list[Header]
     ) -> None:
         endpoint, name = find_endpoint(head.target.decode("latin-1"))
         method = head.method.decode("latin-1")
@@ -176,7 +192,7 @@ class Api:
         if self.draining:
             raise _stopping()
         if endpoint.modalities:
-            await self._infer(client, head, endpoint, origin, cors)
+            await self._infer(client, head, endpoint, caller, cors)
             return
         status, value = self._describe(endpoint, name)
         await self._respond(client, status, json.dumps(value).encode(), cors)
@@ -209,14 +225,14 @@ class Api:
         client: ClientConnection,
         head: h11.Request,
         endpoint: Endpoint,
-        origin: Origin,
+        caller: Caller,
         cors: list[Header],
     ) -> None:
         length = _header(head, b"content-length")
         self._bodies.check(int(length) if length else 0)
         body = await client.read_body(self._bodies, int(length) if length else 0)
         try:
-            models = await self._models_for(head, body, endpoint, origin)
+            models = await self._models_for(head, body, endpoint, caller)
             job = Job(
                 method=endpoint.method,
                 path=endpoint.path,
@@ -224,11 +240,11 @@ class Api:
                 body=body,
                 model=models[0],
                 extra_headers=cors,
-                here_only=origin is Origin.PEER or _stays_here(head),
-                wait=origin is Origin.CLIENT and not _stays_here(head),
+                here_only=caller.peer is not None or _stays_here(head),
+                wait=caller.peer is None and not _stays_here(head),
             )
             with client.work():
-                async with self._places[origin].place():
+                async with self._places[caller.kind].place():
                     await self._answer(client, job, models)
         finally:
             self._bodies.give_back(len(body))
@@ -249,10 +265,10 @@ class Api:
         await self._proxy.answer(client, replace(job, model=order[0]))
 
     async def _models_for(
-        self, head: h11.Request, body: Body, endpoint: Endpoint, origin: Origin
+        self, head: h11.Request, body: Body, endpoint: Endpoint, caller: Caller
     ) -> Sequence[ServedModel]:
         """The model that a request names, or those that it may mean, best first."""
-        if origin is Origin.PEER:
+        if caller.peer is not None:
             return [self._checked(self._by_digest(_header(head, MODEL_HEADER) or ""), endpoint)]
         content_type = _header(head, b"content-type") or ""
         if len(body) > PARSE_BYTES_MAX:

@@ -2,7 +2,7 @@
 
 Rules: each connection lives inside its own error boundary, so that whatever one sends or does ends
 with that connection. What arrives on the API port and what a peer sends go through the same code
-(`api.py`); only the origin differs, and with it who may answer.
+(`api.py`); only the caller differs, and with it who may answer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import h11
 import structlog
 import trio
 
-from p2pmesh.gateway.api import Api, Origin
+from p2pmesh.gateway.api import CLIENT, KINDS, Api, Caller, Kind
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.limits import REFUSED_MAX, RETRY_AFTER_S, Limits
 from p2pmesh.gateway.openai import ApiError
 from p2pmesh.gateway.proxy import AnswerBrokenError, Proxy
 from p2pmesh.gateway.statistics import Counters, Statistics
-from p2pmesh.identity.keys import NodeId
+from p2pmesh.identity.hello import Peer
 
 # Junk is logged once in this time: a scanner must not fill the log.
 JUNK_LOG_INTERVAL_S = 1.0
@@ -38,15 +38,13 @@ class _Open:
     """One open connection: how to end it, and whether a request is under way on it.
 
     Attributes:
-        peer: Who opened it; None for a client.
+        caller: Who opened it.
     """
 
-    def __init__(
-        self, scope: trio.CancelScope, client: ClientConnection, peer: NodeId | None
-    ) -> None:
+    def __init__(self, scope: trio.CancelScope, client: ClientConnection, caller: Caller) -> None:
         self.scope = scope
         self.client = client
-        self.peer = peer
+        self.caller = caller
         self.busy = False
         self.idle_since = trio.current_time()
 
@@ -87,7 +85,7 @@ class Gateway:
             hosts=hosts,
             origins=origins,
         )
-        self._open: dict[Origin, set[_Open]] = {origin: set() for origin in Origin}
+        self._open: dict[Kind, set[_Open]] = {kind: set() for kind in KINDS}
         self._idle = trio.lowlevel.ParkingLot()
         self._accepting = trio.CancelScope()
         self._junk_logged_at = -JUNK_LOG_INTERVAL_S
@@ -114,59 +112,59 @@ class Gateway:
 
     async def serve_client(self, stream: trio.abc.Stream) -> None:
         """Answer the requests of one client until it leaves; closes the stream."""
-        await self._serve(stream, Origin.CLIENT, None)
+        await self._serve(stream, CLIENT)
 
-    async def serve_peer_stream(self, peer: NodeId, stream: trio.abc.Stream) -> None:
+    async def serve_peer(self, peer: Peer, stream: trio.abc.Stream) -> None:
         """Answer the requests of one stream that a peer opened, with local engines only.
 
         Returns when the peer closes it; closes it on this side. Never raises for what a peer does.
         """
-        await self._serve(stream, Origin.PEER, peer)
+        await self._serve(stream, Caller(peer.node))
 
-    async def _serve(self, stream: trio.abc.Stream, origin: Origin, peer: NodeId | None) -> None:
+    async def _serve(self, stream: trio.abc.Stream, caller: Caller) -> None:
         """Answer the requests of one connection until either side ends it, then close it."""
         with trio.CancelScope() as scope:
-            connection = _Open(scope, ClientConnection(stream, self._limits), peer)
+            connection = _Open(scope, ClientConnection(stream, self._limits), caller)
             connection.client.last = self._api.draining
-            self._open[origin].add(connection)
+            self._open[caller.kind].add(connection)
             try:
-                await self._guarded(origin, connection)
+                await self._guarded(connection)
             finally:
-                self._open[origin].discard(connection)
+                self._open[caller.kind].discard(connection)
                 self._idle.unpark_all()
                 await trio.aclose_forcefully(stream)
 
-    async def _guarded(self, origin: Origin, connection: _Open) -> None:
+    async def _guarded(self, connection: _Open) -> None:
         """The error boundary of one connection."""
         client = connection.client
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.run_reader)
-                await self._converse(origin, connection)
+                await self._converse(connection)
                 nursery.cancel_scope.cancel()
         except* Exception:  # noqa: BLE001 - whatever one connection does ends with it
-            _log.exception("connection_failed", origin=origin.value)
+            _log.exception("connection_failed", caller=connection.caller.kind)
         finally:
             self._counters.received_bytes += client.bytes_in
             self._counters.sent_bytes += client.bytes_out
 
-    async def _converse(self, origin: Origin, connection: _Open) -> None:
+    async def _converse(self, connection: _Open) -> None:
         """Requests and answers in turn; every expected end of a connection ends here."""
-        client = connection.client
+        client, caller = connection.client, connection.caller
         try:
-            if beyond := self._beyond(origin, connection):
+            if beyond := self._beyond(connection):
                 await self._api.refuse(client, _crowded())
                 if beyond <= REFUSED_MAX:
                     await client.linger()
                 return
-            idle_s = self._limits.peer_first_head_s if origin is Origin.PEER else None
+            idle_s = self._limits.peer_first_head_s if caller.peer is not None else None
             while True:
                 head = await client.next_request(idle_s)
                 idle_s = None
                 if head is None:
                     return
                 connection.busy = True
-                await self._api.handle(client, head, origin)
+                await self._api.handle(client, head, caller)
                 connection.busy = False
                 connection.idle_since = trio.current_time()
                 self._idle.unpark_all()
@@ -184,16 +182,16 @@ class Gateway:
             self._counters.failures += 1
             _log.warning("answer_broken", why=str(exc))
 
-    def _beyond(self, origin: Origin, newest: _Open) -> int:
+    def _beyond(self, newest: _Open) -> int:
         """How many there are beyond the bounds because `newest` came; 0 when it can stay.
 
         One that is idle gives way to it: of clients the one that has been so longest, of peers
         that of the peer with most streams, so that no peer locks the others out.
         """
-        everybody = self._open[origin]
+        everybody = self._open[newest.caller.kind]
         beyond = len(everybody) - self._limits.connections
-        if newest.peer is not None:
-            own = sum(one.peer == newest.peer for one in everybody)
+        if newest.caller.peer is not None:
+            own = sum(one.caller == newest.caller for one in everybody)
             if own > self._limits.peer_streams:
                 return own - self._limits.peer_streams
         if beyond <= 0:
@@ -251,9 +249,9 @@ class Gateway:
 
 def _idle_longest(connections: Collection[_Open]) -> _Open | None:
     """The idle connection that is missed least; None when all are busy."""
-    streams = Counter(one.peer for one in connections)
+    streams = Counter(one.caller for one in connections)
     idle = [one for one in connections if not one.busy]
-    return min(idle, key=lambda one: (-streams[one.peer], one.idle_since), default=None)
+    return min(idle, key=lambda one: (-streams[one.caller], one.idle_since), default=None)
 
 
 def _crowded() -> ApiError:

@@ -20,10 +20,10 @@ the proof of both sides lives here and not in TLS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import (
@@ -45,13 +45,18 @@ TAG = "p2pmesh hello 1"
 VERSIONS: tuple[int, ...] = (2,)
 VERSIONS_MAX = 32  # that one side may offer; it speaks two or three
 VERSIONS_SHOWN_MAX = 8  # in a sentence
+PURPOSE_CHARS_MAX = 16  # a word
 REASON_CHARS_MAX = 256  # two sentences for a person
 UNNAMED = "unnamed"  # a mesh whose name holds nothing that could be shown
 NONCE_BYTES = 32  # never the same twice, nor guessed
 HELLO_BYTES_MAX = 4096  # read from anybody: ten times what is said today
 CLOCK_SKEW_S_MAX = 60
 
-Purpose = Literal["gossip", "stream", "hello"]
+# A purpose says what follows the hello on a connection, and so which handler of the server gets it.
+Purpose = str
+GOSSIP: Purpose = "gossip"
+HTTP: Purpose = "http"
+HELLO: Purpose = "hello"  # nothing follows
 
 
 class RefusedError(PeerError):
@@ -187,13 +192,29 @@ class ClientHello:
 
 
 class ServerHello:
-    """The accepting side of one handshake: `challenge`, then `verdict`. Arguments as the client's.
+    """The accepting side of one handshake: `challenge`, then `verdict`.
 
     Whatever is refused here raises; the caller sends `refusal(sentence)` and closes.
+
+    Args:
+        me: Who we are.
+        purposes: What this node has a handler for.
+        certificate: As the client's.
+        nonce: As the client's.
+        now: As the client's.
     """
 
-    def __init__(self, me: Self, *, certificate: bytes, nonce: bytes, now: float) -> None:
+    def __init__(
+        self,
+        me: Self,
+        *,
+        purposes: Collection[Purpose],
+        certificate: bytes,
+        nonce: bytes,
+        now: float,
+    ) -> None:
         assert me.mesh is not None, "a node without a mesh accepts nobody"
+        self._purposes = purposes
         self._me, self._certificate, self._nonce, self._now = me, certificate, nonce, now
         self._transcript = b""
         self._peer: Peer | None = None
@@ -203,13 +224,14 @@ class ServerHello:
 
         Raises:
             PeerError: The message is no start of a hello.
-            RefusedError: It is for another node, mesh or version.
+            RefusedError: It is for another node, mesh or version, or for a purpose that this node
+                does not offer.
         """
         said = _fields(start)
         public = take_exactly(said, "k", PUBLIC_KEY_BYTES)
         mesh = take(said, "m", bytes, size_max=ID_BYTES)
         expected = take(said, "to", bytes, size_max=ID_BYTES)
-        purpose = take(said, "for", str, size_max=16)
+        purpose = take(said, "for", str, size_max=PURPOSE_CHARS_MAX)
         take_exactly(said, "n", NONCE_BYTES)
         assert self._me.mesh is not None
         version = _common_version(self._me, said)
@@ -219,8 +241,8 @@ class ServerHello:
             raise RefusedError("that address is this node's own")
         if mesh and mesh != self._me.mesh:
             raise RefusedError("this node belongs to another mesh")
-        if purpose not in get_args(Purpose):
-            raise RefusedError("this node does not know that kind of connection")
+        if purpose not in self._purposes:
+            raise RefusedError(f"this node does not offer {purpose!r}")
         claim: dict[str, Any] = {
             "v": self._me.versions,
             "n": self._nonce,
@@ -237,7 +259,7 @@ class ServerHello:
             instance=take(said, "i", int),
             mesh=self._me.mesh,
             mesh_name=self._me.mesh_name,
-            purpose=cast("Purpose", purpose),
+            purpose=purpose,
             version=version,
             clock_ahead_s=take(said, "at", int) - int(self._now),
         )

@@ -36,12 +36,12 @@ from p2pmesh.gossip.events import (
     TwinFound,
 )
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer
+from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer, Purpose
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.changes import Changes
 from p2pmesh.node.clocks import check_clock
 from p2pmesh.state.views import MeshReader, MeshView
-from p2pmesh.transport.base import OnStream, Transport
+from p2pmesh.transport.base import Handlers, Transport
 from p2pmesh.transport.links import Links
 from p2pmesh.wire.messages import Message
 
@@ -163,19 +163,19 @@ class Mesh:
         self._core.plan = digest
         self.changes.notify()  # with an equal digest too: the reasons in it may be others
 
-    async def open_stream(self, node: NodeId) -> trio.abc.Stream:
-        """A byte stream to `node` for a forwarded request.
+    async def open_stream(self, node: NodeId, purpose: Purpose) -> trio.abc.Stream:
+        """Open a byte stream to the handler that `node` has for `purpose`.
 
         Raises:
             LinkError: It cannot be reached at any of its addresses.
-            PeerError: What answers there is not that node.
+            PeerError: What answers there is not that node, or does not offer `purpose`.
         """
         view = self.view.nodes.get(node)
         addresses = view.member.addresses if view else ()
         failure: LinkError | PeerError = LinkError(f"{show_id(node)} has no address")
         for address in addresses:
             try:
-                return await self._transport.open_stream(address, expected=node)
+                return await self._transport.open_stream(address, purpose, expected=node)
             except (LinkError, PeerError) as exc:
                 failure = exc
         raise failure
@@ -184,14 +184,14 @@ class Mesh:
 
     async def run(
         self,
-        on_stream: OnStream,
+        handlers: Handlers,
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Take part until cancelled.
 
         Args:
-            on_stream: Called with each stream that another node opens.
+            handlers: What other nodes may open streams for, and who serves them.
             task_status: Told once others can reach this node.
 
         Raises:
@@ -199,7 +199,7 @@ class Mesh:
                 the others say that this machine's clock is wrong.
         """
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._links.run, on_stream)
+            await nursery.start(self._links.run, handlers)
             self._nursery = nursery
             self._do(self._core.start(self._clock()))
             for said in self._early:

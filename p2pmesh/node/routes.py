@@ -10,6 +10,7 @@ import trio
 from p2pmesh.errors import EngineError
 from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target
 from p2pmesh.gossip.events import Health
+from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
@@ -58,7 +59,7 @@ class Routes:
     async def connect(self, target: Target) -> trio.abc.Stream:
         """See `Backends.connect`."""
         if not target.local:
-            return await self._mesh.open_stream(target.node)
+            return await self._mesh.open_stream(target.node, HTTP)
         status = self._serving.status(target.part)
         if status is None:
             raise EngineError(f"{target.model_id} is not running here any more")

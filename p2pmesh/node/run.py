@@ -29,7 +29,7 @@ from p2pmesh.errors import LocalError
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
-from p2pmesh.identity.hello import Self
+from p2pmesh.identity.hello import HTTP, Self
 from p2pmesh.identity.keys import show_id
 from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
@@ -180,9 +180,7 @@ class Node:
             if until is not None:
                 nursery.start_soon(self._heed, until)
             self._introduce_itself(mesh)
-            await nursery.start(
-                mesh.run, lambda peer, stream: gateway.serve_peer_stream(peer.node, stream)
-            )
+            await nursery.start(mesh.run, {HTTP: gateway.serve_peer})
             await nursery.start(self._measure, mesh, serving)
             nursery.start_soon(holding.run)
             nursery.start_soon(serving.run)
@@ -247,9 +245,8 @@ class Node:
         """Have the replica of a model that runs here too compute a token on its node."""
         file = holding.file(replica.part.digest)
         assert file is not None, "what runs here has a file here"
-        await ask_replica(
-            await mesh.open_stream(replica.node), replica, engine_modality(file.card.gives)
-        )
+        stream = await mesh.open_stream(replica.node, HTTP)
+        await ask_replica(stream, replica, engine_modality(file.card.gives))
 
     def _introduce_itself(self, mesh: Mesh) -> None:
         mesh.publish(MEMBER, self._member(left=False).to_wire())

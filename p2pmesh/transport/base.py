@@ -8,7 +8,7 @@ sending is soon on the wire: no deep queue of the kernel, in which a probe would
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import trio
 
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError
-from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.hello import Peer, Purpose
 from p2pmesh.identity.keys import NodeId
 
 DIAL_TIMEOUT_S = 3.0  # connect, TLS and hello together; DESIGN §4
@@ -97,7 +97,8 @@ class Channel(Protocol):
 
 
 OnChannel = Callable[[Channel], Awaitable[None]]
-OnStream = Callable[[Peer, trio.abc.Stream], Awaitable[None]]
+Handler = Callable[[Peer, trio.abc.Stream], Awaitable[None]]
+Handlers = Mapping[Purpose, Handler]
 
 
 class Transport(Protocol):
@@ -111,7 +112,7 @@ class Transport(Protocol):
     async def serve(
         self,
         on_channel: OnChannel,
-        on_stream: OnStream,
+        handlers: Handlers,
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -119,7 +120,9 @@ class Transport(Protocol):
 
         Args:
             on_channel: Called with each gossip channel; it is closed on return.
-            on_stream: Called with each byte stream and its peer; it is closed on return.
+            handlers: By purpose, called with each byte stream and its authenticated peer; the
+                stream is closed on return. A connection for any other purpose than these, a
+                gossip channel or a mere hello is refused in the hello.
             task_status: Told once connections are accepted.
         """
         ...
@@ -139,8 +142,10 @@ class Transport(Protocol):
         """
         ...
 
-    async def open_stream(self, address: Address, *, expected: NodeId) -> trio.abc.Stream:
-        """Open a byte stream; the caller closes it. Raises as `dial`."""
+    async def open_stream(
+        self, address: Address, purpose: Purpose, *, expected: NodeId
+    ) -> trio.abc.Stream:
+        """Open a byte stream for `purpose`; the caller closes it. Raises as `dial`."""
         ...
 
     async def introduce(self, address: Address) -> Peer:

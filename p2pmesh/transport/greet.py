@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import struct
+from collections.abc import Collection
 
 import trio
 
@@ -64,10 +65,20 @@ async def introduce(
     return hello.finish(await _receive(stream))
 
 
-async def answer(stream: trio.abc.Stream, me: Self, *, certificate: bytes, now: float) -> Peer:
-    """Prove each other's identity from the accepting side; raises as `introduce`."""
+async def answer(
+    stream: trio.abc.Stream,
+    me: Self,
+    *,
+    purposes: Collection[Purpose],
+    certificate: bytes,
+    now: float,
+) -> Peer:
+    """Prove each other's identity from the accepting side; refuse what is not in `purposes`.
+
+    Raises as `introduce`.
+    """
     nonce = secrets.token_bytes(NONCE_BYTES)
-    hello = ServerHello(me, certificate=certificate, nonce=nonce, now=now)
+    hello = ServerHello(me, purposes=purposes, certificate=certificate, nonce=nonce, now=now)
     try:
         await _send(stream, hello.challenge(await _receive(stream)))
         verdict, peer = hello.verdict(await _receive(stream))

@@ -20,7 +20,7 @@ from p2pmesh.errors import LinkError, MeshError, PeerError
 from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.transport.barred import Barred
-from p2pmesh.transport.base import Channel, NobodyThereError, OnStream, Transport
+from p2pmesh.transport.base import Channel, Handlers, NobodyThereError, Transport
 from p2pmesh.transport.outbox import Outbox
 from p2pmesh.transport.pace import Pace
 from p2pmesh.wire.messages import (
@@ -85,18 +85,18 @@ class Links:
 
     async def run(
         self,
-        on_stream: OnStream,
+        handlers: Handlers,
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept and dial until cancelled.
 
         Args:
-            on_stream: Called with each forwarded request's stream, see `Transport.serve`.
+            handlers: What other nodes may open streams for, see `Transport.serve`.
             task_status: Told once connections are accepted.
         """
         async with trio.open_nursery() as self._nursery:
-            await self._nursery.start(self._transport.serve, self._accept, on_stream)
+            await self._nursery.start(self._transport.serve, self._accept, handlers)
             task_status.started()
 
     @property

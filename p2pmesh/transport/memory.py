@@ -15,17 +15,18 @@ from trio.testing import memory_stream_pair
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError
-from p2pmesh.identity.hello import Peer, Purpose, Self
+from p2pmesh.identity.hello import GOSSIP, HELLO, Peer, Purpose, Self
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import (
     DIAL_TIMEOUT_S,
     Channel,
+    Handlers,
     NobodyThereError,
     OnChannel,
-    OnStream,
     link_errors,
 )
 from p2pmesh.transport.channel import open_channel
+from p2pmesh.transport.dispatch import Services
 from p2pmesh.transport.greet import answer, introduce
 
 _CERTIFICATE = b"there is nobody in the middle of a process"
@@ -66,15 +67,16 @@ class MemoryTransport:
     async def serve(
         self,
         on_channel: OnChannel,
-        on_stream: OnStream,
+        handlers: Handlers,
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept until cancelled; see `Transport.serve`."""
+        services = Services(on_channel, handlers)
 
         async def handle(stream: trio.abc.Stream) -> None:
             try:
-                await self._accept(stream, on_channel, on_stream)
+                await self._accept(stream, services)
             except* MeshError as group:
                 log.info("connection_dropped", reasons=[str(exc) for exc in group.exceptions])
 
@@ -86,35 +88,34 @@ class MemoryTransport:
             finally:
                 del self._network.listening[self._address]
 
-    async def _accept(
-        self, stream: trio.abc.Stream, on_channel: OnChannel, on_stream: OnStream
-    ) -> None:
+    async def _accept(self, stream: trio.abc.Stream, services: Services) -> None:
         async with stream:
             with link_errors("the hello failed"), trio.fail_after(DIAL_TIMEOUT_S):
-                peer = await answer(stream, self._me(), certificate=_CERTIFICATE, now=self._clock())
-            if peer.purpose == "hello":
-                return
-            if peer.purpose == "stream":
-                await on_stream(peer, stream)
-                return
-            nowhere = Address("memory", 0)
-            async with open_channel(stream, peer=peer, remote=nowhere, outgoing=False) as channel:
-                await on_channel(channel)
+                peer = await answer(
+                    stream,
+                    self._me(),
+                    purposes=services.purposes,
+                    certificate=_CERTIFICATE,
+                    now=self._clock(),
+                )
+            await services.dispatch(peer, stream, remote=Address("memory", 0))
 
     @contextlib.asynccontextmanager
     async def dial(self, address: Address, *, expected: NodeId | None) -> AsyncIterator[Channel]:
         """Open a gossip channel for the length of the block; see `Transport.dial`."""
-        stream, peer = await self._connect(address, "gossip", expected)
+        stream, peer = await self._connect(address, GOSSIP, expected)
         async with open_channel(stream, peer=peer, remote=address, outgoing=True) as channel:
             yield channel
 
-    async def open_stream(self, address: Address, *, expected: NodeId) -> trio.abc.Stream:
+    async def open_stream(
+        self, address: Address, purpose: Purpose, *, expected: NodeId
+    ) -> trio.abc.Stream:
         """Open a byte stream that the caller closes; see `Transport.open_stream`."""
-        return (await self._connect(address, "stream", expected))[0]
+        return (await self._connect(address, purpose, expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
         """Say hello and hang up; see `Transport.introduce`."""
-        stream, peer = await self._connect(address, "hello", None)
+        stream, peer = await self._connect(address, HELLO, None)
         await trio.aclose_forcefully(stream)
         return peer
 

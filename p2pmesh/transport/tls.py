@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
-from p2pmesh.identity.hello import Peer, Purpose, Self
+from p2pmesh.identity.hello import GOSSIP, HELLO, Peer, Purpose, Self
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, OnChannel, OnStream, link_errors
+from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, Handlers, OnChannel, link_errors
 from p2pmesh.transport.channel import open_channel
+from p2pmesh.transport.dispatch import Services
 from p2pmesh.transport.doorway import Doorway
 from p2pmesh.transport.greet import answer, introduce
 
@@ -83,11 +84,12 @@ class TlsTransport:
     async def serve(
         self,
         on_channel: OnChannel,
-        on_stream: OnStream,
+        handlers: Handlers,
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept until cancelled; see `Transport.serve`."""
+        services = Services(on_channel, handlers)
 
         async def handle(tcp: trio.SocketStream) -> None:
             remote = _remote(tcp)
@@ -95,7 +97,7 @@ class TlsTransport:
                 await self._hold(tcp)
                 return
             try:
-                await self._accept(tcp, remote, on_channel, on_stream)
+                await self._accept(tcp, remote, services)
             except* MeshError as group:
                 if group.subgroup(_is_its_fault):
                     self._doorway.failed(remote.host, trio.current_time())
@@ -105,9 +107,7 @@ class TlsTransport:
 
         await trio.serve_listeners(handle, self._listeners, task_status=task_status)
 
-    async def _accept(
-        self, tcp: trio.SocketStream, remote: Address, on_channel: OnChannel, on_stream: OnStream
-    ) -> None:
+    async def _accept(self, tcp: trio.SocketStream, remote: Address, services: Services) -> None:
         tls = trio.SSLStream(tcp, self._server_context, server_side=True, https_compatible=True)
         async with _closing(tls):
             with self._place_for(remote.host), _greeting_errors(remote):
@@ -116,16 +116,14 @@ class TlsTransport:
                     await trio.sleep(HOLD_S)
                 await tls.do_handshake()
                 peer = await answer(
-                    tls, self._me(), certificate=self._certificate, now=self._clock()
+                    tls,
+                    self._me(),
+                    purposes=services.purposes,
+                    certificate=self._certificate,
+                    now=self._clock(),
                 )
             self._doorway.proved(remote.host)
-            if peer.purpose == "hello":
-                return
-            if peer.purpose == "stream":
-                await on_stream(peer, tls)
-                return
-            async with open_channel(tls, peer=peer, remote=remote, outgoing=False) as channel:
-                await on_channel(channel)
+            await services.dispatch(peer, tls, remote=remote)
 
     async def _hold(self, tcp: trio.SocketStream) -> None:
         """Hang up without a word, and not at once: who waits does not dial again meanwhile."""
@@ -159,17 +157,19 @@ class TlsTransport:
     @contextlib.asynccontextmanager
     async def dial(self, address: Address, *, expected: NodeId | None) -> AsyncIterator[Channel]:
         """Open a gossip channel for the length of the block; see `Transport.dial`."""
-        tls, peer = await self._connect(address, "gossip", expected)
+        tls, peer = await self._connect(address, GOSSIP, expected)
         async with open_channel(tls, peer=peer, remote=address, outgoing=True) as channel:
             yield channel
 
-    async def open_stream(self, address: Address, *, expected: NodeId) -> TlsStream:
+    async def open_stream(
+        self, address: Address, purpose: Purpose, *, expected: NodeId
+    ) -> TlsStream:
         """Open a byte stream that the caller closes; see `Transport.open_stream`."""
-        return (await self._connect(address, "stream", expected))[0]
+        return (await self._connect(address, purpose, expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
         """Say hello and hang up; see `Transport.introduce`."""
-        tls, peer = await self._connect(address, "hello", None)
+        tls, peer = await self._connect(address, HELLO, None)
         await trio.aclose_forcefully(tls)
         return peer
 

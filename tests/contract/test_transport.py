@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.hello import Peer, RefusedError, Self
+from p2pmesh.identity.hello import HTTP, Peer, RefusedError, Self
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport.base import Channel, NobodyThereError, Transport
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
@@ -32,6 +32,7 @@ class Host:
         self.transport = transport
         self._channels, self.channels = trio.open_memory_channel[Channel](8)
         self._streams, self.streams = trio.open_memory_channel[tuple[Peer, trio.abc.Stream]](8)
+        self.files: list[Peer] = []
 
     async def on_channel(self, channel: Channel) -> None:
         await self._channels.send(channel)
@@ -41,12 +42,17 @@ class Host:
         await self._streams.send((peer, stream))
         await trio.sleep_forever()
 
+    async def on_files(self, peer: Peer, stream: trio.abc.Stream) -> None:
+        self.files.append(peer)
+        await stream.send_all(b"files")
+
 
 @asynccontextmanager
 async def hosting(nodes: Nodes, me: Self) -> AsyncIterator[Host]:
     host = Host(await nodes.add(me))
     async with trio.open_nursery() as nursery:
-        await nursery.start(host.transport.serve, host.on_channel, host.on_stream)
+        handlers = {HTTP: host.on_stream, "files": host.on_files}
+        await nursery.start(host.transport.serve, host.on_channel, handlers)
         with trio.fail_after(10):
             yield host
         nursery.cancel_scope.cancel()
@@ -79,9 +85,9 @@ async def test_the_end_of_a_channel_reaches_the_other_side(nodes: Nodes) -> None
 async def test_streams_carry_bytes_and_their_end(nodes: Nodes) -> None:
     async with hosting(nodes, BERT) as bert:
         anna = await nodes.add(ANNA)
-        near = await anna.open_stream(bert.transport.address, expected=NodeId(BERT.key.id))
+        near = await anna.open_stream(bert.transport.address, HTTP, expected=NodeId(BERT.key.id))
         peer, far = await bert.streams.receive()
-        assert (peer.node, peer.purpose) == (ANNA.key.id, "stream")
+        assert (peer.node, peer.purpose) == (ANNA.key.id, HTTP)
         await near.send_all(b"request")
         assert await far.receive_some(100) == b"request"
         await far.send_all(b"response")
@@ -90,11 +96,35 @@ async def test_streams_carry_bytes_and_their_end(nodes: Nodes) -> None:
         assert await far.receive_some(100) == b""
 
 
+async def test_each_purpose_has_its_own_handler(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        where, expected = bert.transport.address, NodeId(BERT.key.id)
+        async with await anna.open_stream(where, "files", expected=expected) as near:
+            assert await near.receive_some(100) == b"files"
+            assert await near.receive_some(100) == b"", "closed when the handler returns"
+        assert [(peer.node, peer.purpose) for peer in bert.files] == [(ANNA.key.id, "files")]
+        with pytest.raises(trio.WouldBlock):
+            bert.streams.receive_nowait()
+
+
+@pytest.mark.parametrize("purpose", ["rpc", "stream", ""])
+async def test_a_purpose_without_a_handler_is_refused_by_name(nodes: Nodes, purpose: str) -> None:
+    async with hosting(nodes, BERT) as bert:
+        anna = await nodes.add(ANNA)
+        where, expected = bert.transport.address, NodeId(BERT.key.id)
+        with pytest.raises(RefusedError, match=f"this node does not offer '{purpose}'"):
+            await anna.open_stream(where, purpose, expected=expected)
+        near = await anna.open_stream(where, HTTP, expected=expected)
+        assert (await bert.streams.receive())[0].node == ANNA.key.id, "others are still served"
+        await near.aclose()
+
+
 async def test_another_node_than_expected_is_refused(nodes: Nodes) -> None:
     async with hosting(nodes, BERT) as bert:
         anna = await nodes.add(ANNA)
         with pytest.raises(RefusedError, match="another node"):
-            await anna.open_stream(bert.transport.address, expected=NodeId(b"x" * 16))
+            await anna.open_stream(bert.transport.address, HTTP, expected=NodeId(b"x" * 16))
 
 
 async def test_a_node_of_another_mesh_is_told_so(nodes: Nodes) -> None:

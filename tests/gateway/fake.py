@@ -18,7 +18,8 @@ from p2pmesh.errors import LinkError
 from p2pmesh.gateway.limits import Limits
 from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
-from p2pmesh.identity.keys import NodeId
+from p2pmesh.identity.hello import HTTP, VERSIONS, Peer
+from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId, ReplicaKey
@@ -371,6 +372,20 @@ def error_of(body: bytes) -> dict[str, Any]:
     return dict(error)
 
 
+def peer_of(node: NodeId) -> Peer:
+    """What the hello of a stream for forwarded requests tells of `node`."""
+    return Peer(
+        node=node,
+        public=bytes(32),
+        instance=1,
+        mesh=MeshId(bytes(16)),
+        mesh_name="home",
+        purpose=HTTP,
+        version=max(VERSIONS),
+        clock_ahead_s=0,
+    )
+
+
 class World:
     """A gateway with fake backends inside a test's nursery."""
 
@@ -387,12 +402,17 @@ class World:
 
     def caller(self, *, peer: bool = False, node: NodeId = YONDER) -> Caller:
         """A new connection to the gateway; from a peer, if said so, that is `node`."""
-        ours, theirs = trio.testing.memory_stream_pair()
         if peer:
-            self.nursery.start_soon(self.gateway.serve_peer_stream, node, theirs)
-        else:
-            self.nursery.start_soon(self.gateway.serve_client, theirs)
+            return Caller(self.peer_stream(node))
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.nursery.start_soon(self.gateway.serve_client, theirs)
         return Caller(ours)
+
+    def peer_stream(self, node: NodeId) -> trio.abc.HalfCloseableStream:
+        """The end of `node` of a new stream to the gateway."""
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.nursery.start_soon(self.gateway.serve_peer, peer_of(node), theirs)
+        return ours
 
 
 class Deserted(trio.abc.Listener[trio.abc.Stream]):

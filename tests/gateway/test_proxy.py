@@ -301,9 +301,7 @@ async def test_a_hop_between_two_gateways(autojump_clock: MockClock) -> None:
         engine = owner.engine(echo)
 
         async def dial() -> trio.abc.Stream:
-            ours, theirs = trio.testing.memory_stream_pair()
-            owner.nursery.start_soon(owner.gateway.serve_peer_stream, HERE, theirs)
-            return ours
+            return owner.peer_stream(HERE)
 
         entry.backends.put(target(THERE), dial)
         caller = entry.caller()

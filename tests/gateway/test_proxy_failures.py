@@ -258,9 +258,7 @@ async def test_a_peer_hears_that_its_request_waits_and_is_worked_on(
         engine = owner.engine(slow, target(HERE, slots=1))
 
         async def dial() -> trio.abc.Stream:
-            ours, theirs = trio.testing.memory_stream_pair()
-            owner.nursery.start_soon(owner.gateway.serve_peer_stream, FAR, theirs)
-            return ours
+            return owner.peer_stream(FAR)
 
         entry.backends.put(target(THERE, slots=1), dial)
         taken: list[float] = []

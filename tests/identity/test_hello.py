@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.hello import (
+    GOSSIP,
     HELLO_BYTES_MAX,
+    HTTP,
+    PURPOSE_CHARS_MAX,
     VERSIONS,
     VERSIONS_MAX,
     ClientHello,
@@ -24,16 +27,21 @@ from p2pmesh.wire.codec import decode, encode
 
 MESH = MeshId(b"m" * 16)
 CERTIFICATE = b"certificate"
+PURPOSES = frozenset({GOSSIP, HTTP})
 ANNA = Self(key=SigningKey(b"a" * 32), instance=1, mesh=MESH, mesh_name="home")
 BERT = Self(key=SigningKey(b"b" * 32), instance=2, mesh=MESH, mesh_name="home")
 
 
 def client(
-    me: Self = ANNA, *, expected: bytes | None = None, certificate: bytes = CERTIFICATE
+    me: Self = ANNA,
+    *,
+    expected: bytes | None = None,
+    certificate: bytes = CERTIFICATE,
+    purpose: str = GOSSIP,
 ) -> ClientHello:
     return ClientHello(
         me,
-        purpose="gossip",
+        purpose=purpose,
         expected=None if expected is None else NodeId(expected),
         certificate=certificate,
         nonce=b"c" * 32,
@@ -42,7 +50,7 @@ def client(
 
 
 def server(me: Self = BERT) -> ServerHello:
-    return ServerHello(me, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0)
+    return ServerHello(me, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0)
 
 
 def shake(one: ClientHello, other: ServerHello) -> tuple[Peer, Peer]:
@@ -72,7 +80,9 @@ def test_a_man_in_the_middle_with_his_own_certificate_is_noticed() -> None:
 def test_a_recorded_conversation_cannot_be_replayed() -> None:
     caller, host = client(), server()
     proof = caller.proof(host.challenge(caller.start()))
-    later = ServerHello(BERT, certificate=CERTIFICATE, nonce=b"t" * 32, now=1010.0)
+    later = ServerHello(
+        BERT, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"t" * 32, now=1010.0
+    )
     later.challenge(caller.start())
     with pytest.raises(PeerError, match="did not prove"):
         later.verdict(proof)
@@ -91,6 +101,19 @@ def test_who_does_not_belong_together_is_told(
 ) -> None:
     with pytest.raises(RefusedError, match=sentence):
         shake(one, other)
+
+
+@pytest.mark.parametrize("purpose", ["rpc", "stream", "GOSSIP", "", "\x1b[31m"])
+def test_a_purpose_without_a_handler_is_refused_by_name(purpose: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        server().challenge(client(purpose=purpose).start())
+    assert str(refused.value) == f"this node does not offer {purpose!r}"
+
+
+def test_a_purpose_that_is_no_word_is_refused() -> None:
+    assert shake(client(purpose=HTTP), server())[1].purpose == HTTP
+    with pytest.raises(PeerError, match=f"'for' is longer than {PURPOSE_CHARS_MAX}"):
+        server().challenge(client(purpose="x" * (PURPOSE_CHARS_MAX + 1)).start())
 
 
 def test_a_refusal_reaches_the_caller_in_words() -> None:
@@ -173,7 +196,9 @@ def test_a_caller_checks_the_version_by_itself() -> None:
 
 class _Careless(ServerHello):
     def __init__(self, me: Self) -> None:
-        super().__init__(me, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0)
+        super().__init__(
+            me, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0
+        )
 
     def challenge(self, start: bytes) -> bytes:
         said = decode(start, bytes_max=HELLO_BYTES_MAX)

@@ -30,7 +30,7 @@ import trio
 from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import MeshError
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import Peer, Self
+from p2pmesh.identity.hello import HTTP, Peer, Self
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, parse_id
 from p2pmesh.models import gguf
 from p2pmesh.models.cards import Card, ModelDigest, card_of
@@ -340,7 +340,7 @@ class Liar:
         for register, body in self._registers.items():
             self._mesh.publish(register, body)
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._mesh.run, self._take)
+            await nursery.start(self._mesh.run, {HTTP: self._take})
             await self._mesh.settled.wait()
             task_status.started()
 

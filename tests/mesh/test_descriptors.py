@@ -12,6 +12,7 @@ import trio
 
 from p2pmesh.config import parse_address
 from p2pmesh.errors import MeshError
+from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, parse_id
 from p2pmesh.node.descriptors import raise_limit
 from p2pmesh.node.run import MEASURE_INTERVAL_S
@@ -62,7 +63,9 @@ async def test_streams_of_a_member_and_idle_connections_together_leave_a_reserve
                 try:
                     streams.append(
                         await transport.open_stream(
-                            parse_address(node.me["peer"]), expected=NodeId(parse_id(node.me["id"]))
+                            parse_address(node.me["peer"]),
+                            HTTP,
+                            expected=NodeId(parse_id(node.me["id"])),
                         )
                     )
                 except MeshError:

@@ -13,7 +13,7 @@ import trio
 from p2pmesh.config import Address
 from p2pmesh.gossip.events import Health
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import Peer, Self
+from p2pmesh.identity.hello import Self
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.mesh import Mesh
@@ -41,11 +41,7 @@ class Running:
 
     async def run(self, *, task_status: trio.TaskStatus[object]) -> None:
         with self.scope:
-            await self.mesh.run(_no_streams, task_status=task_status)
-
-
-async def _no_streams(peer: Peer, stream: trio.abc.Stream) -> None:
-    raise AssertionError("nobody asks for anything here")
+            await self.mesh.run({}, task_status=task_status)
 
 
 async def start(number: int, seed: Address | None, nursery: trio.Nursery) -> Running:

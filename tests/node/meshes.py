@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import Peer, Self
+from p2pmesh.identity.hello import HTTP, Peer, Self
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.state.bodies import Caps
@@ -61,7 +61,7 @@ class Started:
 
     async def run(self, *, task_status: trio.TaskStatus[object]) -> None:
         with self.scope:
-            await self.mesh.run(self.on_stream, task_status=task_status)
+            await self.mesh.run({HTTP: self.on_stream}, task_status=task_status)
 
 
 class Meshes:

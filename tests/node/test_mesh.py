@@ -10,6 +10,7 @@ from p2pmesh.errors import LinkError, PeerError
 from p2pmesh.gossip.core import TICK
 from p2pmesh.gossip.events import Event, Health, TimerFired
 from p2pmesh.gossip.probe import PROBE_INTERVAL_S
+from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh, PlanAgreement
 from p2pmesh.state.forks import HOLD_S
@@ -319,7 +320,7 @@ async def test_a_stream_reaches_the_node(autojump_clock: MockClock) -> None:
     async with meshes() as world:
         first, second = await world.start(1), await world.start(2)
         await trio.sleep(SPREAD_S)
-        async with await first.mesh.open_stream(second.mesh.me) as stream:
+        async with await first.mesh.open_stream(second.mesh.me, HTTP) as stream:
             await stream.send_all(b"a question")
             assert await stream.receive_some() == b"an answer"
         assert second.streams == [(first.mesh.me, b"a question")]
@@ -333,22 +334,22 @@ async def test_a_stream_takes_the_first_address_that_leads_there(
         ways = (Address("memory", 99), third.address, second.address)
         second.mesh.publish(MEMBER, member("node-2", addresses=ways).to_wire())
         await trio.sleep(SPREAD_S)
-        async with await first.mesh.open_stream(second.mesh.me) as stream:
+        async with await first.mesh.open_stream(second.mesh.me, HTTP) as stream:
             await stream.send_all(b"hello")
             assert await stream.receive_some() == b"an answer"
         assert third.streams == []
         second.mesh.publish(MEMBER, member("node-2", addresses=ways[:2]).to_wire())
         await wait_all_tasks_blocked()
         with pytest.raises(PeerError):  # the last reason: somebody else answers there
-            await first.mesh.open_stream(second.mesh.me)
+            await first.mesh.open_stream(second.mesh.me, HTTP)
 
 
 async def test_a_stream_to_nowhere_is_a_link_error(autojump_clock: MockClock) -> None:
     async with meshes() as world:
         first, second = await world.start(1), await world.start(2)
         with pytest.raises(LinkError, match="has no address"):
-            await first.mesh.open_stream(NodeId(b"n" * 16))
+            await first.mesh.open_stream(NodeId(b"n" * 16), HTTP)
         await trio.sleep(SPREAD_S)
         await world.crash(second)
         with pytest.raises(LinkError, match="nothing listens there"):
-            await first.mesh.open_stream(second.mesh.me)
+            await first.mesh.open_stream(second.mesh.me, HTTP)

@@ -65,7 +65,7 @@ async def test_a_newcomer_with_a_wrong_clock_gives_way(autojump_clock: MockClock
         await trio.sleep(JUST_STARTED_S)
         late = world.make(3, now=fast_by(-3 * 3600 - 150), epoch=NOW)
         with pytest.raises(LocalError) as caught:
-            await late.mesh.run(late.on_stream)
+            await late.mesh.run({})
         assert str(caught.value) == (
             "This clock is 3 h 02 min behind the mesh; set it and start again"
         )
@@ -83,7 +83,7 @@ async def test_one_that_is_here_for_long_does_not_give_way_to_newcomers(
         for number in (2, 3):
             late = world.make(number, now=fast_by(7200), epoch=NOW)
             with pytest.raises(LocalError, match="This clock is 2 h 00 min ahead of the mesh"):
-                await late.mesh.run(late.on_stream)
+                await late.mesh.run({})
         await trio.sleep(JUST_STARTED_S)
         assert not first.mesh._failed.is_set()
 
@@ -95,7 +95,7 @@ async def test_a_founder_does_not_give_way_to_the_first_that_joins(
         first = await world.start(1)
         late = world.make(2, now=fast_by(7200), epoch=NOW)
         with pytest.raises(LocalError):
-            await late.mesh.run(late.on_stream)
+            await late.mesh.run({})
         await trio.sleep(JUST_STARTED_S)
         assert not first.mesh._failed.is_set()
 
@@ -142,7 +142,7 @@ async def test_an_epoch_that_cannot_be_written_ends_the_mesh(autojump_clock: Moc
         after = world.make(2, epoch=NOW, instance=77, save_epoch=full)
         after.mesh.publish(CAPS, CAPS_BODY)
         with pytest.raises(LocalError, match=f"Cannot write epoch {NOW + 101}"):
-            await after.mesh.run(after.on_stream)
+            await after.mesh.run({})
         await wait_all_tasks_blocked()
         assert budget(first.mesh, after.mesh.me) is None, "nothing goes out under it"
 
@@ -165,7 +165,7 @@ async def test_of_two_with_one_key_the_larger_instance_gives_way(
         await trio.sleep(SPREAD_S)
         copy = world.make(3, key=key, instance=30, now=busy_clock)
         with pytest.raises(LocalError, match="give each its own --home"):
-            await copy.mesh.run(copy.on_stream)
+            await copy.mesh.run({})
         await trio.sleep(SPREAD_S)
         assert first.mesh.linked == {original.mesh.me}
         assert first.mesh.view.name_of(original.mesh.me) == "node-2"

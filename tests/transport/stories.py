@@ -46,9 +46,6 @@ class Story:
     def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
         self.told.append(("failed", node, nobody_there))
 
-    async def on_stream(self, peer: Peer, stream: trio.abc.Stream) -> None:
-        raise AssertionError("no streams here")
-
 
 @asynccontextmanager
 async def running(*makers: Callable[[MemoryNetwork], Story]) -> AsyncIterator[list[Story]]:
@@ -56,7 +53,7 @@ async def running(*makers: Callable[[MemoryNetwork], Story]) -> AsyncIterator[li
     stories = [make(network) for make in makers]
     async with trio.open_nursery() as nursery:
         for story in stories:
-            await nursery.start(story.links.run, story.on_stream)
+            await nursery.start(story.links.run, {})
         with trio.fail_after(60):
             yield stories
         nursery.cancel_scope.cancel()

@@ -35,7 +35,7 @@ async def test_a_restarted_peer_replaces_its_old_link(autojump_clock: MockClock)
             network = MemoryNetwork()
             network.listening = a.links._transport._network.listening  # type: ignore[attr-defined]
             again = Story(reborn, network, 3)
-            await nursery.start(again.links.run, again.on_stream)
+            await nursery.start(again.links.run, {})
             again.links.dial(a.id, [a.address])
             await wait_all_tasks_blocked()
             assert a.links._links[b.id].peer.instance == 2

@@ -10,7 +10,15 @@ import trio
 from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memory_stream_pair
 
 from p2pmesh.errors import LinkError, PeerError
-from p2pmesh.identity.hello import HELLO_BYTES_MAX, ClientHello, Peer, RefusedError, refusal
+from p2pmesh.identity.hello import (
+    GOSSIP,
+    HELLO_BYTES_MAX,
+    HTTP,
+    ClientHello,
+    Peer,
+    RefusedError,
+    refusal,
+)
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport.greet import answer, introduce
 from p2pmesh.wire.codec import encode
@@ -40,14 +48,16 @@ async def anna(stream: trio.abc.Stream) -> Peer:
         stream,
         ANNA,
         certificate=CERTIFICATE,
-        purpose="stream",
+        purpose=HTTP,
         expected=NodeId(BERT.key.id),
         now=NOW,
     )
 
 
 async def bert(stream: trio.abc.Stream) -> Peer:
-    return await answer(stream, BERT, certificate=CERTIFICATE, now=NOW + 90)
+    return await answer(
+        stream, BERT, purposes={GOSSIP, HTTP}, certificate=CERTIFICATE, now=NOW + 90
+    )
 
 
 class Conversation:
@@ -111,7 +121,7 @@ async def test_a_hello_may_arrive_in_any_pieces(size: int, autojump_clock: MockC
     assert isinstance(answered, Peer)
     assert isinstance(caller, Peer)
     assert (answered.node, caller.node) == (BERT.key.id, ANNA.key.id)
-    assert (answered.purpose, caller.purpose) == ("stream", "stream")
+    assert (answered.purpose, caller.purpose) == (HTTP, HTTP)
     assert (answered.clock_ahead_s, caller.clock_ahead_s) == (90, -90)
 
 
@@ -210,7 +220,9 @@ async def test_a_man_in_the_middle_is_hung_up_on(autojump_clock: MockClock) -> N
 
     async def relayed() -> None:
         with pytest.raises(LinkError, match="hung up"):
-            await answer(far, BERT, certificate=b"that of the man in the middle", now=NOW)
+            await answer(
+                far, BERT, purposes={HTTP}, certificate=b"that of the man in the middle", now=NOW
+            )
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relayed)

@@ -17,7 +17,7 @@ import trio.testing
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
-from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.hello import HTTP, Peer
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport import barred, tls
 from p2pmesh.transport.base import Channel
@@ -46,7 +46,7 @@ async def bert_listening(**bounds: Any) -> AsyncIterator[TlsTransport]:
     transport = TlsTransport(lambda: BERT, own, **bounds)
     greeter = Greeter()
     async with trio.open_nursery() as nursery:
-        await nursery.start(transport.serve, greeter.on_channel, greeter.on_stream)
+        await nursery.start(transport.serve, greeter.on_channel, {HTTP: greeter.on_stream})
         with trio.fail_after(20):
             yield transport
         nursery.cancel_scope.cancel()
@@ -232,7 +232,7 @@ async def test_a_server_that_does_not_speak_tls_is_a_peers_fault() -> None:
 async def test_a_failing_handler_ends_its_own_connection_only() -> None:
     async with bert_listening() as bert, listeners() as own:
         anna = TlsTransport(lambda: ANNA, own)
-        stream = await anna.open_stream(bert.address, expected=NodeId(BERT.key.id))
+        stream = await anna.open_stream(bert.address, HTTP, expected=NodeId(BERT.key.id))
         with pytest.raises((trio.BrokenResourceError, AssertionError)):
             assert await stream.receive_some() != b""
         await trio.aclose_forcefully(stream)
@@ -243,7 +243,7 @@ async def test_a_failing_handler_ends_its_own_connection_only() -> None:
 async def test_the_kernel_keeps_little_that_a_probe_would_wait_behind() -> None:
     async with bert_listening() as bert, listeners() as own:
         anna = TlsTransport(lambda: ANNA, own)
-        stream = await anna.open_stream(bert.address, expected=NodeId(BERT.key.id))
+        stream = await anna.open_stream(bert.address, HTTP, expected=NodeId(BERT.key.id))
         unsent_bytes = stream.transport_stream.socket.getsockopt(
             socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from p2pmesh.identity.hello import ClientHello, Self, ServerHello
+from p2pmesh.identity.hello import GOSSIP, ClientHello, Self, ServerHello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode
 from p2pmesh.wire.evidence import (
@@ -159,6 +159,7 @@ def hello() -> dict[str, bytes]:
     )
     host = ServerHello(
         Self(key=BERT, instance=2, mesh=MESH, mesh_name="home"),
+        purposes={GOSSIP},
         certificate=certificate,
         nonce=b"b" * 32,
         now=EPOCH + 1,
