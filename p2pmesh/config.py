@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pmesh.errors import ConfigError
+from p2pmesh.web_policy import parse_host, parse_origin
 
 ENV_PREFIX = "P2PMESH_"
 CONFIG_FILE = "config.toml"
@@ -244,6 +245,22 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_count(SLOTS_MAX),
         help="Requests that one engine works on at the same time.",
     ),
+    Setting(
+        name="hosts",
+        unit="NAME",
+        default="",
+        parse=parse_host,
+        help="A public name of this node, of a reverse proxy say, that API and console answer to.",
+        many=True,
+    ),
+    Setting(
+        name="origins",
+        unit="ORIGIN",
+        default="",
+        parse=parse_origin,
+        help="A web page's origin, like https://ai.example.org, that API and console answer to.",
+        many=True,
+    ),
 )
 
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
@@ -264,6 +281,8 @@ class Settings:
     memory: int | None = None
     context: int | None = None
     slots: int = 4
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
 
 

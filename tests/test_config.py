@@ -41,6 +41,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "memory": ("8GiB", 8 * 2**30),
     "context": ("4096", 4096),
     "slots": ("2", 2),
+    "hosts": ("AI.example.org", ("ai.example.org",)),
+    "origins": ("https://ai.example.org:443/", ("https://ai.example.org",)),
 }
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)

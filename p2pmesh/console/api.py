@@ -8,7 +8,6 @@ too, is JSON. Knows the node only as a `ConsoleSource`, and nothing of listeners
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -30,6 +29,7 @@ from werkzeug.exceptions import (
 from p2pmesh.console import access
 from p2pmesh.console.assets import load_assets, web_root
 from p2pmesh.console.feed import Feed, FeedFull, SnapshotSource
+from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
 BODY_BYTES_MAX = 64 * 1024  # nothing that may be sent here is longer than a form
 BODY_TIMEOUT_S = 10
@@ -61,12 +61,12 @@ class ConsoleSource(SnapshotSource, Protocol):
         """Begin the node's graceful shutdown; returns at once."""
 
 
-def create_app(node: ConsoleSource, *, hostname: str | None = None) -> QuartTrio:
+def create_app(node: ConsoleSource, *, policy: WebPolicy = THIS_MACHINE) -> QuartTrio:
     """Build the application for one node; reads the page's files, so it blocks shortly.
 
     Args:
         node: Whose status is shown and who is stopped.
-        hostname: This machine's name; None asks the system.
+        policy: Which names the console answers to, and which web pages may ask it.
 
     Raises:
         LocalError: The page's files are missing.
@@ -75,21 +75,21 @@ def create_app(node: ConsoleSource, *, hostname: str | None = None) -> QuartTrio
     app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["RESPONSE_TIMEOUT"] = RESPONSE_TIMEOUT_S
-    _guard(app, access.host_names(socket.gethostname() if hostname is None else hostname))
+    _guard(app, policy)
     _serve_page(app)
     _serve_status(app, node)
     _serve_control(app, node)
     return app
 
 
-def _guard(app: QuartTrio, names: frozenset[str]) -> None:
+def _guard(app: QuartTrio, policy: WebPolicy) -> None:
     async def check() -> None:
-        reason = access.refusal(request.headers, names)
-        if reason is not None:
-            raise Forbidden(reason)
-        if request.path.startswith("/api/") and access.foreign_fetch(request.headers):
+        headers = request.headers
+        if refused := policy.refusal(headers.get("Host"), headers.get("Origin")):
+            raise Forbidden(refused.message)
+        if request.path.startswith("/api/") and access.foreign_fetch(headers):
             raise Forbidden("This node's API answers its own page only")
-        if "Transfer-Encoding" in request.headers:
+        if "Transfer-Encoding" in headers:
             # Newer quarts collect such a body without a bound until it ends.
             raise LengthRequired("A request here says how long it is")
         if (request.content_length or 0) > BODY_BYTES_MAX:

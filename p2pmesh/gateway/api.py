@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import h11
 import structlog
@@ -20,7 +20,6 @@ from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.bodies import BodyBudget
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.dialects import error_body
-from p2pmesh.gateway.guard import allowed_origin, check_host
 from p2pmesh.gateway.headers import MODEL as MODEL_HEADER
 from p2pmesh.gateway.headers import WHERE, Header, cors_headers, preflight_headers
 from p2pmesh.gateway.limits import (
@@ -30,17 +29,12 @@ from p2pmesh.gateway.limits import (
     Limits,
 )
 from p2pmesh.gateway.openai import (
-    HEALTH,
-    MODEL,
-    MODELS,
     PARSE_BYTES_MAX,
     ApiError,
     Endpoint,
+    InferenceEndpoint,
     ambiguous_model,
     find_endpoint,
-    health,
-    model_entry,
-    model_list,
     requested_model,
     unknown_model,
     wrong_modality,
@@ -51,6 +45,7 @@ from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
+from p2pmesh.web_policy import WebPolicy
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
 _SCANNERS = 1
@@ -93,14 +88,12 @@ class Api:
         *,
         limits: Limits,
         counters: Counters,
-        hosts: Sequence[str],
-        origins: Sequence[str],
+        policy: WebPolicy,
     ) -> None:
         self._backends = backends
         self._proxy = proxy
         self._counters = counters
-        self._hosts = frozenset(hosts)
-        self._origins = frozenset(origins)
+        self._policy = policy
         self._bodies = BodyBudget(limits)
         self._scanners = trio.CapacityLimiter(_SCANNERS)
         self._places = {kind: Admission(limits) for kind in KINDS}
@@ -168,17 +161,18 @@ class Api:
 
     def _check_page(self, head: h11.Request) -> list[Header]:
         """The CORS headers for the answer; refuses what a stranger's web page sends."""
-        host, page = _header(head, b"host"), _header(head, b"origin")
-        check_host(host, self._hosts)
-        if not allowed_origin(page, host, self._origins):
-            message = f"Web pages from {page!s:.200} may not use this API"
-            raise ApiError(403, message, code="origin_not_allowed")
+        page = _header(head, b"origin")
+        if refused := self._policy.refusal(_header(head, b"host"), page):
+            raise ApiError(403, refused.message, code=refused.code)
         return cors_headers(page.encode("latin-1") if page else None)
 
     async def _dispatch(
         self, client: ClientConnection, head: h11.Request, caller: Caller, cors: list[Header]
     ) -> None:
         endpoint, name = find_endpoint(head.target.decode("latin-1"))
+        if caller.peer is not None and not isinstance(endpoint, InferenceEndpoint):
+            message = f"{endpoint.path} is for clients; peers read the records of the mesh"
+            raise ApiError(403, message, code="not_for_peers")
         method = head.method.decode("latin-1")
         if method == "OPTIONS":
             methods = ", ".join([*_methods(endpoint), "OPTIONS"])
@@ -191,20 +185,11 @@ class Api:
             raise ApiError(405, message, code="method_not_allowed")
         if self.draining:
             raise _stopping()
-        if endpoint.modalities:
+        if isinstance(endpoint, InferenceEndpoint):
             await self._infer(client, head, endpoint, caller, cors)
             return
-        status, value = self._describe(endpoint, name)
+        status, value = endpoint.describe(self._backends.models(), lambda: self._resolve(name))
         await self._respond(client, status, json.dumps(value).encode(), cors)
-
-    def _describe(self, endpoint: Endpoint, name: str) -> tuple[int, dict[str, Any]]:
-        models = self._backends.models()
-        if endpoint is MODELS:
-            return 200, model_list(models)
-        if endpoint is MODEL:
-            return 200, model_entry(self._resolve(name))
-        assert endpoint is HEALTH, f"nothing describes {endpoint.path}"
-        return health(models)
 
     async def _respond(
         self, client: ClientConnection, status: int, body: bytes, headers: Sequence[Header]
@@ -224,7 +209,7 @@ class Api:
         self,
         client: ClientConnection,
         head: h11.Request,
-        endpoint: Endpoint,
+        endpoint: InferenceEndpoint,
         caller: Caller,
         cors: list[Header],
     ) -> None:
@@ -265,7 +250,7 @@ class Api:
         await self._proxy.answer(client, replace(job, model=order[0]))
 
     async def _models_for(
-        self, head: h11.Request, body: Body, endpoint: Endpoint, caller: Caller
+        self, head: h11.Request, body: Body, endpoint: InferenceEndpoint, caller: Caller
     ) -> Sequence[ServedModel]:
         """The model that a request names, or those that it may mean, best first."""
         if caller.peer is not None:
@@ -281,13 +266,13 @@ class Api:
             return self._auto(endpoint)
         return [self._checked(self._resolve(name), endpoint)]
 
-    def _checked(self, model: ServedModel, endpoint: Endpoint) -> ServedModel:
+    def _checked(self, model: ServedModel, endpoint: InferenceEndpoint) -> ServedModel:
         """Refuse what the model cannot do; without its file that is left to the owner."""
         if model.certain and model.fit(endpoint.modalities) is None:
             raise wrong_modality(model, endpoint)
         return model
 
-    def _auto(self, endpoint: Endpoint) -> Sequence[ServedModel]:
+    def _auto(self, endpoint: InferenceEndpoint) -> Sequence[ServedModel]:
         ranked = rank_auto(self._backends.models(), endpoint.modalities)
         if ranked:
             return ranked[:AUTO_MODELS_MAX]

@@ -7,9 +7,9 @@ is what the engine gets. Every refusal is an `ApiError`; `dialects.py` knows its
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from p2pmesh.errors import MeshError
@@ -59,36 +59,55 @@ class ApiError(MeshError):
 _TYPES = {429: "rate_limit_error", 502: "server_error", 503: "service_unavailable_error"}
 
 
+Described = tuple[int, dict[str, Any]]
+"""A status and what the JSON of the answer holds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One path of the API.
+class InferenceEndpoint:
+    """A path that engines answer.
 
     Attributes:
         path: The canonical path, under which an engine knows it.
-        method: The only one that it answers, besides HEAD for GET and OPTIONS for all.
-        modalities: Kinds of models that can answer, the most fitting first; empty for the paths
-            that the gateway answers itself.
+        modalities: Kinds of models that can answer, the most fitting first.
     """
 
     path: str
-    method: str
-    modalities: tuple[str, ...] = ()
+    modalities: tuple[str, ...]
+    method: ClassVar[str] = "POST"
 
 
-HEALTH = Endpoint(path="/health", method="GET")
-MODELS = Endpoint(path="/v1/models", method="GET")
-MODEL = Endpoint(path="/v1/models/{id}", method="GET")
-ENDPOINTS = (
-    Endpoint(path="/v1/chat/completions", method="POST", modalities=(CHAT, COMPLETION)),
-    Endpoint(path="/v1/completions", method="POST", modalities=(COMPLETION, CHAT)),
-    Endpoint(path="/v1/responses", method="POST", modalities=(CHAT, COMPLETION)),
-    Endpoint(path="/v1/messages", method="POST", modalities=(CHAT, COMPLETION)),
-    Endpoint(path="/v1/messages/count_tokens", method="POST", modalities=(CHAT, COMPLETION)),
-    Endpoint(path="/v1/embeddings", method="POST", modalities=(EMBEDDING,)),
-    Endpoint(path="/v1/rerank", method="POST", modalities=(RERANK,)),
-    Endpoint(path="/apply-template", method="POST", modalities=(CHAT, COMPLETION)),
-    Endpoint(path="/tokenize", method="POST", modalities=(CHAT, COMPLETION, EMBEDDING, RERANK)),
-    Endpoint(path="/detokenize", method="POST", modalities=(CHAT, COMPLETION, EMBEDDING, RERANK)),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoEndpoint:
+    """A path that the gateway answers by itself.
+
+    Attributes:
+        path: The canonical path.
+        describe: Makes the answer of all models, and of a way to the model that the path names.
+    """
+
+    path: str
+    describe: Callable[[Sequence[ServedModel], Callable[[], ServedModel]], Described]
+    method: ClassVar[str] = "GET"
+
+
+Endpoint = InferenceEndpoint | InfoEndpoint
+
+
+MODELS = InfoEndpoint(path="/v1/models", describe=lambda models, _: (200, model_list(models)))
+MODEL = InfoEndpoint(path="/v1/models/{id}", describe=lambda _, named: (200, model_entry(named())))
+HEALTH = InfoEndpoint(path="/health", describe=lambda models, _: health(models))
+ENDPOINTS: tuple[Endpoint, ...] = (
+    InferenceEndpoint(path="/v1/chat/completions", modalities=(CHAT, COMPLETION)),
+    InferenceEndpoint(path="/v1/completions", modalities=(COMPLETION, CHAT)),
+    InferenceEndpoint(path="/v1/responses", modalities=(CHAT, COMPLETION)),
+    InferenceEndpoint(path="/v1/messages", modalities=(CHAT, COMPLETION)),
+    InferenceEndpoint(path="/v1/messages/count_tokens", modalities=(CHAT, COMPLETION)),
+    InferenceEndpoint(path="/v1/embeddings", modalities=(EMBEDDING,)),
+    InferenceEndpoint(path="/v1/rerank", modalities=(RERANK,)),
+    InferenceEndpoint(path="/apply-template", modalities=(CHAT, COMPLETION)),
+    InferenceEndpoint(path="/tokenize", modalities=(CHAT, COMPLETION, EMBEDDING, RERANK)),
+    InferenceEndpoint(path="/detokenize", modalities=(CHAT, COMPLETION, EMBEDDING, RERANK)),
     MODELS,
     MODEL,
     HEALTH,
@@ -176,7 +195,7 @@ def ambiguous_model(name: str, choices: Sequence[str]) -> ApiError:
     return ApiError(409, message, param="model", code="model_ambiguous")
 
 
-def wrong_modality(model: ServedModel, endpoint: Endpoint) -> ApiError:
+def wrong_modality(model: ServedModel, endpoint: InferenceEndpoint) -> ApiError:
     """400 for a model that cannot do what the path asks."""
     wanted = " or ".join(endpoint.modalities)
     given = " and ".join(sorted(model.gives)) or "something else"
@@ -219,7 +238,7 @@ def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
     return {"object": "list", "data": [model_entry(model) for model in ordered]}
 
 
-def health(models: Sequence[ServedModel]) -> tuple[int, dict[str, Any]]:
+def health(models: Sequence[ServedModel]) -> Described:
     """Status and body of /health: 200 as soon as something can answer, as llama-server has it."""
     ready = sum(model.state == READY for model in models)
     if ready:

@@ -24,6 +24,7 @@ from p2pmesh.gateway.openai import ApiError
 from p2pmesh.gateway.proxy import AnswerBrokenError, Proxy
 from p2pmesh.gateway.statistics import Counters, Statistics
 from p2pmesh.identity.hello import Peer
+from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
 # Junk is logged once in this time: a scanner must not fill the log.
 JUNK_LOG_INTERVAL_S = 1.0
@@ -56,8 +57,7 @@ class Gateway:
         backends: Who serves what, and the way there.
         limits: Bounds; the defaults are right for a node.
         rng: Draws between replicas.
-        hosts: Public host names under which the API may be used, of a reverse proxy.
-        origins: Web origins, besides this machine's, whose pages may use it.
+        policy: Which names the API answers to, and which web pages may use it.
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class Gateway:
         *,
         limits: Limits | None = None,
         rng: random.Random | None = None,
-        hosts: Sequence[str] = (),
-        origins: Sequence[str] = (),
+        policy: WebPolicy = THIS_MACHINE,
     ) -> None:
         self._limits = limits or Limits()
         self._counters = Counters()
@@ -82,8 +81,7 @@ class Gateway:
             self._proxy,
             limits=self._limits,
             counters=self._counters,
-            hosts=hosts,
-            origins=origins,
+            policy=policy,
         )
         self._open: dict[Kind, set[_Open]] = {kind: set() for kind in KINDS}
         self._idle = trio.lowlevel.ParkingLot()

@@ -17,6 +17,11 @@ def default_name() -> str:
     return name[:NAME_CHARS_MAX].strip() or "node"
 
 
+def own_host() -> str:
+    """The whole host name, as web pages of this machine are asked for by it."""
+    return socket.gethostname().lower().rstrip(".")
+
+
 def is_loopback(host: str) -> bool:
     """Whether an IP address is reached from this machine alone."""
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback

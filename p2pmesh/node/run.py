@@ -36,7 +36,7 @@ from p2pmesh.models.store import Store
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.descriptors import budget, raise_limit
 from p2pmesh.node.holding import Holding, Opened, open_models
-from p2pmesh.node.interfaces import advertised, default_name
+from p2pmesh.node.interfaces import advertised, default_name, own_host
 from p2pmesh.node.joining import choose_mesh
 from p2pmesh.node.keystore import MeshCard, load_book, next_epoch, node_key, save_book, save_epoch
 from p2pmesh.node.mesh import Mesh
@@ -48,6 +48,7 @@ from p2pmesh.node.snapshot import Addresses, Status
 from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
 from p2pmesh.state.bodies import Caps, Member, wants_to_wire
 from p2pmesh.transport.tls import TlsTransport
+from p2pmesh.web_policy import WebPolicy
 from p2pmesh.wire.registers import CAPS, MEMBER, WANTS
 
 DRAIN_S = 10.0  # running answers get this long after the first Ctrl-C
@@ -173,7 +174,8 @@ class Node:
             ask=partial(self._ask, mesh, holding),
         )
         routes = Routes(mesh, serving, slots=self._settings.slots)
-        gateway = Gateway(routes, limits=bounds.gateway)
+        policy = self._web_policy()
+        gateway = Gateway(routes, limits=bounds.gateway, policy=policy)
         status = self._make_status(card, mesh, serving, routes)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals)
@@ -189,7 +191,8 @@ class Node:
             )  # before that it knows nothing to answer with, not even itself
             await nursery.start(gateway.serve, self._ports["api"].listeners)
             serve_console = partial(console.serve, connections_max=bounds.console)
-            await nursery.start(serve_console, create_app(status), self._ports["console"].listeners)
+            app = create_app(status, policy=policy)
+            await nursery.start(serve_console, app, self._ports["console"].listeners)
             nursery.start_soon(self._keep_book, mesh, card)
             self._write_run_file(status, card)
             try:
@@ -239,6 +242,12 @@ class Node:
             routes=routes,
             token=secrets.token_urlsafe(32),
             stop=self._stop.set,
+        )
+
+    def _web_policy(self) -> WebPolicy:
+        return WebPolicy(
+            hosts=frozenset({own_host(), *self._settings.hosts}),
+            origins=frozenset(self._settings.origins),
         )
 
     async def _ask(self, mesh: Mesh, holding: Holding, replica: ReplicaKey) -> None:

@@ -10,8 +10,10 @@ from quart_trio import QuartTrio
 from quart_trio.testing import TrioTestApp
 
 from p2pmesh.console.api import BODY_BYTES_MAX, SECURITY_HEADERS, create_app
+from p2pmesh.web_policy import WebPolicy
 from tests.console.fake import TOKEN, FakeNode, three_nodes
 
+PROXIED = WebPolicy(hosts={"ai.example.org"}, origins={"https://chat.example"})
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -22,7 +24,7 @@ def node() -> FakeNode:
 
 @pytest.fixture
 def app(node: FakeNode) -> QuartTrio:
-    return create_app(node, hostname="kitchen-pc")
+    return create_app(node, policy=PROXIED)
 
 
 @pytest.fixture
@@ -104,6 +106,32 @@ async def test_pages_from_elsewhere_can_neither_read_nor_call(
     call = await client.post("/api/stop", headers={**headers, **BEARER})
     assert call.status_code == 403
     assert not node.stopped.is_set()
+
+
+async def test_a_refusal_names_the_setting_that_would_let_it_in(client: Client) -> None:
+    for headers, hint in (
+        ({"Host": "b.example:3131"}, "--hosts b.example"),
+        ({"Host": "localhost", "Origin": "https://b.example"}, "--origins https://b.example"),
+    ):
+        answer = await client.get("/", headers=headers)
+        assert answer.status_code == 403
+        assert (await answer.get_json())["error"]["message"].endswith(hint)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "ai.example.org", "Origin": "https://ai.example.org"},
+        {"Host": "localhost:3131", "Origin": "https://chat.example"},
+    ],
+)
+async def test_names_and_pages_of_the_settings_are_let_in(
+    client: Client, node: FakeNode, headers: dict[str, str]
+) -> None:
+    assert (await client.get("/api/status", headers=headers)).status_code == 200
+    call = await client.post("/api/stop", headers={**headers, **BEARER})
+    assert call.status_code == 202
+    assert node.stopped.is_set()
 
 
 async def test_a_link_from_elsewhere_opens_the_page(client: Client) -> None:

@@ -23,6 +23,7 @@ from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
 HERE = NodeId(b"h" * 16)
 THERE = NodeId(b"t" * 16)
@@ -427,10 +428,12 @@ class Deserted(trio.abc.Listener[trio.abc.Stream]):
 
 
 @asynccontextmanager
-async def open_world(*models: ServedModel, limits: Limits | None = None) -> AsyncIterator[World]:
+async def open_world(
+    *models: ServedModel, limits: Limits | None = None, policy: WebPolicy = THIS_MACHINE
+) -> AsyncIterator[World]:
     """A running gateway; everything ends with the block, and within ten minutes of its clock."""
     backends = FakeBackends(*models)
-    gateway = Gateway(backends, limits=limits, rng=random.Random(7))
+    gateway = Gateway(backends, limits=limits, rng=random.Random(7), policy=policy)
     with trio.fail_after(600):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.serve, [Deserted()])

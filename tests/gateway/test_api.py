@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from p2pmesh.gateway.limits import Limits
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.web_policy import WebPolicy
 from tests.gateway.fake import (
     ALPHA,
     BETA,
@@ -172,6 +173,33 @@ async def test_a_strangers_page_is_refused_before_any_work() -> None:
         assert head.status_code == 403
         assert json.loads(body)["error"]["code"] == "host_not_allowed"
         assert not engine.asked
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/alpha", "/health"])
+async def test_a_peer_may_ask_for_inference_only(path: str) -> None:
+    async with open_world() as world:
+        world.engine()
+        caller = world.caller(peer=True)
+        for method in ("GET", "OPTIONS"):
+            head, body = await caller.ask(method, path)
+            assert head.status_code == 403
+            assert json.loads(body)["error"]["code"] == "not_for_peers"
+        head, _ = await caller.ask("POST", CHAT, BODY, **{"x-p2pmesh-model": ALPHA})
+        assert head.status_code == 200, "the stream goes on"
+
+
+async def test_names_and_pages_of_the_settings_are_let_in() -> None:
+    policy = WebPolicy(hosts={"ai.example.org"}, origins={"https://chat.example"})
+    async with open_world(policy=policy) as world:
+        world.engine()
+        head, _ = await world.caller().ask("POST", CHAT, BODY, host="ai.example.org")
+        assert head.status_code == 200
+        head, _ = await world.caller().ask("POST", CHAT, BODY, origin="https://chat.example")
+        assert head.status_code == 200
+        assert field_of(head, "access-control-allow-origin") == "https://chat.example"
+        head, body = await world.caller().ask("POST", CHAT, BODY, host="b.example")
+        assert head.status_code == 403
+        assert json.loads(body)["error"]["message"].endswith("--hosts b.example")
 
 
 async def test_a_page_of_this_machine_may_read_every_answer() -> None:

@@ -12,7 +12,7 @@ import trio
 
 from p2pmesh.config import NAME_CHARS_MAX, Address
 from p2pmesh.node import interfaces
-from p2pmesh.node.interfaces import advertised, default_name, is_loopback
+from p2pmesh.node.interfaces import advertised, default_name, is_loopback, own_host
 from p2pmesh.state.bodies import ADDRESSES_MAX
 
 EVERYWHERE = Address("0.0.0.0", 9338)
@@ -133,6 +133,13 @@ def test_a_node_is_called_as_its_machine(
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host_name)
     assert default_name() == name
+
+
+def test_pages_of_this_machine_are_asked_for_by_its_whole_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Kitchen-PC.fritz.box.")
+    assert own_host() == "kitchen-pc.fritz.box"
 
 
 @pytest.mark.parametrize(
