@@ -258,7 +258,7 @@ SETTINGS: tuple[Setting, ...] = (
         unit="ORIGIN",
         default="",
         parse=parse_origin,
-        help="A web page's origin, like https://ai.example.org, that API and console answer to.",
+        help="Origin of web pages, like https://ai.example.org, for the API or a proxied console.",
         many=True,
     ),
 )
