@@ -278,7 +278,7 @@ class FakeEngine:
         scope.cancel()
 
 
-class Caller:
+class HttpCaller:
     """A client of a gateway, over a memory stream; speaks bytes and reads answers.
 
     Attributes:
@@ -401,13 +401,13 @@ class World:
         self.backends.put(replica or target(), engine.dial)
         return engine
 
-    def caller(self, *, peer: bool = False, node: NodeId = YONDER) -> Caller:
+    def caller(self, *, peer: bool = False, node: NodeId = YONDER) -> HttpCaller:
         """A new connection to the gateway; from a peer, if said so, that is `node`."""
         if peer:
-            return Caller(self.peer_stream(node))
+            return HttpCaller(self.peer_stream(node))
         ours, theirs = trio.testing.memory_stream_pair()
         self.nursery.start_soon(self.gateway.serve_client, theirs)
-        return Caller(ours)
+        return HttpCaller(ours)
 
     def peer_stream(self, node: NodeId) -> trio.abc.HalfCloseableStream:
         """The end of `node` of a new stream to the gateway."""

@@ -22,7 +22,7 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId, ReplicaKey
 from tests.engine.samples import EMBEDDED, MODEL, Plain
-from tests.gateway.fake import CHAT, Caller, field_of
+from tests.gateway.fake import CHAT, HttpCaller, field_of
 
 DIGEST = ModelDigest("d" * 64)
 NODE = NodeId(b"n" * 16)
@@ -111,7 +111,7 @@ async def wait_idle(node: OneEngine) -> None:
         while True:
             stream = await trio.open_tcp_stream(node.engine.status.host, node.engine.status.port)
             async with stream:
-                head, body = await Caller(stream).ask("GET", "/slots", b"", authorization=key)
+                head, body = await HttpCaller(stream).ask("GET", "/slots", b"", authorization=key)
             assert head.status_code == 200, body
             if not any(slot["is_processing"] for slot in json.loads(body)):
                 return
@@ -124,7 +124,7 @@ async def test_a_real_answer_streamed_and_not_while_the_engine_is_still_loading(
     async with serving(tmp_path) as (_, _gateway, port):
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         async with stream:
-            caller = Caller(stream)
+            caller = HttpCaller(stream)
             asked = question("What is the capital of France?")
             head, body = await caller.ask("POST", CHAT, asked)
             assert head.status_code == 200
@@ -145,7 +145,7 @@ async def test_a_real_answer_streamed_and_not_while_the_engine_is_still_loading(
 async def test_a_client_that_leaves_frees_the_slot(tmp_path: Path, *, stream_it: bool) -> None:
     async with serving(tmp_path) as (node, gateway, port):
         stream = await trio.open_tcp_stream("127.0.0.1", port)
-        caller = Caller(stream)
+        caller = HttpCaller(stream)
         await caller.ask("POST", CHAT, question("Hello", max_tokens=1))
         endless = question("Tell me a story", stream=stream_it, max_tokens=100_000, ignore_eos=True)
         await caller.send("POST", CHAT, endless)
@@ -162,7 +162,7 @@ async def test_an_engine_that_is_killed_is_waited_for(tmp_path: Path) -> None:
     async with serving(tmp_path) as (node, gateway, port):
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         async with stream:
-            caller = Caller(stream)
+            caller = HttpCaller(stream)
             await caller.ask("POST", CHAT, question("Hello", max_tokens=1))
             assert node.engine.status.pid is not None
             psutil.Process(node.engine.status.pid).kill()

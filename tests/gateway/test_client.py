@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from p2pmesh.gateway.bodies import BodyBudget
 from p2pmesh.gateway.client import INBOX_BYTES_MAX, ClientConnection, ClientGoneError
 from p2pmesh.gateway.limits import Limits
-from tests.gateway.fake import Caller
+from tests.gateway.fake import HttpCaller
 
 LIMITS = Limits(send_stall_s=3, linger_s=2, body_stall_s=4)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -45,12 +45,12 @@ class Narrow(trio.abc.Stream):
 @asynccontextmanager
 async def connected(
     stream: trio.abc.Stream | None = None,
-) -> AsyncIterator[tuple[ClientConnection, Caller]]:
+) -> AsyncIterator[tuple[ClientConnection, HttpCaller]]:
     ours, theirs = trio.testing.memory_stream_pair()
     client = ClientConnection(stream or theirs, LIMITS)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run_reader)
-        yield client, Caller(ours)
+        yield client, HttpCaller(ours)
         nursery.cancel_scope.cancel()
 
 

@@ -15,7 +15,7 @@ from tests.gateway.fake import (
     THERE,
     YONDER,
     Asked,
-    Caller,
+    HttpCaller,
     Reply,
     Script,
     echo,
@@ -371,4 +371,4 @@ async def test_callers_are_independent(autojump_clock: MockClock) -> None:
             for number in range(50):
                 nursery.start_soon(one, number)
         assert len(done) == 50
-        assert isinstance(world.caller(), Caller)
+        assert isinstance(world.caller(), HttpCaller)

@@ -20,9 +20,9 @@ from tests.gateway.fake import (
     THERE,
     YONDER,
     Asked,
-    Caller,
     FakeBackends,
     FakeEngine,
+    HttpCaller,
     Reply,
     echo,
     error_of,
@@ -57,10 +57,10 @@ class Port:
         self.backends = backends
         self.engine = engine
         self.number = number
-        self._dialled: list[Caller] = []
+        self._dialled: list[HttpCaller] = []
 
-    async def dial(self) -> Caller:
-        caller = Caller(await trio.open_tcp_stream("127.0.0.1", self.number))
+    async def dial(self) -> HttpCaller:
+        caller = HttpCaller(await trio.open_tcp_stream("127.0.0.1", self.number))
         self._dialled.append(caller)
         return caller
 
