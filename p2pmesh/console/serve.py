@@ -213,14 +213,14 @@ def _config() -> Config:
 
 
 def _plain_http_only(app: ASGIFramework) -> ASGIFramework:
-    """Keep HTTP/2 without TLS and websockets away: the console has neither."""
+    """Keep websockets away, and other versions than HTTP/1 (2 without TLS, say): it has neither."""
 
     async def plain(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "websocket":
             # Bytes that came right behind the handshake have been answered with an error already.
             with contextlib.suppress(h11.LocalProtocolError):
                 await send({"type": "websocket.close", "code": 1000, "reason": None})
-        elif scope["type"] == "http" and scope["http_version"].startswith("2"):
+        elif scope["type"] == "http" and scope["http_version"] not in ("1.0", "1.1"):
             await send(
                 {
                     "type": "http.response.start",

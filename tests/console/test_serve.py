@@ -184,6 +184,14 @@ async def test_junk_ends_its_own_connection_only(nursery: trio.Nursery, junk: by
     nursery.cancel_scope.cancel()
 
 
+async def test_an_old_client_that_sends_no_host_is_served(nursery: trio.Nursery) -> None:
+    port = await start(create_app(FakeNode()), nursery)
+    async with connect(port) as stream:
+        await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 200")
+    nursery.cancel_scope.cancel()
+
+
 async def test_http_2_without_tls_is_refused(nursery: trio.Nursery) -> None:
     port = await start(create_app(FakeNode()), nursery)
     async with connect(port) as stream:
