@@ -326,6 +326,18 @@ async def test_a_stream_reaches_the_node(autojump_clock: MockClock) -> None:
         assert second.streams == [(first.mesh.me, b"a question")]
 
 
+async def test_a_stream_for_what_the_node_does_not_offer_is_a_peer_error(
+    autojump_clock: MockClock,
+) -> None:
+    async with meshes() as world:
+        first, second = await world.start(1), await world.start(2)
+        await trio.sleep(SPREAD_S)
+        with pytest.raises(PeerError, match="this node does not offer 'rpc'"):
+            await first.mesh.open_stream(second.mesh.me, "rpc")
+        assert second.streams == []
+        assert first.mesh.health(second.mesh.me) is Health.LIVE
+
+
 async def test_a_stream_takes_the_first_address_that_leads_there(
     autojump_clock: MockClock,
 ) -> None:
