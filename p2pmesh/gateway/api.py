@@ -238,8 +238,11 @@ class Api:
         self, client: ClientConnection, job: Job, models: Sequence[ServedModel]
     ) -> None:
         """Answer from the first of the models that can; the first is worth waiting for."""
+        if len(models) == 1:
+            await self._proxy.answer(client, job)
+            return
         order = sorted(models, key=lambda m: not self._proxy.is_promising(replace(job, model=m)))
-        for model in order if len(order) > 1 else ():
+        for model in order:
             try:
                 await self._proxy.answer(client, replace(job, model=model, wait=False))
             except ApiError as exc:
@@ -311,8 +314,8 @@ def _methods(endpoint: Endpoint) -> Sequence[str]:
 
 
 def _header(head: h11.Request, name: bytes) -> str | None:
-    for key, value in head.headers:
-        if key == name:
+    for key, value in head.headers.raw_items():  # faster than its pairs in lower case
+        if key.lower() == name:
             return value.decode("latin-1")
     return None
 

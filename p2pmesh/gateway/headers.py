@@ -47,14 +47,17 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 _NOT_RETURNED = _HOP_BY_HOP | {b"server", b"set-cookie", b"vary"}
 
 
-def _connection_tokens(headers: Iterable[Header]) -> frozenset[bytes]:
-    """The headers that the Connection header says end here."""
-    return frozenset(
-        token.strip().lower()
-        for name, value in headers
-        if name == b"connection"
-        for token in value.split(b",")
-    )
+def _passed_on(headers: Iterable[Header], dropped: frozenset[bytes]) -> list[Header]:
+    """The headers without those dropped, ours, and those that Connection says end here."""
+    kept: list[Header] = []
+    ending: set[bytes] = set()
+    for header in headers:
+        name, value = header
+        if name == b"connection":
+            ending.update(token.strip().lower() for token in value.split(b","))
+        elif name not in dropped and not name.startswith(_OURS):
+            kept.append(header)
+    return [header for header in kept if header[0] not in ending] if ending else kept
 
 
 def request_headers(
@@ -68,13 +71,7 @@ def request_headers(
         key: The engine's own API key, for a local engine.
         model: The digest that was chosen, for a peer.
     """
-    headers = list(headers)
-    dropped = _NOT_FORWARDED | _connection_tokens(headers)
-    kept = [
-        (name, value)
-        for name, value in headers
-        if name not in dropped and not name.startswith(_OURS)
-    ]
+    kept = _passed_on(headers, _NOT_FORWARDED)
     kept.append((b"host", b"p2pmesh"))
     kept.append((b"content-length", b"%d" % body_bytes))
     if key is not None:
@@ -92,15 +89,13 @@ def response_headers(headers: Iterable[Header], *, served_by: str) -> list[Heade
         served_by: `node/shard`, by what this node knows: a peer could say anything.
     """
     headers = list(headers)
-    dropped = _NOT_RETURNED | _connection_tokens(headers)
+    dropped = _NOT_RETURNED
     if any(name == b"transfer-encoding" for name, _ in headers):
         dropped |= {b"content-length"}  # the encoding counts; RFC 9112, section 6.3
     kept = [
-        (name, value)
-        for name, value in headers
-        if name not in dropped
-        and not name.startswith(b"access-control-")
-        and not name.startswith(_OURS)
+        header
+        for header in _passed_on(headers, dropped)
+        if not header[0].startswith(b"access-control-")
     ]
     kept.append((SERVED_BY, quote(served_by, safe="/ ").encode("ascii")))
     return kept

@@ -8,7 +8,7 @@ HTTP, of connections, or of how a replica is reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from p2pmesh.identity.keys import NodeId
@@ -29,6 +29,7 @@ class Target:
         local: Whether the engine is a child of this very node.
         slots: How many requests it works on at once; 0 when that is not known.
         part: The model, and which part of it.
+        key: What tells this replica from every other.
     """
 
     node: NodeId
@@ -37,16 +38,16 @@ class Target:
     model_id: str
     local: bool
     slots: int = 0
+    key: ReplicaKey = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Made once: each request asks for it many times.
+        object.__setattr__(self, "key", ReplicaKey(self.node, self.part))
 
     @property
     def digest(self) -> ModelDigest:
         """The model."""
         return self.part.digest
-
-    @property
-    def key(self) -> ReplicaKey:
-        """What tells this replica from every other."""
-        return ReplicaKey(self.node, self.part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
