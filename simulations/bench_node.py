@@ -41,10 +41,11 @@ from p2pmesh.identity import hello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
-from p2pmesh.node.holding import Holding, Opened
+from p2pmesh.node.engines import EngineManager
+from p2pmesh.node.inventory import ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.routes import Routes
-from p2pmesh.node.serving import Serving
 from p2pmesh.state.bodies import (
     Caps,
     Held,
@@ -133,7 +134,6 @@ class Node:
     """The node that is measured."""
 
     mesh: Mesh
-    serving: Serving
     routes: Routes
     peers: list[Peer]
 
@@ -159,14 +159,13 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
     await mesh.settled.wait()
     mesh.publish(MEMBER, Member(name="me", addresses=(), version="0.1.0").to_wire())
     mesh.publish(CAPS, Caps(budget_bytes=GIB, engine="simulated", rpc="").to_wire())
-    holding = Holding(
-        mesh, Store(Home.at(folder), environ={}), Opened(files={}, demo=model(0), wanted=())
+    inventory = ModelInventory(
+        Store(Home.at(folder), environ={}), Opened(files={}, demo=model(0), wanted=())
     )
     engine = Engine(kind="embedded", command=("none",), source="wheel", version="0")
-    serving = Serving(
-        mesh, engine, holding, slots=4, logs=folder, in_flight=lambda _: 0, ask=_ask_nobody
-    )
-    node = Node(mesh, serving, Routes(mesh, serving, slots=4), [])
+    engines = EngineManager(engine, logs=folder)
+    reconciler = Reconciler(mesh, engines, inventory, slots=4, ask=_ask_nobody)
+    node = Node(mesh, Routes(mesh, reconciler, engines, slots=4), [])
     node.peers = [Peer(number + 1, models, now) for number in range(nodes - 1)]
     mesh.link_up(_peer(node.peers[0]))
     records = [record for peer in node.peers for record in peer.everything()]
@@ -174,8 +173,8 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
         mesh.message_received(
             node.peers[0].id, Facts(records=tuple(records[begun : begun + BATCH]))
         )
-    nursery.start_soon(serving.run)
-    await serving.planned.wait()
+    nursery.start_soon(reconciler.run)
+    await reconciler.planned.wait()
     await node.hear()
     return node
 

@@ -66,6 +66,14 @@ class Backends(Protocol):
         """
         ...
 
+    def begin(self, part: PartId) -> None:
+        """Hear that a request is given to the local engine of a part; `end` follows."""
+        ...
+
+    def end(self, part: PartId) -> None:
+        """Hear that such a request is over."""
+        ...
+
     def failed(self, replica: ReplicaKey) -> None:
         """Hear that a replica, which says that it is ready, did not answer a request."""
         ...

@@ -218,6 +218,8 @@ class Proxy:
     async def _try_one(self, client: ClientConnection, job: Job, target: Target) -> None:
         self._in_flight[target.key] += 1
         self._counters.in_flight[job.model.digest] += 1
+        if target.local:
+            self._backends.begin(target.part)
         try:
             with self.suspicion.guard(target) as guard:
                 limit = self._limit(target)
@@ -232,6 +234,8 @@ class Proxy:
                 finally:
                     limit.release()
         finally:
+            if target.local:
+                self._backends.end(target.part)
             self._counters.in_flight[job.model.digest] -= 1
             self._in_flight[target.key] -= 1
             if not self._in_flight[target.key]:

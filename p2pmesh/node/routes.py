@@ -15,8 +15,9 @@ from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.node.serving import Serving
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.placement.inputs import launch_context, launch_slots
 from p2pmesh.placement.plan import Assignment, Plan, explain
 from p2pmesh.state.bodies import Served
@@ -30,16 +31,20 @@ class Routes:
 
     Args:
         mesh: What the nodes say that they serve.
-        serving: What this node serves.
+        reconciler: What the plan is.
+        engines: What this node runs.
         slots: Requests at the same time, where no want says otherwise.
     """
 
-    def __init__(self, mesh: Mesh, serving: Serving, *, slots: int) -> None:
+    def __init__(
+        self, mesh: Mesh, reconciler: Reconciler, engines: EngineManager, *, slots: int
+    ) -> None:
         self._mesh = mesh
-        self._serving = serving
+        self._reconciler = reconciler
+        self._engines = engines
         self._slots = slots
         self._made: _Made | None = None
-        self._planned: tuple[Plan, Mapping[ModelDigest, Assignment]] = serving.plan, {}
+        self._planned: tuple[Plan, Mapping[ModelDigest, Assignment]] = reconciler.plan, {}
 
     def models(self) -> Sequence[ServedModel]:
         """See `Backends.models`."""
@@ -60,14 +65,14 @@ class Routes:
         """See `Backends.connect`."""
         if not target.local:
             return await self._mesh.open_stream(target.node, HTTP)
-        status = self._serving.status(target.part)
+        status = self._engines.status(target.part)
         if status is None:
             raise EngineError(f"{target.model_id} is not running here any more")
         return await trio.open_tcp_stream(status.host, status.port)
 
     def engine_key(self, part: PartId) -> str | None:
         """See `Backends.engine_key`."""
-        status = self._serving.status(part)
+        status = self._engines.status(part)
         return status.api_key if status else None
 
     async def lost(self, target: Target) -> None:
@@ -78,9 +83,17 @@ class Routes:
         while self._state_here(target.part) in ("ready", "stopping"):
             await self._mesh.changes.wait(self._mesh.changes.count)
 
+    def begin(self, part: PartId) -> None:
+        """See `Backends.begin`."""
+        self._engines.begin(part)
+
+    def end(self, part: PartId) -> None:
+        """See `Backends.end`."""
+        self._engines.end(part)
+
     def failed(self, replica: ReplicaKey) -> None:
         """See `Backends.failed`."""
-        self._serving.doubt(replica)
+        self._reconciler.doubt(replica)
 
     async def changed(self) -> None:
         """See `Backends.changed`."""
@@ -122,7 +135,7 @@ class Routes:
 
     def _assignments(self) -> Mapping[ModelDigest, Assignment]:
         """The plan by model; made once per plan."""
-        plan = self._serving.plan
+        plan = self._reconciler.plan
         if self._planned[0] is not plan:
             self._planned = plan, {one.digest: one for one in plan.assignments}
         return self._planned[1]
@@ -220,7 +233,7 @@ class Routes:
 
     def _can_reach(self, node: NodeId, part: PartId) -> bool:
         if node == self._mesh.me:
-            return self._serving.status(part) is not None
+            return self._engines.status(part) is not None
         return self._mesh.health(node) is Health.LIVE
 
 

@@ -35,15 +35,16 @@ from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.descriptors import budget, raise_limit
-from p2pmesh.node.holding import Holding, Opened, open_models
+from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.interfaces import advertised, default_name, own_host
+from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened, open_models
 from p2pmesh.node.joining import choose_mesh
 from p2pmesh.node.keystore import MeshCard, load_book, next_epoch, node_key, save_book, save_epoch
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.ports import Listening, listen
 from p2pmesh.node.proofs import ask_replica
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.routes import Routes
-from p2pmesh.node.serving import Serving
 from p2pmesh.node.snapshot import Addresses, Status
 from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
 from p2pmesh.state.bodies import Caps, Member, wants_to_wire
@@ -163,29 +164,30 @@ class Node:
             key=self._self.key, instance=self._self.instance, mesh=card.id, mesh_name=card.name
         )
         mesh = self._make_mesh(card, transport)
-        holding = Holding(mesh, self._store, self._opened)
-        serving = Serving(
+        inventory = ModelInventory(self._store, self._opened)
+        engines = EngineManager(self._engine, logs=self._home.logs)
+        publisher = InventoryPublisher(mesh, inventory)
+        reconciler = Reconciler(
             mesh,
-            self._engine,
-            holding,
+            engines,
+            inventory,
             slots=self._settings.slots,
-            logs=self._home.logs,
-            in_flight=lambda digest: gateway.statistics().in_flight.get(digest, 0),
-            ask=partial(self._ask, mesh, holding),
+            ask=partial(self._ask, mesh, inventory),
         )
-        routes = Routes(mesh, serving, slots=self._settings.slots)
+        routes = Routes(mesh, reconciler, engines, slots=self._settings.slots)
         policy = self._web_policy()
         gateway = Gateway(routes, limits=bounds.gateway, policy=policy)
-        status = self._make_status(card, mesh, serving, routes)
+        status = self._make_status(card, mesh, reconciler, engines, routes)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals)
             if until is not None:
                 nursery.start_soon(self._heed, until)
             self._introduce_itself(mesh)
             await nursery.start(mesh.run, {HTTP: gateway.serve_peer})
-            await nursery.start(self._measure, mesh, serving)
-            nursery.start_soon(holding.run)
-            nursery.start_soon(serving.run)
+            await nursery.start(self._measure, mesh, engines)
+            await nursery.start(engines.run)
+            nursery.start_soon(publisher.run)
+            nursery.start_soon(reconciler.run)
             await (
                 mesh.settled.wait()
             )  # before that it knows nothing to answer with, not even itself
@@ -197,19 +199,19 @@ class Node:
             self._write_run_file(status, card)
             try:
                 self._ui.listening(status)
-                nursery.start_soon(self._announce_ready, mesh, serving, routes, status)
+                nursery.start_soon(self._announce_ready, mesh, reconciler, routes, status)
                 await self._stop.wait()
-                await self._leave(mesh, gateway, serving)
+                await self._leave(mesh, gateway, engines)
             finally:
                 self._home.run_file.unlink(missing_ok=True)
             nursery.cancel_scope.cancel()
 
-    async def _leave(self, mesh: Mesh, gateway: Gateway, serving: Serving) -> None:
+    async def _leave(self, mesh: Mesh, gateway: Gateway, engines: EngineManager) -> None:
         log.info("node_leaving")
         # Said first, so that the others take over while the last answers are finished here.
         mesh.publish(MEMBER, self._member(left=True).to_wire())
         await gateway.drain(DRAIN_S)
-        await serving.stop()
+        await engines.stop()
         await mesh.finish(GOODBYE_S)
 
     # --- parts ----------------------------------------------------------------------------------
@@ -230,7 +232,14 @@ class Node:
             clock=self._clock,
         )
 
-    def _make_status(self, card: MeshCard, mesh: Mesh, serving: Serving, routes: Routes) -> Status:
+    def _make_status(
+        self,
+        card: MeshCard,
+        mesh: Mesh,
+        reconciler: Reconciler,
+        engines: EngineManager,
+        routes: Routes,
+    ) -> Status:
         return Status(
             name=self._name,
             home=self._home,
@@ -238,7 +247,8 @@ class Node:
             addresses=Addresses(**{name: self._ports[name].address for name in PORTS}),
             engine=self._engine,
             mesh=mesh,
-            serving=serving,
+            reconciler=reconciler,
+            engines=engines,
             routes=routes,
             token=secrets.token_urlsafe(32),
             stop=self._stop.set,
@@ -250,9 +260,9 @@ class Node:
             origins=frozenset(self._settings.origins),
         )
 
-    async def _ask(self, mesh: Mesh, holding: Holding, replica: ReplicaKey) -> None:
+    async def _ask(self, mesh: Mesh, inventory: ModelInventory, replica: ReplicaKey) -> None:
         """Have the replica of a model that runs here too compute a token on its node."""
-        file = holding.file(replica.part.digest)
+        file = inventory.file(replica.part.digest)
         assert file is not None, "what runs here has a file here"
         stream = await mesh.open_stream(replica.node, HTTP)
         await ask_replica(stream, replica, engine_modality(file.card.gives))
@@ -301,7 +311,7 @@ class Node:
     async def _measure(
         self,
         mesh: Mesh,
-        serving: Serving,
+        engines: EngineManager,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -309,18 +319,18 @@ class Node:
 
         What was said last stands while the system cannot be asked.
         """
-        told = self._tell_budget(mesh, serving, None)
+        told = self._tell_budget(mesh, engines, None)
         task_status.started()
         while True:
             await trio.sleep(MEASURE_INTERVAL_S)
             try:
-                told = self._tell_budget(mesh, serving, told)
+                told = self._tell_budget(mesh, engines, told)
             except (psutil.Error, OSError) as exc:  # no descriptor is left to read /proc with
                 log.warning("memory_not_measured", reason=str(exc))
 
-    def _tell_budget(self, mesh: Mesh, serving: Serving, told: Published | None) -> Published:
+    def _tell_budget(self, mesh: Mesh, engines: EngineManager, told: Published | None) -> Published:
         engine, named = self._engine, self._settings.memory
-        memories = [_main_memory(serving.used_bytes()), *_device_memories(engine)]
+        memories = [_main_memory(engines.used_bytes()), *_device_memories(engine)]
         budget = budget_bytes(named, memories)
         now = publish(told, budget, exact=named is not None, now_s=trio.current_time())
         caps = Caps(
@@ -347,9 +357,9 @@ class Node:
             await mesh.changes.wait(seen)
 
     async def _announce_ready(
-        self, mesh: Mesh, serving: Serving, routes: Routes, status: Status
+        self, mesh: Mesh, reconciler: Reconciler, routes: Routes, status: Status
     ) -> None:
-        await serving.planned.wait()
+        await reconciler.planned.wait()
         while any(model.state == "loading" for model in routes.models()):
             await mesh.changes.wait(mesh.changes.count)
         self._ui.ready(status)

@@ -16,10 +16,11 @@ from p2pmesh.gossip.events import Health
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.keystore import MeshCard
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.routes import Routes
-from p2pmesh.node.serving import Serving
 from p2pmesh.state.bodies import Served
 from p2pmesh.state.views import NodeView
 
@@ -45,7 +46,8 @@ class Status:
         addresses: Addresses,
         engine: Engine,
         mesh: Mesh,
-        serving: Serving,
+        reconciler: Reconciler,
+        engines: EngineManager,
         routes: Routes,
         token: str,
         stop: Callable[[], None],
@@ -53,7 +55,8 @@ class Status:
         self.token = token
         self.stop = stop
         self._name, self._home, self._card, self._addresses = name, home, card, addresses
-        self._engine, self._mesh, self._serving, self._routes = engine, mesh, serving, routes
+        self._engine, self._mesh, self._routes = engine, mesh, routes
+        self._reconciler, self._engines = reconciler, engines
         self._started_s = trio.current_time()
 
     async def wait_changed(self, seen: int) -> int:
@@ -69,7 +72,7 @@ class Status:
                 "id": show_id(self._card.id),
                 "name": self._card.name,
                 "nodes": len(view.nodes),
-                "plan": self._serving.plan.digest.hex(),
+                "plan": self._reconciler.plan.digest.hex(),
                 "agreed": agreement.same == agreement.asked,
             },
             "nodes": [self._peer(node) for node in view.nodes.values()],
@@ -96,7 +99,7 @@ class Status:
             **self.ready_line(),
             "version": __version__,
             "uptime_s": int(trio.current_time() - self._started_s),
-            "memory": {"budget_bytes": budget, "used_bytes": self._serving.used_bytes()},
+            "memory": {"budget_bytes": budget, "used_bytes": self._engines.used_bytes()},
             "engine": {
                 "kind": engine.kind,
                 "source": engine.source,
@@ -145,7 +148,7 @@ class Status:
         model = view.models[digest]
         card = model.card
         replicas = [self._replica(node, one) for node, one in self._routes.replicas(digest)]
-        copies = [a.copies for a in self._serving.plan.assignments if a.digest == digest]
+        copies = [a.copies for a in self._reconciler.plan.assignments if a.digest == digest]
         state = self._routes.state(digest)
         if state == "ready" and not any(one["state"] == "ready" for one in replicas):
             state = Health.SUSPECT.value  # its last owner does not answer, and is not given up yet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class FakeBackends:
         self._lost: dict[NodeId, trio.Event] = {}
         self._changed = trio.Event()
         self.failures: list[ReplicaKey] = []
+        self.in_flight: Counter[PartId] = Counter()
 
     def put(self, replica: Target, dial: Dial) -> None:
         self.ways[replica.key] = (replica, dial)
@@ -126,6 +128,12 @@ class FakeBackends:
 
     def trust(self, node: NodeId) -> None:
         del self._lost[node]
+
+    def begin(self, part: PartId) -> None:
+        self.in_flight[part] += 1
+
+    def end(self, part: PartId) -> None:
+        self.in_flight[part] -= 1
 
     def failed(self, replica: ReplicaKey) -> None:
         self.failures.append(replica)

@@ -74,6 +74,12 @@ class OneEngine:
     async def lost(self, target: Target) -> None:
         await trio.sleep_forever()
 
+    def begin(self, part: PartId) -> None:
+        """Nobody drains this engine."""
+
+    def end(self, part: PartId) -> None:
+        """As above."""
+
     def failed(self, replica: ReplicaKey) -> None:
         """Nothing here follows from it."""
 

@@ -32,11 +32,12 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import ModelFile, Store
-from p2pmesh.node import serving as serving_module
-from p2pmesh.node.holding import Holding, Opened
+from p2pmesh.node import engines as engines_module
+from p2pmesh.node.engines import EngineManager
+from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.routes import Routes
-from p2pmesh.node.serving import Serving
 from p2pmesh.state.bodies import (
     Caps,
     Held,
@@ -223,13 +224,26 @@ class Parts:
     """A node's parts around a `Hearsay`, with model 0 as its embedded one."""
 
     hearsay: Hearsay
-    holding: Holding
+    inventory: ModelInventory
+    manager: EngineManager
     engines: list[ScriptedEngine]
-    serving: Serving = field(init=False)
+    publisher: InventoryPublisher = field(init=False)
+    reconciler: Reconciler = field(init=False)
     routes: Routes = field(init=False)
-    in_flight: dict[ModelDigest, int] = field(default_factory=dict)
     asked: list[ReplicaKey] = field(default_factory=list)
     answering: set[NodeId] = field(default_factory=lambda: set(NODES))
+
+    def __post_init__(self) -> None:
+        self.join(self.hearsay)
+
+    def join(self, hearsay: Hearsay) -> None:
+        """Make the parts that belong to one mesh anew; engines and inventory stay."""
+        self.hearsay = hearsay
+        self.publisher = InventoryPublisher(hearsay.mesh, self.inventory)
+        self.reconciler = Reconciler(
+            hearsay.mesh, self.manager, self.inventory, slots=SLOTS, ask=self.ask
+        )
+        self.routes = Routes(hearsay.mesh, self.reconciler, self.manager, slots=SLOTS)
 
     @property
     def mesh(self) -> Mesh:
@@ -274,34 +288,23 @@ def make_parts(
     """The parts of a node that holds these models; nothing runs yet."""
     engines: list[ScriptedEngine] = []
     scripted = type("Scripted", (ScriptedEngine,), {"started": engines})
-    patch.setattr(serving_module, "EngineProcess", scripted)
+    patch.setattr(engines_module, "EngineProcess", scripted)
     opened = Opened(
         files={digest(model): model_file(model, **changes) for model in files},
         demo=digest(0),
         wanted=(),
     )
-    store = Store(Home.at(folder), environ={})
-    holding = Holding(hearsay.mesh, store, opened)
+    inventory = ModelInventory(Store(Home.at(folder), environ={}), opened)
     hearsay.give(budget_bytes)
-    parts = Parts(hearsay, holding, engines)
-    parts.serving = Serving(
-        hearsay.mesh,
-        ENGINE,
-        holding,
-        slots=SLOTS,
-        logs=folder,
-        in_flight=lambda digest: parts.in_flight.get(digest, 0),
-        ask=parts.ask,
-    )
-    parts.routes = Routes(hearsay.mesh, parts.serving, slots=SLOTS)
-    return parts
+    return Parts(hearsay, inventory, EngineManager(ENGINE, logs=folder), engines)
 
 
 @asynccontextmanager
 async def serving(parts: Parts) -> AsyncIterator[Parts]:
-    """Its serving runs; by the first line of the block it has acted on what is known."""
+    """Its engines follow the plan; by the first line of the block they do what is known."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(parts.serving.run)
+        await nursery.start(parts.manager.run)
+        nursery.start_soon(parts.reconciler.run)
         await wait_all_tasks_blocked()
         yield parts
         nursery.cancel_scope.cancel()

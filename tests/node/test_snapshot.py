@@ -50,7 +50,8 @@ def status_of(
         addresses=ADDRESSES,
         engine=engine,
         mesh=parts.mesh,
-        serving=parts.serving,
+        reconciler=parts.reconciler,
+        engines=parts.manager,
         routes=parts.routes,
         token="a token",
         stop=stop,
@@ -107,7 +108,7 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
         "id": show_id(MESH),
         "name": "brave-otter",
         "nodes": 1,
-        "plan": parts.serving.plan.digest.hex(),
+        "plan": parts.reconciler.plan.digest.hex(),
         "agreed": True,
     }
     assert seen["nodes"] == [

@@ -14,8 +14,8 @@ from p2pmesh.errors import ConfigError, ModelError
 from p2pmesh.home import Home
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import EMBEDDED, ModelFile, Store
-from p2pmesh.node import holding as module
-from p2pmesh.node.holding import Holding, Opened, open_models
+from p2pmesh.node import inventory as module
+from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened, open_models
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.state import bodies
 from p2pmesh.state.bodies import Held, Wanted
@@ -137,15 +137,16 @@ async def test_the_mesh_is_told_what_is_held_from_the_start(store: Store, home: 
     path = tiny_gguf(home.models / "a.gguf")
     opened = open_models(store, Settings(model=("a",)), quiet)
     mesh = Hearsay().mesh
-    holding = Holding(mesh, store, opened)
+    inventory = ModelInventory(store, opened)
+    InventoryPublisher(mesh, inventory)
     held = held_by(mesh)
     assert {one.stem: one.demo for one in held.values()} == {"p2pmesh-demo-tiny": True, "a": False}
     assert held[sha256(path)].card == opened.files[sha256(path)].card
     assert mesh.view.demos == {DEMO}
-    file = holding.file(sha256(path))
+    file = inventory.file(sha256(path))
     assert file is not None
     assert file.parts == (path,)
-    assert holding.file(digest(99)) is None
+    assert inventory.file(digest(99)) is None
 
 
 def many(count: int) -> dict[ModelDigest, ModelFile]:
@@ -170,13 +171,14 @@ def pages(mesh: Mesh) -> list[int]:
 
 async def test_pages_that_are_not_needed_any_more_are_withdrawn(store: Store) -> None:
     mesh = Hearsay().mesh
-    holding = Holding(mesh, store, Opened(files=many(60), demo=digest(0), wanted=()))
+    inventory = ModelInventory(store, Opened(files=many(60), demo=digest(0), wanted=()))
+    publisher = InventoryPublisher(mesh, inventory)
     before = pages(mesh)
     assert len(before) > 2
     assert before == list(range(len(before)))
     assert held_by(mesh).keys() == many(60).keys()
-    holding._files = many(1)
-    holding._publish()
+    inventory._files = many(1)
+    publisher._publish()
     assert pages(mesh) == [0]
     assert held_by(mesh).keys() == many(1).keys()
 
@@ -187,7 +189,8 @@ async def test_what_fits_no_page_is_left_out_and_said(
     monkeypatch.setattr(module, "HELD_PAGES_MAX", 2)
     mesh = Hearsay().mesh
     with structlog.testing.capture_logs() as logs:
-        Holding(mesh, store, Opened(files=many(60), demo=digest(0), wanted=()))
+        opened = Opened(files=many(60), demo=digest(0), wanted=())
+        InventoryPublisher(mesh, ModelInventory(store, opened))
     assert pages(mesh) == [0, 1]
     assert [(log["event"], log["pages_max"]) for log in logs] == [("models_left_out", 2)]
 
@@ -204,7 +207,8 @@ class Searching:
         self.searches = 0
         self.hashed: list[str] = []
         opened = Opened(files={DEMO: store.embedded()}, demo=DEMO, wanted=())
-        self.holding = Holding(self.mesh, store, opened)
+        self.inventory = ModelInventory(store, opened)
+        self.publisher = InventoryPublisher(self.mesh, self.inventory)
         self.hearsay.join(1)
         discover, hashing = store.discover, store.digest
 
@@ -251,11 +255,11 @@ async def test_a_file_that_another_node_wants_is_found_here_by_its_content(
     ours = tiny_gguf(home.models / "ours.gguf")
     here = searching()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(here.holding.run)
+        nursery.start_soon(here.publisher.run)
         found = here.describe(theirs)
-        await here.until(lambda: here.holding.file(found) is not None)
+        await here.until(lambda: here.inventory.file(found) is not None)
         nursery.cancel_scope.cancel()
-    file = here.holding.file(found)
+    file = here.inventory.file(found)
     assert file is not None
     assert file.parts == (ours,)
     assert held_by(here.mesh)[found].stem == "ours"
@@ -271,13 +275,13 @@ async def test_another_file_of_that_size_is_read_and_left(
     assert other.stat().st_size == theirs.stat().st_size
     here = searching()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(here.holding.run)
+        nursery.start_soon(here.publisher.run)
         missing = here.describe(theirs)
         await here.until(lambda: bool(here.hashed))
         await wait_all_tasks_blocked(0.01)
         nursery.cancel_scope.cancel()
     assert here.hashed == ["other"], "what has another size is not even read"
-    assert here.holding.file(missing) is None
+    assert here.inventory.file(missing) is None
     assert held_by(here.mesh).keys() == {DEMO}
 
 
@@ -301,9 +305,9 @@ async def test_a_file_that_cannot_be_read_hides_no_other(
     monkeypatch.setattr(here.store, "digest", broken)
     with structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(here.holding.run)
+            nursery.start_soon(here.publisher.run)
             found = here.describe(theirs)
-            await here.until(lambda: here.holding.file(found) is not None)
+            await here.until(lambda: here.inventory.file(found) is not None)
             nursery.cancel_scope.cancel()
     skipped = [log["reason"] for log in logs if log["event"] == "model_skipped"]
     assert skipped == ["it changed while it was read"]
@@ -314,7 +318,7 @@ async def test_nothing_is_searched_while_nothing_is_missing(
 ) -> None:
     here = searching()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(here.holding.run)
+        nursery.start_soon(here.publisher.run)
         here.hearsay.want(1, wanted(0, digest=DEMO), wanted(7))
         await wait_all_tasks_blocked()
         assert here.searches == 0, "one is here, and nobody has described the other"
@@ -331,13 +335,13 @@ async def test_other_news_does_not_repeat_a_search_nor_put_it_off(
     theirs = tiny_gguf(tmp_path / "theirs.gguf")
     here = searching()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(here.holding.run)
+        nursery.start_soon(here.publisher.run)
         missing = here.describe(theirs)
         await here.until(lambda: here.searches == 1)
         tiny_gguf(home.models / "copied-by-hand.gguf")
         started = trio.current_time()
         budget_bytes = 0
-        while here.holding.file(missing) is None:  # something changes all the time
+        while here.inventory.file(missing) is None:  # something changes all the time
             budget_bytes += 1
             here.hearsay.give(budget_bytes)
             await trio.sleep(0.01)
@@ -365,8 +369,8 @@ async def test_what_is_wanted_during_a_search_is_looked_for_next(
 
     monkeypatch.setattr(here.store, "discover", discover_slowly)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(here.holding.run)
+        nursery.start_soon(here.publisher.run)
         here.describe(first)
-        await here.until(lambda: here.holding.file(sha256(second)) is not None)
+        await here.until(lambda: here.inventory.file(sha256(second)) is not None)
         nursery.cancel_scope.cancel()
     assert here.searches == 2

@@ -7,7 +7,8 @@ user, or when it is exactly as large as one that the mesh wants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,26 +88,32 @@ def open_models(
     return Opened(files=files, demo=demo, wanted=tuple(wanted.values()))
 
 
-class Holding:
-    """The models of one node.
+class ModelInventory:
+    """The models of one node; it outlives meshes.
 
     Args:
-        mesh: Told what is held.
         store: Finds and hashes files.
         opened: What is held from the start.
     """
 
-    def __init__(self, mesh: Mesh, store: Store, opened: Opened) -> None:
-        self._mesh = mesh
+    def __init__(self, store: Store, opened: Opened) -> None:
         self._store = store
         self._files = dict(opened.files)
         self._demo = opened.demo
-        self._pages = 0
-        self._publish()
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._files
 
     def file(self, digest: ModelDigest) -> ModelFile | None:
         """The file of a model, if this node has it."""
         return self._files.get(digest)
+
+    def held(self) -> list[Held]:
+        """What this node tells a mesh that it has."""
+        return [
+            Held(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
+            for digest, file in self._files.items()
+        ]
 
     def check(self, digest: ModelDigest) -> None:
         """Make sure that the file of a model is still that model; blocks shortly.
@@ -116,35 +123,15 @@ class Holding:
         """
         self._store.check(self._files[digest], digest)
 
-    async def run(self) -> None:
-        """Look for what the mesh wants and this node may have, until cancelled."""
-        searched: frozenset[ModelDigest] = frozenset()
-        search_again_at = -math.inf
-        while True:
-            seen = self._mesh.changes.count
-            missing = self._missing()
-            if missing - searched or (missing and trio.current_time() >= search_again_at):
-                await self._search(missing)
-                searched = missing
-                search_again_at = trio.current_time() + SEARCH_INTERVAL_S
-            with trio.move_on_at(search_again_at if missing else math.inf):
-                await self._mesh.changes.wait(seen)
+    async def search(
+        self, missing: frozenset[ModelDigest], sizes: Collection[int]
+    ) -> AsyncGenerator[ModelDigest, None]:
+        """Look for files of models that this node lacks; yields each that it has from now on.
 
-    def _missing(self) -> frozenset[ModelDigest]:
-        return frozenset(
-            digest
-            for digest, model in self._mesh.view.models.items()
-            if model.wishes and model.holders and digest not in self._files
-        )
-
-    async def _search(self, missing: frozenset[ModelDigest]) -> None:
-        # Holders may say different sizes of one model: a file of any of them may be that model.
-        models = self._mesh.view.models
-        sizes = {
-            node.held[digest].card.size_bytes
-            for digest in missing.intersection(models)
-            for node in models[digest].holders
-        }
+        Args:
+            missing: The models.
+            sizes: In bytes, which they may have: only files of these sizes are hashed.
+        """
         found: Sequence[ModelFile] = await trio.to_thread.run_sync(
             self._store.discover, abandon_on_cancel=True
         )
@@ -161,14 +148,57 @@ class Holding:
             if digest in missing:
                 log.info("model_found", path=str(file.parts[0]), digest=digest)
                 self._files[digest] = file
-                self._publish()
+                yield digest
+
+
+class InventoryPublisher:
+    """Tells one mesh what the inventory has, and looks for what that mesh wants.
+
+    Args:
+        mesh: Told, from the start.
+        inventory: What this node has.
+    """
+
+    def __init__(self, mesh: Mesh, inventory: ModelInventory) -> None:
+        self._mesh = mesh
+        self._inventory = inventory
+        self._pages = 0
+        self._publish()
+
+    async def run(self) -> None:
+        """Look for what the mesh wants and this node may have, until cancelled."""
+        searched: frozenset[ModelDigest] = frozenset()
+        search_again_at = -math.inf
+        while True:
+            seen = self._mesh.changes.count
+            missing = self._missing()
+            if missing - searched or (missing and trio.current_time() >= search_again_at):
+                async with aclosing(self._inventory.search(missing, self._sizes(missing))) as found:
+                    async for _ in found:
+                        self._publish()
+                searched = missing
+                search_again_at = trio.current_time() + SEARCH_INTERVAL_S
+            with trio.move_on_at(search_again_at if missing else math.inf):
+                await self._mesh.changes.wait(seen)
+
+    def _missing(self) -> frozenset[ModelDigest]:
+        return frozenset(
+            digest
+            for digest, model in self._mesh.view.models.items()
+            if model.wishes and model.holders and digest not in self._inventory
+        )
+
+    def _sizes(self, missing: frozenset[ModelDigest]) -> Collection[int]:
+        """Of models; holders may say different ones, and a file of any of them may be the model."""
+        models = self._mesh.view.models
+        return {
+            node.held[digest].card.size_bytes
+            for digest in missing
+            for node in models[digest].holders
+        }
 
     def _publish(self) -> None:
-        held = [
-            Held(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
-            for digest, file in self._files.items()
-        ]
-        pages = held_pages(held)
+        pages = held_pages(self._inventory.held())
         if len(pages) > HELD_PAGES_MAX:
             log.warning("models_left_out", pages=len(pages), pages_max=HELD_PAGES_MAX)
             pages = pages[:HELD_PAGES_MAX]

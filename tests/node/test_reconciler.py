@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import structlog
 import trio
@@ -19,8 +19,9 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.models.store import Store
 from p2pmesh.node import proofs
-from p2pmesh.node.holding import Holding, Opened
-from p2pmesh.node.serving import DRAIN_S, Serving, compute_threads
+from p2pmesh.node.engines import DRAIN_S, EngineManager
+from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
@@ -37,18 +38,18 @@ STEP_S = 0.5  # longer than a look at the requests in flight
 
 async def test_a_node_alone_serves_the_demo_model(parts: Parts) -> None:
     async with serving(parts):
-        assert parts.serving.planned.is_set()
-        assert parts.serving.plan.on(ME) == (PartId(DEMO),)
+        assert parts.reconciler.planned.is_set()
+        assert parts.reconciler.plan.on(ME) == (PartId(DEMO),)
         assert parts.hearsay.served() == {DEMO: ("loading", "starting")}
-        assert parts.serving.status(PartId(DEMO)) is None
+        assert parts.manager.status(PartId(DEMO)) is None
         parts.engine(0).become("ready", port=81)
         assert parts.hearsay.served() == {DEMO: ("ready", "")}
-        status = parts.serving.status(PartId(DEMO))
+        status = parts.manager.status(PartId(DEMO))
         assert status is not None
         assert (status.port, status.api_key) == (81, "secret")
-        assert parts.serving.status(PartId(ALPHA)) is None
+        assert parts.manager.status(PartId(ALPHA)) is None
         parts.engine(0).become("loading", "starting again: it died")
-        assert parts.serving.status(PartId(DEMO)) is None
+        assert parts.manager.status(PartId(DEMO)) is None
         assert parts.hearsay.served() == {DEMO: ("loading", "starting again: it died")}
         assert len(parts.engines) == 1, "starting again is the engine's own affair"
 
@@ -57,7 +58,7 @@ async def test_nothing_starts_before_the_mesh_was_heard(parts: Parts) -> None:
     parts.mesh.settled = trio.Event()
     async with serving(parts):
         assert parts.engines == []
-        assert not parts.serving.planned.is_set()
+        assert not parts.reconciler.planned.is_set()
         parts.mesh.settled.set()
         await wait_all_tasks_blocked()
         assert parts.running() == ["model-0"]
@@ -65,20 +66,20 @@ async def test_nothing_starts_before_the_mesh_was_heard(parts: Parts) -> None:
 
 async def test_the_others_are_told_the_plan(parts: Parts) -> None:
     async with serving(parts):
-        before = parts.serving.plan.digest
+        before = parts.reconciler.plan.digest
         assert parts.mesh._core.plan == before
         parts.hearsay.want(1, wanted(5))
         await wait_all_tasks_blocked()
-        assert parts.mesh._core.plan == parts.serving.plan.digest != before
+        assert parts.mesh._core.plan == parts.reconciler.plan.digest != before
 
 
 async def test_a_lease_that_is_only_renewed_wakes_nobody(parts: Parts) -> None:
     parts.hearsay.join(1, budget_bytes=GIB)
     async with serving(parts):
-        before = parts.mesh.changes.count, parts.mesh.view, parts.serving.plan
+        before = parts.mesh.changes.count, parts.mesh.view, parts.reconciler.plan
         parts.hearsay.say(1, MEMBER, member("node-1", addresses=()).to_wire())
         await wait_all_tasks_blocked()
-        assert (parts.mesh.changes.count, parts.mesh.view, parts.serving.plan) == before
+        assert (parts.mesh.changes.count, parts.mesh.view, parts.reconciler.plan) == before
         parts.hearsay.say(1, MEMBER, member("node-one", addresses=()).to_wire())
         assert parts.mesh.changes.count > before[0]
         assert parts.mesh.view.name_of(NODES[1]) == "node-one"
@@ -140,7 +141,7 @@ async def test_what_another_node_serves_is_not_started_until_that_node_dies(part
 
 
 async def test_a_file_that_is_gone_is_said_and_nothing_starts(parts: Parts) -> None:
-    parts.holding._files.clear()  # the mesh was told of it, and it went since
+    parts.inventory._files.clear()  # the mesh was told of it, and it went since
     with structlog.testing.capture_logs() as logs:
         async with serving(parts):
             assert parts.engines == []
@@ -156,15 +157,15 @@ async def test_running_answers_are_finished_before_an_engine_stops(
 ) -> None:
     async with serving(parts):
         parts.engine(0).become("ready")
-        parts.in_flight[DEMO] = 1
+        parts.manager.begin(PartId(DEMO))
         parts.hearsay.want(1, wanted(1))
         await wait_all_tasks_blocked()
-        assert parts.serving.status(PartId(DEMO)) is None, "nothing new is sent to it"
+        assert parts.manager.status(PartId(DEMO)) is None, "nothing new is sent to it"
         assert parts.hearsay.served()[DEMO] == ("stopping", "")
         assert parts.running() == ["model-0", "model-1"]
         await trio.sleep(DRAIN_S / 2)
         assert "model-0" in parts.running()
-        parts.in_flight[DEMO] = 0
+        parts.manager.end(PartId(DEMO))
         await trio.sleep(STEP_S)
         assert parts.running() == ["model-1"]
         assert parts.hearsay.served() == {ALPHA: ("loading", "starting")}
@@ -174,7 +175,7 @@ async def test_an_answer_without_end_does_not_hold_an_engine(
     autojump_clock: MockClock, parts: Parts
 ) -> None:
     async with serving(parts):
-        parts.in_flight[DEMO] = 1
+        parts.manager.begin(PartId(DEMO))
         parts.hearsay.want(1, wanted(1))
         await trio.sleep(DRAIN_S - STEP_S)
         assert parts.running() == ["model-0", "model-1"]
@@ -187,7 +188,7 @@ async def test_a_model_wanted_again_while_it_stops_starts_anew(
 ) -> None:
     parts.hearsay.want(1, wanted(1))
     async with serving(parts):
-        parts.in_flight[ALPHA] = 1
+        parts.manager.begin(PartId(ALPHA))
         parts.hearsay.want(1)
         await wait_all_tasks_blocked()
         assert parts.hearsay.served()[ALPHA][0] == "stopping"
@@ -195,7 +196,7 @@ async def test_a_model_wanted_again_while_it_stops_starts_anew(
         await trio.sleep(STEP_S)
         assert parts.running() == ["model-1"]
         assert len(parts.engines) == 2, "one process per model: the old one first has to go"
-        parts.in_flight[ALPHA] = 0
+        parts.manager.end(PartId(ALPHA))
         await trio.sleep(STEP_S)
         assert [one.launch.alias for one in parts.engines] == ["model-1", "model-0", "model-1"]
         assert parts.running() == ["model-1"]
@@ -254,11 +255,11 @@ async def test_a_start_waits_for_the_memory_of_what_stops(
     budget_bytes = 200 << 20  # one of the small models needs 128 MiB and a little
     parts = make_parts(Hearsay(), tmp_path, monkeypatch, files=(0, 1), budget_bytes=budget_bytes)
     async with serving(parts):
-        parts.in_flight[DEMO] = 1
+        parts.manager.begin(PartId(DEMO))
         parts.hearsay.want(1, wanted(1))
         await trio.sleep(STEP_S)
         assert parts.running() == ["model-0"]
-        parts.in_flight[DEMO] = 0
+        parts.manager.end(PartId(DEMO))
         await trio.sleep(STEP_S)
         assert parts.running() == ["model-1"]
 
@@ -272,7 +273,7 @@ async def test_a_failed_engine_is_told_and_goes_when_nobody_wants_it(
         engine.become("failed", "out of memory")
         await trio.sleep(STEP_S)
         assert parts.hearsay.served() == {ALPHA: ("failed", "out of memory")}
-        assert parts.serving.status(PartId(ALPHA)) is None
+        assert parts.manager.status(PartId(ALPHA)) is None
         assert parts.engines == [engine], "its own back-off decides when it is tried again"
         parts.hearsay.want(1)
         await trio.sleep(STEP_S)
@@ -286,16 +287,18 @@ async def test_stop_ends_all_engines_and_starts_none(
     parts.hearsay.want(1, wanted(1), wanted(2))
     with trio.fail_after(1):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(parts.serving.run)
-            await parts.serving.planned.wait()
+            await nursery.start(parts.manager.run)
+            nursery.start_soon(parts.reconciler.run)
+            await parts.reconciler.planned.wait()
             await wait_all_tasks_blocked()
-            parts.in_flight[ALPHA] = 1
+            parts.manager.begin(PartId(ALPHA))
             assert parts.running() == ["model-1", "model-2"]
-            await parts.serving.stop()
+            await parts.manager.stop()
             assert parts.running() == []
             assert parts.hearsay.served() == {}
             parts.hearsay.want(1, wanted(1))
             await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
     assert len(parts.engines) == 2
 
 
@@ -303,97 +306,126 @@ async def test_stop_before_anything_ran_returns(autojump_clock: MockClock, parts
     parts.mesh.settled = trio.Event()
     async with serving(parts):
         with trio.fail_after(1):
-            await parts.serving.stop()
+            await parts.manager.stop()
         parts.mesh.settled.set()
         await wait_all_tasks_blocked()
         assert parts.hearsay.served() == {}
         assert parts.running() == []
 
 
-async def test_memory_is_that_of_the_processes_that_live(parts: Parts) -> None:
-    async with serving(parts):
-        assert parts.serving.used_bytes() == 0
-        parts.engine(0).become("ready", pid=os.getpid())
-        resident = psutil.Process().memory_info().rss
-        assert parts.serving.used_bytes() == pytest.approx(resident, rel=0.2)
-        parts.engine(0).become("ready", pid=2**30)  # it ended a moment ago
-        assert parts.serving.used_bytes() == 0
-
-
 # Real engines
 
 
-async def until(true: Callable[[], object], serving: Serving) -> None:
-    with trio.fail_after(30):
-        while not true():
-            await serving._mesh.changes.wait(serving._mesh.changes.count)
+@dataclass
+class Real:
+    """A node with a real engine, of the embedded model or of a file, in one mesh at first."""
 
+    hearsay: Hearsay
+    engines: EngineManager
+    inventory: ModelInventory
+    digest: ModelDigest
 
-@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (8, 7)])
-def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
-    assert compute_threads(cores) == threads
+    @classmethod
+    def of(cls, folder: Path, file: Path | None = None) -> Real:
+        store = Store(Home.at(folder), environ={})
+        model = store.open(file) if file else store.embedded()
+        sha256 = store.digest(model)
+        opened = Opened(files={sha256: model}, demo=sha256, wanted=())
+        engine = Engine(kind="embedded", command=EMBEDDED, source="wheel", version="1")
+        engines = EngineManager(engine, logs=folder)
+        return cls(Hearsay(), engines, ModelInventory(store, opened), sha256)
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[Hearsay]:
+        """The engines follow the plan of the present mesh, until the block ends."""
+        mesh = self.hearsay.mesh
+        InventoryPublisher(mesh, self.inventory)
+        self.hearsay.give()
+        reconciler = Reconciler(mesh, self.engines, self.inventory, slots=1, ask=nobody)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reconciler.run)
+            await reconciler.planned.wait()
+            yield self.hearsay
+            nursery.cancel_scope.cancel()
+
+    async def until_it_is(self, state: str) -> str:
+        """The detail, as soon as the mesh is told of that state."""
+        mesh = self.hearsay.mesh
+        with trio.fail_after(30):
+            while self.hearsay.served().get(self.digest, ("", ""))[0] != state:
+                await mesh.changes.wait(mesh.changes.count)
+        return self.hearsay.served()[self.digest][1]
+
+    def pid(self) -> int:
+        status = self.engines.status(PartId(self.digest))
+        assert status is not None
+        assert status.pid is not None
+        return status.pid
 
 
 async def nobody(_: ReplicaKey) -> None:
     raise AssertionError("there are no others")
 
 
-def real(folder: Path, file: Path | None = None) -> tuple[Hearsay, Serving, ModelDigest]:
-    """Serving with real engines, of the embedded model or of one in a file."""
-    hearsay = Hearsay()
-    store = Store(Home.at(folder), environ={})
-    model = store.open(file) if file else store.embedded()
-    sha256 = store.digest(model)
-    opened = Opened(files={sha256: model}, demo=sha256, wanted=())
-    holding = Holding(hearsay.mesh, store, opened)
-    hearsay.give()
-    engine = Engine(kind="embedded", command=EMBEDDED, source="wheel", version="1")
-    serving = Serving(
-        hearsay.mesh, engine, holding, slots=1, logs=folder, in_flight=lambda _: 0, ask=nobody
-    )
-    return hearsay, serving, sha256
-
-
-async def test_a_real_engine_answers_and_is_gone_after_stop(tmp_path: Path) -> None:
-    hearsay, serving, sha256 = real(tmp_path)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serving.run)
-        await until(lambda: serving.status(PartId(sha256)), serving)
-        status = serving.status(PartId(sha256))
+async def test_a_real_engine_answers_and_is_gone_after_stop(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    real = Real.of(tmp_path)
+    await nursery.start(real.engines.run)
+    async with real.following() as hearsay:
+        assert await real.until_it_is("ready") == ""
+        status = real.engines.status(PartId(real.digest))
         assert status is not None
-        assert status.pid is not None
-        assert hearsay.served() == {sha256: ("ready", "")}
-        assert serving.used_bytes() > 13_000_000
+        assert real.engines.used_bytes() > 13_000_000
         answer = await trio.to_thread.run_sync(ask, status, status.api_key)
         assert answer == "The capital of France is Paris."
-        await serving.stop()
-        assert not lives(status.pid)
+        pid = real.pid()
+        await real.engines.stop()
+        assert not lives(pid)
         assert hearsay.served() == {}
 
 
+async def test_a_node_that_changes_its_mesh_keeps_its_engine(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    real = Real.of(tmp_path)
+    await nursery.start(real.engines.run)
+    async with real.following():
+        await real.until_it_is("ready")
+        pid = real.pid()
+    assert lives(pid), "the mesh is left, the engine goes on"
+    real.hearsay = Hearsay()
+    async with real.following() as hearsay:
+        assert hearsay.served() == {real.digest: ("ready", "")}, "from the first moment"
+        assert real.pid() == pid
+        status = real.engines.status(PartId(real.digest))
+        assert status is not None
+        answer = await trio.to_thread.run_sync(ask, status, status.api_key)
+        assert answer == "The capital of France is Paris."
+        await real.engines.stop()
+    assert not lives(pid)
+
+
 async def test_a_file_deleted_before_its_engine_starts_fails_with_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     monkeypatch.setattr(process_module, "RETRY_S", ())  # failed at the first try
     file = tiny_gguf(tmp_path / "gone.gguf")
-    hearsay, serving, sha256 = real(tmp_path, file)
+    real = Real.of(tmp_path, file)
     file.unlink()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serving.run)
-        await until(lambda: [s for s, _ in hearsay.served().values()] == ["failed"], serving)
-        assert "gone.gguf" in hearsay.served()[sha256][1]
-        nursery.cancel_scope.cancel()
+    await nursery.start(real.engines.run)
+    async with real.following():
+        assert "gone.gguf" in await real.until_it_is("failed")
 
 
 async def test_a_file_that_became_another_is_not_served_as_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     monkeypatch.setattr(process_module, "RETRY_S", ())
     file = tiny_gguf(tmp_path / "first.gguf", seed=1)
-    hearsay, serving, sha256 = real(tmp_path, file)
+    real = Real.of(tmp_path, file)
     tiny_gguf(file, seed=2)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serving.run)
-        await until(lambda: [s for s, _ in hearsay.served().values()] == ["failed"], serving)
-        assert "first.gguf is not the file that was read" in hearsay.served()[sha256][1]
-        nursery.cancel_scope.cancel()
+    await nursery.start(real.engines.run)
+    async with real.following():
+        said = await real.until_it_is("failed")
+        assert "first.gguf is not the file that was read" in said

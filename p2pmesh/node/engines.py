@@ -1,0 +1,202 @@
+"""This node's engines, by the part that each runs.
+
+They outlive the mesh that they were started for: a node that changes its mesh goes on with the
+processes that it has. What should run is decided elsewhere (`reconciler.py`); here it is started,
+drained and stopped, and requests in flight are counted where they are answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import structlog
+import trio
+
+from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.find import Engine
+from p2pmesh.engine.process import EngineProcess, EngineStatus
+from p2pmesh.models.parts import PartId
+from p2pmesh.state.bodies import Served, ServeState
+
+DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    process: EngineProcess
+    scope: trio.CancelScope
+    draining: bool = False
+
+    @property
+    def state(self) -> ServeState:
+        state = self.process.status.state
+        return "stopping" if self.draining or state == "stopped" else state
+
+
+class EngineManager:
+    """The engines of one node.
+
+    Args:
+        engine: What runs models.
+        logs: Where engines log.
+    """
+
+    def __init__(self, engine: Engine, *, logs: Path) -> None:
+        self._engine = engine
+        self._logs = logs
+        self._running: dict[PartId, _Running] = {}
+        self._in_flight: Counter[PartId] = Counter()
+        self._idle = trio.lowlevel.ParkingLot()
+        self._watchers: list[Callable[[], None]] = []
+        self._nursery: trio.Nursery | None = None
+        self._stopping = trio.CancelScope()
+        self._stopped = trio.Event()
+        self._stopped.set()
+
+    # --- what runs ------------------------------------------------------------------------------
+
+    def states(self) -> Mapping[PartId, ServeState]:
+        """The state of each process; one holds its memory until it is no longer named here."""
+        return {part: one.state for part, one in self._running.items()}
+
+    def served(self) -> list[Served]:
+        """What this node tells a mesh that it runs."""
+        return [
+            Served(
+                digest=part.digest,
+                name=part.name,
+                state=one.state,
+                detail=one.process.status.detail,
+            )
+            for part, one in self._running.items()
+        ]
+
+    def status(self, part: PartId) -> EngineStatus | None:
+        """The engine of a part, while it takes requests; None otherwise."""
+        running = self._running.get(part)
+        return running.process.status if running and running.state == "ready" else None
+
+    def used_bytes(self) -> int:
+        """Main memory that the engines hold."""
+        pids = [one.process.status.pid for one in self._running.values()]
+        return sum(_resident_bytes(pid) for pid in pids if pid is not None)
+
+    @contextmanager
+    def watched(self, on_change: Callable[[], None]) -> Iterator[None]:
+        """Call `on_change` whenever an engine's status changes, until the block ends."""
+        self._watchers.append(on_change)
+        try:
+            yield
+        finally:
+            self._watchers.remove(on_change)
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def begin(self, part: PartId) -> None:
+        """A request is given to the engine of a part; `end` follows."""
+        self._in_flight[part] += 1
+
+    def end(self, part: PartId) -> None:
+        """The request is over."""
+        self._in_flight[part] -= 1
+        if not self._in_flight[part]:
+            del self._in_flight[part]
+            self._idle.unpark_all()
+
+    # --- processes ------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run what is started, until cancelled or stopped; then all engines are gone."""
+        try:
+            with self._stopping:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._stopped = trio.Event()
+                    task_status.started()
+                    await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """End all engines; returns when they are gone."""
+        self._stopping.cancel()
+        await self._stopped.wait()
+
+    def start(self, part: PartId, launch: Launch, check: Callable[[], None]) -> None:
+        """Start the engine of a part, which must not run.
+
+        Args:
+            part: What it runs.
+            launch: How.
+            check: Called in a thread before each start; what it raises keeps it from starting.
+        """
+        assert part not in self._running, f"{part} runs already"
+        if self._nursery is None:
+            return  # the node is stopping
+        process = EngineProcess(
+            self._engine,
+            launch,
+            logs=self._logs,
+            on_change=lambda _: self._tell(),
+            check=check,
+        )
+        log.info("part_starting", part=part, alias=launch.alias)
+        self._running[part] = _Running(process, trio.CancelScope())
+        self._nursery.start_soon(self._serve, part, self._running[part])
+
+    def drain(self, part: PartId) -> None:
+        """Give an engine no more requests, and stop it when those that it has are answered."""
+        running = self._running[part]
+        if not running.draining and self._nursery is not None:
+            running.draining = True
+            self._nursery.start_soon(self._drain, part, running)
+            self._tell()
+
+    async def _serve(self, part: PartId, running: _Running) -> None:
+        try:
+            with running.scope:
+                await running.process.run()
+        except BaseException:
+            self._nursery = None  # all of them end: whoever hears of it starts none anew
+            raise
+        finally:
+            del self._running[part]
+            self._tell()
+
+    async def _drain(self, part: PartId, running: _Running) -> None:
+        with trio.move_on_after(DRAIN_S):
+            while self._in_flight[part]:
+                await self._idle.park()
+        running.scope.cancel()
+
+    def _tell(self) -> None:
+        for watcher in self._watchers:
+            watcher()
+
+
+def compute_threads(cores: int | None) -> int:
+    """How many threads compute: one core is left to the node and to what else runs here.
+
+    llama.cpp's threads wait for each other after every step by spinning. With as many as cores, a
+    single busy program makes each wait a time slice long: measured on two cores, 0.8 to 2 s for a
+    request that takes 4 ms with one thread less.
+
+    Args:
+        cores: Physical ones; None when the system does not say.
+    """
+    return max((cores or 2) - 1, 1)
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:  # it ended a moment ago
+        return 0

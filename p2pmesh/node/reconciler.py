@@ -1,0 +1,133 @@
+"""From the facts of one mesh to this node's engines: plan, reconcile, and say what runs.
+
+The decisions are `placement`'s, the processes `engines.py`'s. A node acts on itself only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import psutil
+import structlog
+import trio
+
+from p2pmesh.engine.argv import Launch, engine_modality
+from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.node.engines import EngineManager, compute_threads
+from p2pmesh.node.inventory import ModelInventory
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.proofs import Ask, Proofs
+from p2pmesh.placement.facts import Facts
+from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
+from p2pmesh.placement.plan import Plan, plan
+from p2pmesh.placement.reconcile import Check, Start, Stop, reconcile
+from p2pmesh.state.bodies import serves_to_wire
+from p2pmesh.wire.registers import SERVING
+
+log = structlog.get_logger(__name__)
+
+
+class Reconciler:
+    """Keeps the engines at what the plan of a mesh has here, and the mesh told of them.
+
+    Args:
+        mesh: Where facts come from and states go.
+        engines: What runs here.
+        inventory: Where the files of models are.
+        slots: Requests at the same time, where no want says otherwise.
+        ask: Has another node's replica compute a token; raises `MeshError` when it does not.
+
+    Attributes:
+        plan: The present one.
+        planned: Set once there was the first.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        engines: EngineManager,
+        inventory: ModelInventory,
+        *,
+        slots: int,
+        ask: Ask,
+    ) -> None:
+        self.plan: Plan = plan(Facts())
+        self.planned = trio.Event()
+        self._facts = Facts()
+        self._mesh = mesh
+        self._engines = engines
+        self._inventory = inventory
+        self._slots = slots
+        self._threads = compute_threads(psutil.cpu_count(logical=False))
+        self._inputs = InputsReader()
+        self._proofs = Proofs(ask, mesh.changes.notify)
+
+    def doubt(self, replica: ReplicaKey) -> None:
+        """Believe a replica that failed a request no more, until it has answered anew."""
+        self._proofs.void(replica)
+
+    async def run(self) -> None:
+        """Follow the plan until cancelled. The engines go on."""
+        self._publish()
+        await self._mesh.settled.wait()
+        with self._engines.watched(self._publish):
+            async with trio.open_nursery() as nursery:
+                while True:
+                    seen = self._mesh.changes.count
+                    self._reconcile(nursery)
+                    self.planned.set()
+                    await self._mesh.changes.wait(seen)
+
+    def _reconcile(self, nursery: trio.Nursery) -> None:
+        facts = self._inputs.read(self._mesh.view, self._mesh.dead)
+        if facts != self._facts:
+            self._facts, self.plan = facts, plan(facts)
+            self._mesh.set_plan(self.plan.digest)
+        for action in reconcile(
+            me=self._mesh.me,
+            plan=self.plan,
+            facts=facts,
+            running=self._engines.states(),
+            proven=self._proofs.review(self._claims(facts)),
+        ):
+            match action:
+                case Start(part=part):
+                    self._start(part)
+                case Check(replica=replica):
+                    self._proofs.check(replica, nursery)
+                case Stop() if self._mesh.catching_up:
+                    continue  # the plan may lack what the others said meanwhile
+                case Stop(part=part, reason=reason):
+                    log.info("part_stopping", part=part, reason=str(reason))
+                    self._engines.drain(part)
+        self._publish()
+
+    def _claims(self, facts: Facts) -> dict[ReplicaKey, int]:
+        """The replicas that other nodes say are ready, with those nodes' instances."""
+        nodes = self._mesh.view.nodes
+        return {
+            ReplicaKey(one.node, one.part): nodes[one.node].instance
+            for one in facts.residents
+            if one.state == "ready" and one.node != self._mesh.me
+        }
+
+    def _start(self, part: PartId) -> None:
+        file = self._inventory.file(part.digest)
+        if file is None:  # it was held when the plan was made
+            log.warning("part_gone", part=part)
+            return
+        view, me = self._mesh.view, self._mesh.me
+        model = view.models[part.digest]
+        mine = (wish.wanted for wish in model.wishes if wish.owner == me)
+        launch = Launch(
+            model_paths=file.parts,
+            alias=view.catalogue.id_of(part.digest),
+            modality=engine_modality(file.card.gives),
+            context=launch_context(model.wanted, file.card, view.nodes[me].budget_bytes),
+            slots=launch_slots(model.wanted, next(mine, None), self._slots),
+            threads=self._threads,
+        )
+        self._engines.start(part, launch, partial(self._inventory.check, part.digest))
+
+    def _publish(self) -> None:
+        self._mesh.publish(SERVING, serves_to_wire(self._engines.served()))

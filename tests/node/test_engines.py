@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+
+import psutil
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pmesh.models.parts import PartId
+from p2pmesh.node.engines import DRAIN_S, compute_threads
+from tests.node.hearsay import Parts, serving
+from tests.state.make import digest
+
+DEMO = PartId(digest(0))
+
+
+async def test_memory_is_that_of_the_processes_that_live(parts: Parts) -> None:
+    async with serving(parts):
+        assert parts.manager.used_bytes() == 0
+        parts.engine(0).become("ready", pid=os.getpid())
+        resident = psutil.Process().memory_info().rss
+        assert parts.manager.used_bytes() == pytest.approx(resident, rel=0.2)
+        parts.engine(0).become("ready", pid=2**30)  # it ended a moment ago
+        assert parts.manager.used_bytes() == 0
+
+
+async def test_an_engine_is_drained_until_its_last_request_is_over(
+    autojump_clock: MockClock, parts: Parts
+) -> None:
+    async with serving(parts):
+        engine = parts.engine(0)
+        engine.become("ready", port=81)
+        for _ in range(2):
+            parts.manager.begin(DEMO)
+        parts.manager.drain(DEMO)
+        assert parts.manager.states() == {DEMO: "stopping"}
+        assert parts.manager.status(DEMO) is None
+        parts.manager.end(DEMO)
+        await trio.sleep(DRAIN_S / 2)
+        assert not engine.ended
+        parts.manager.end(DEMO)
+        await wait_all_tasks_blocked()
+        assert engine.ended
+
+
+async def test_who_watches_hears_of_each_change_until_it_leaves(parts: Parts) -> None:
+    heard: list[str] = []
+    async with serving(parts):
+        with parts.manager.watched(lambda: heard.append(parts.manager.states()[DEMO])):
+            parts.engine(0).become("ready", port=81)
+            parts.engine(0).become("failed", "out of memory")
+        parts.engine(0).become("ready", port=81)
+        assert heard == ["ready", "failed"]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (8, 7)])
+def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
+    assert compute_threads(cores) == threads
