@@ -21,7 +21,7 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.ranges import SPLIT, split
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.state.bodies import Caps
-from p2pmesh.state.document import Document, Verdict
+from p2pmesh.state.document import Document
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record, RecordCheck, seal
 from p2pmesh.wire.registers import MEMBER
@@ -79,10 +79,9 @@ def accept(document: Document, check: RecordCheck, raw: bytes) -> bool:
         if mine is not None and mine.raw == raw:
             return False
     record = check.parse(raw)
+    verdict = document.judge(record, NOW_S)
     return (
-        document.judge(record, NOW_S) is Verdict.NEWS
-        and check.verify(record)
-        and document.merge(record, NOW_S)
+        verdict.may_count and check.verify(record) and bool(document.merge(record, NOW_S, verdict))
     )
 
 

@@ -95,10 +95,10 @@ class Core:
         self.clock = MeshClock()
         self.roster = Roster(self.me, self.document, book, shared)
         self._charges = Charges(self.document, self.roster, shared)
-        self._intake = Intake(self.roster, self.document, self._charges, shared)
+        self._intake = Intake(self.me, self.document, self._charges, shared.check)
         self.prober = Prober()
         self.settling = Settling(done=self._alone)
-        self._sync = Sync(self.document, shared.check)
+        self._sync = Sync(self.document)
         self._spread = Spread()
         self._dialling = Dialling(self.roster, seeds)
         self.author = Author(key, mesh, instance, epoch, self.document)
@@ -264,8 +264,7 @@ class Core:
         """Act on what has changed: neighbours, observers, removals, own records that wait."""
         out: list[Out] = []
         for certificate in self._charges.ripe(now) if self.settling.done else ():
-            if self.document.add_certificate(certificate, self.clock.now(now)):
-                out += self._learned({certificate.subject}, now)
+            out += self._learned(self.document.merge(certificate, self.clock.now(now)).owners, now)
         if concerned := self._near.update(self._charges.discounted, self._charges.unsigned):
             self.healths.touch(concerned)
             self.prober.keep_only(self._near.wanted)
@@ -364,7 +363,7 @@ class Core:
         if facts.asked and self.recovery.is_reply(node):
             out += self.recovery.replied()
         elif facts.asked:
-            out += self._sync.pulled(node, facts, now, whole=taken.whole)
+            out += self._sync.pulled(node, taken.seen, now, whole=taken.whole)
         return [*out, *self._write(now)]
 
     def _follow(self, taken: Taken, now: float) -> list[Out]:

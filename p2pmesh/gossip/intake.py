@@ -16,14 +16,11 @@ from p2pmesh.gossip.buckets import Buckets
 from p2pmesh.gossip.charges import Charges, needed
 from p2pmesh.gossip.events import Disconnect, Out, Rejected
 from p2pmesh.gossip.overlay import RINGS
-from p2pmesh.gossip.roster import Roster
-from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.document import Document, Verdict
+from p2pmesh.state.document import Document, Item, Verdict
 from p2pmesh.wire.evidence import (
     EVIDENCE_MAX,
     Certificate,
-    Fork,
     make_fork,
     parse_certificate,
     parse_fork,
@@ -31,7 +28,7 @@ from p2pmesh.wire.evidence import (
     verify_fork,
 )
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import Record
+from p2pmesh.wire.records import Record, RecordCheck
 
 PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
 COMPLAINTS = 1 / 60, 1  # per second and at once, of one neighbour: somebody reads the log
@@ -52,6 +49,7 @@ class Taken:
         out: What is to be done about the sender.
         whole: All was looked at; what a neighbour sends beyond its rate is not.
         asked: The ids that were asked for.
+        seen: The ids of all that was looked at, of a message that somebody asked for.
     """
 
     records: list[bytes] = field(default_factory=list)
@@ -63,6 +61,7 @@ class Taken:
     out: list[Out] = field(default_factory=list)
     whole: bool = True
     asked: AbstractSet[bytes] = field(default=frozenset(), compare=False)
+    seen: set[bytes] = field(default_factory=set, compare=False)
 
     @property
     def nothing(self) -> bool:
@@ -83,19 +82,19 @@ class Intake:
             and takes certificates only that would do in any mesh.
 
     Args:
-        roster: The members; `me` is one.
+        me: This node.
         document: Where facts go.
         charges: Whether a certificate is believed.
-        shared: How facts are read.
+        check: How facts are read and their signatures checked.
     """
 
     def __init__(
-        self, roster: Roster, document: Document, charges: Charges, shared: Shared
+        self, me: NodeId, document: Document, charges: Charges, check: RecordCheck
     ) -> None:
         self.learning = False
-        self._me = roster.me
-        self._roster, self._document = roster, document
-        self._charges, self._check = charges, shared.check
+        self._me = me
+        self._document = document
+        self._charges, self._check = charges, check
         self._peers: Buckets[NodeId] = Buckets(PEER_RATE_PER_S, PEER_BURST)
         self._owners: Buckets[NodeId] = Buckets(OWNER_RATE_PER_S, OWNER_BURST)
         self._complaints: Buckets[NodeId] = Buckets(*COMPLAINTS)
@@ -133,7 +132,8 @@ class Intake:
         """
         taken = Taken()
         for subject, certificate in list(self._doubtful.items()):
-            if self._is_settled(certificate) or self._add_certificate(certificate, mesh_now, taken):
+            verdict = self._document.judge(certificate, mesh_now)
+            if not verdict.may_count or self._believe(certificate, verdict, mesh_now, taken):
                 del self._doubtful[subject]
         return taken
 
@@ -147,6 +147,8 @@ class Intake:
     ) -> None:
         for raw in facts.records:
             if self._known(raw):
+                if facts.asked:
+                    taken.seen.add(self._check.digest(raw))
                 continue
             if not self._may(node, 1, now, taken):
                 return
@@ -192,54 +194,57 @@ class Intake:
         taken: Taken,
     ) -> None:
         record = self._check.parse(raw)
-        asked = record.digest in taken.asked
+        taken.seen.add(record.digest)
         verdict = self._document.judge(record, mesh_now)
         if verdict is Verdict.REFUSED:
             self._reject(node, "it brings more than there is room for", now, taken)
-        if verdict not in (Verdict.NEWS, Verdict.FORK):
+        if not verdict.may_count:
             return
         if not self._check.verify(record):
             raise PeerError("a record that its owner did not sign")
         # All goes on at the owner's rate at most, and what was not asked for is taken at it; what
         # falls behind comes with repair.
         timely = self._owners.take(record.owner, now)
-        if verdict is Verdict.FORK and (timely or asked):
+        may_merge = timely or record.digest in taken.asked
+        if verdict is Verdict.FORK and may_merge:
             standing = self._document.get(*record.key)
             assert standing is not None, "a fork has two sides"
-            self._add_fork(make_fork(standing, record), mesh_now, taken, timely=timely)
+            fork = make_fork(standing, record)
+            taken.forks += [fork.raw] if self._merge(fork, None, mesh_now, taken) and timely else []
         if record.owner == self._me:
             taken.own.append(record)
-        elif (timely or asked) and self._document.merge(record, mesh_now):
+        elif may_merge and self._merge(record, verdict, mesh_now, taken):
             taken.records += [raw] if timely else []
-            taken.ids.append(record.digest)
-            taken.owners.add(record.owner)
 
     def _fork(self, raw: bytes, now: float, mesh_now: float, taken: Taken) -> None:
         fork = parse_fork(raw, self._check)
-        asked = fork.id in taken.asked
-        if fork in self._document.forks(fork.owner):
+        taken.seen.add(fork.id)
+        verdict = self._document.judge(fork, mesh_now)
+        if not verdict.may_count:
             return
         if not verify_fork(fork, self._check):
             raise PeerError("a fork that its owner did not sign")
         timely = self._owners.take(fork.owner, now)
-        if timely or asked:
-            self._add_fork(fork, mesh_now, taken, timely=timely)
-
-    def _add_fork(self, fork: Fork, mesh_now: float, taken: Taken, *, timely: bool) -> None:
-        if self._document.add_fork(fork, mesh_now):
+        if (timely or fork.id in taken.asked) and self._merge(fork, verdict, mesh_now, taken):
             taken.forks += [fork.raw] if timely else []
-            taken.ids.append(fork.id)
-            taken.owners.add(fork.owner)
+
+    def _merge(self, fact: Item, verdict: Verdict | None, mesh_now: float, taken: Taken) -> bool:
+        result = self._document.merge(fact, mesh_now, verdict)
+        taken.ids += result.ids
+        taken.owners |= result.owners
+        return bool(result)
 
     def _certificate(self, raw: bytes, mesh_now: float, taken: Taken) -> None:
         certificate = parse_certificate(raw, self._check)
-        if self._is_settled(certificate):
+        taken.seen.add(certificate.id)
+        verdict = self._document.judge(certificate, mesh_now)
+        if not verdict.may_count:
             return
         if not verify_certificate(certificate, self._check):
             raise PeerError("a certificate with a record that its owner did not sign")
         strong = len(certificate.evidence) >= needed(RINGS)
-        if (self.learning and not strong) or not self._add_certificate(
-            certificate, mesh_now, taken
+        if (self.learning and not strong) or not self._believe(
+            certificate, verdict, mesh_now, taken
         ):
             # Members that it speaks of may come with the next message.
             self._doubtful.pop(certificate.subject, None)
@@ -247,25 +252,13 @@ class Intake:
             while sum(len(one.raw) for one in self._doubtful.values()) > DOUBTFUL_BYTES_MAX:
                 del self._doubtful[next(iter(self._doubtful))]
 
-    def _is_settled(self, certificate: Certificate) -> bool:
-        """Whether nothing can follow from it: another one stands, or its subject spoke up."""
-        known = self._roster.known.get(certificate.subject)
-        version = certificate.epoch, certificate.seq
-        standing = self._document.certificate(certificate.subject)
-        return (known is not None and known.version > version) or (
-            standing is not None and (standing.epoch, standing.seq) >= version
-        )
-
-    def _add_certificate(self, certificate: Certificate, mesh_now: float, taken: Taken) -> bool:
-        """Believe it, if it convinces; one against this node is only noted."""
-        subject = certificate.subject
-        if subject == self._me and self._charges.must_answer(certificate, mesh_now):
+    def _believe(
+        self, certificate: Certificate, verdict: Verdict, mesh_now: float, taken: Taken
+    ) -> bool:
+        """Believe a certificate if it convinces; one against this node is only noted."""
+        if certificate.subject == self._me and self._charges.must_answer(certificate, mesh_now):
             taken.doubted = True
             return True
         if not self._charges.convincing(certificate):
             return False
-        if not self._document.add_certificate(certificate, mesh_now):
-            return False
-        taken.ids.append(certificate.id)
-        taken.owners.add(subject)
-        return True
+        return self._merge(certificate, verdict, mesh_now, taken)

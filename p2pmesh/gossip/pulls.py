@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from p2pmesh.errors import PeerError
 from p2pmesh.gossip.events import Send
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
-from p2pmesh.wire.evidence import parse_certificate, parse_fork
-from p2pmesh.wire.messages import Facts, Want
-from p2pmesh.wire.records import RecordCheck
+from p2pmesh.wire.messages import Want
 
 TIMEOUT_S = 5.0  # a chunk on a link that loses a fifth of its packets comes well before
 PAUSE_S = 5.0  # long enough for another neighbour to be asked for what one withheld
@@ -39,16 +37,15 @@ class Pulls:
 
     Args:
         document: Says what is lacking.
-        check: How facts are read, to know their ids.
 
     Attributes:
         gained: How many items that were asked for stood when they came.
         refused: How many did not.
     """
 
-    def __init__(self, document: Document, check: RecordCheck) -> None:
+    def __init__(self, document: Document) -> None:
         self.gained = self.refused = 0
-        self._document, self._check = document, check
+        self._document = document
         self._pulls: dict[NodeId, _Pull] = {}
         self._asked: dict[bytes, NodeId] = {}  # whom each id is, or will be, asked of
         self._refused: dict[bytes, float] = {}  # when, in that order
@@ -106,14 +103,16 @@ class Pulls:
         pull.flight, pull.sent_at = tuple(wanted), now
         return [Send(node=node, message=Want(ids=pull.flight))]
 
-    def arrived(self, node: NodeId, facts: Facts, now: float, *, whole: bool = True) -> bool:
+    def arrived(
+        self, node: NodeId, seen: AbstractSet[bytes], now: float, *, whole: bool = True
+    ) -> bool:
         """Facts came on request; what is left of the request is queued again.
 
         An empty reply means that `node` has nothing of it.
 
         Args:
             node: Who was asked.
-            facts: What it sent.
+            seen: The ids of what it sent, as far as that was looked at.
             now: In seconds.
             whole: All of it was looked at; what was not is found by the next session.
 
@@ -123,16 +122,16 @@ class Pulls:
         pull = self._pulls.get(node)
         if pull is None or not pull.flight:
             return False
-        came = self._ids(facts).intersection(pull.flight)
-        is_empty = not (facts.records or facts.certificates or facts.forks)
-        if not came and not is_empty:
+        came = seen & frozenset(pull.flight)
+        if seen and not came and whole:
             return False
+        is_over = not (seen and whole)
         for item in pull.flight:
-            if item in came or is_empty:
+            if item in came or is_over:
                 self._asked.pop(item, None)
             if item in came:
                 self._judge(item, now, whole=whole)
-        if not is_empty:
+        if not is_over:
             pull.queue.extendleft(item for item in reversed(pull.flight) if item not in came)
         pull.flight = ()
         return True
@@ -172,12 +171,3 @@ class Pulls:
 
     def _is_refused(self, item: bytes, now: float) -> bool:
         return now - self._refused.get(item, now - REFUSED_S) < REFUSED_S
-
-    def _ids(self, facts: Facts) -> set[bytes]:
-        ids = {self._check.digest(raw) for raw in facts.records}
-        try:
-            ids.update(parse_certificate(raw, self._check).id for raw in facts.certificates)
-            ids.update(parse_fork(raw, self._check).id for raw in facts.forks)
-        except PeerError:
-            return ids  # whoever merged them has ended the link over it
-        return ids

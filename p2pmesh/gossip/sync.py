@@ -14,6 +14,7 @@ and the work that a neighbour can ask for is bounded by a bucket.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from p2pmesh.gossip.buckets import Buckets
@@ -36,7 +37,6 @@ from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.messages import (
     FINGERPRINT_BYTES,
     RANGES_MAX,
-    Facts,
     Items,
     Message,
     Range,
@@ -44,7 +44,7 @@ from p2pmesh.wire.messages import (
     Want,
     in_chunks,
 )
-from p2pmesh.wire.records import Record, RecordCheck
+from p2pmesh.wire.records import Record
 
 # Units of work: an id looked at, less than half a microsecond. A twentieth of a core per neighbour.
 WORK_PER_S = 200_000.0
@@ -114,13 +114,12 @@ class Sync:
 
     Args:
         document: What it holds. Facts that come are merged by the caller.
-        check: How facts are read, to know their ids.
     """
 
-    def __init__(self, document: Document, check: RecordCheck | None = None) -> None:
+    def __init__(self, document: Document) -> None:
         self.spent: set[NodeId] = set()
         self._document = document
-        self._pulls = Pulls(document, check or RecordCheck())
+        self._pulls = Pulls(document)
         self._work = Buckets[NodeId](WORK_PER_S, WORK_BURST)
         self._session: _Session | None = None
         self._differed: dict[NodeId, int] = {}  # at which cutoff
@@ -280,7 +279,9 @@ class Sync:
         """The ids that `node` is asked for just now."""
         return self._pulls.flight(node)
 
-    def pulled(self, node: NodeId, facts: Facts, now: float, *, whole: bool = True) -> list[Send]:
+    def pulled(
+        self, node: NodeId, seen: AbstractSet[bytes], now: float, *, whole: bool = True
+    ) -> list[Send]:
         """Facts came on request and were merged: ask for the next ones.
 
         Facts that were not asked for by `want` do no harm, except that an empty reply to `Own`
@@ -288,12 +289,12 @@ class Sync:
 
         Args:
             node: Who sent them.
-            facts: What it sent.
+            seen: The ids of what it sent, as far as that was looked at.
             now: In seconds.
             whole: They were all looked at; a neighbour may send more than is taken at once.
         """
         gained = self._pulls.gained
-        if not self._pulls.arrived(node, facts, now, whole=whole):
+        if not self._pulls.arrived(node, seen, now, whole=whole):
             return []
         out = self._pulls.ask(node, now)
         if (session := self._session_with(node)) is not None:

@@ -8,8 +8,9 @@ void everywhere, at a moment that follows from the item and from the lease it li
 that was dropped can come back, as long as an owner never signs a lease that ends before the one
 that it replaces.
 
-Signatures are checked by the caller, after `judge`, and how many accusers a certificate takes is
-decided above. Memory: per owner one `Held`, which documents simulated in one process may share.
+`judge` is cheap and says what merging a fact would mean; the caller checks the signatures of what
+may count, and whether a certificate has enough accusers; then `merge` takes the fact together with
+the judgement. Memory: per owner one `Held`, which documents simulated in one process may share.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from p2pmesh.state.held import (
     Held,
 )
 from p2pmesh.state.index import Index
-from p2pmesh.state.verdict import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Verdict, is_credible, judge
+from p2pmesh.state.verdict import (
+    AHEAD_S_MAX,
+    EPOCH_AHEAD_S_MAX,
+    MergeResult,
+    Verdict,
+    is_credible,
+    judge,
+)
 from p2pmesh.state.waiting import Waiting
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.records import Record
@@ -42,6 +50,7 @@ __all__ = [
     "OWNER_BYTES_MAX",
     "REGISTERS_PER_OWNER_MAX",
     "Document",
+    "MergeResult",
     "Verdict",
     "term_of",
 ]
@@ -128,20 +137,49 @@ class Document:
         for owner in self.owners:
             yield from self._held[owner].records.values()
 
-    # --- records ----------------------------------------------------------------------------------
+    # --- merging ----------------------------------------------------------------------------------
 
     def stale(self, owner: NodeId, register: str, epoch: int, seq: int) -> bool:
         """Whether a record with this head is certainly not news; with an equal one it may be."""
         held = self._held.get(owner)
         return held is not None and held.is_past(register, epoch, seq)
 
-    def judge(self, record: Record, now: float) -> Verdict:
-        """What merging `record` would mean.
+    def judge(self, fact: Item, now: float) -> Verdict:
+        """What merging `fact` would mean.
 
         Args:
-            record: Parsed, not yet verified.
+            fact: Parsed, not yet verified.
             now: Mesh time in seconds.
         """
+        if isinstance(fact, Record):
+            return self._judge_record(fact, now)
+        if not is_credible(fact, self._mesh, now):
+            return Verdict.VOID
+        if isinstance(fact, Certificate):
+            return self._judge_certificate(fact)
+        return self._forks.judge(fact) if fork_ends_at(fact) > now else Verdict.VOID
+
+    def merge(self, fact: Item, now: float, verdict: Verdict | None = None) -> MergeResult:
+        """Let `fact` stand if it may. The caller has checked its signatures.
+
+        Args:
+            fact: Of a certificate, the caller has checked that it is proof enough.
+            now: Mesh time in seconds.
+            verdict: What `judge` said of it; None: it was not asked, or its owner's facts have
+                changed since.
+        """
+        verdict = self.judge(fact, now) if verdict is None else verdict
+        if not verdict.may_count:
+            return MergeResult(verdict)
+        if isinstance(fact, Record):
+            ids = self._merge_record(fact, now, verdict)
+        elif isinstance(fact, Certificate):
+            ids = self._merge_certificate(fact, now, verdict)
+        else:
+            ids = self._merge_fork(fact, now)
+        return MergeResult(verdict, frozenset((fact.owner,)), ids) if ids else MergeResult(verdict)
+
+    def _judge_record(self, record: Record, now: float) -> Verdict:
         held = self._held.get(record.owner, NOTHING)
         verdict = judge(record, held, self._mesh, now)
         if verdict is not Verdict.NEWS:
@@ -150,30 +188,55 @@ class Document:
             return Verdict.REFUSED
         return Verdict.NEWS if held.end_of(record) > now else self._waiting.judge(record)
 
-    def merge(self, record: Record, now: float) -> bool:
-        """Let `record` stand if it may; returns whether it does. Its signature was checked.
-
-        One that came before the `member` record that it lives on waits for a while, and stands
-        as soon as that does.
-        """
+    def _merge_record(self, record: Record, now: float, verdict: Verdict) -> tuple[bytes, ...]:
+        """Let a record stand, or wait for the `member` record that it lives on."""
         held = self._held.get(record.owner, NOTHING)
-        verdict = judge(record, held, self._mesh, now)
         if verdict is Verdict.FORK:
             rival = held.records[record.register]
             if record.digest < rival.digest or not held.has_room(record):
-                return False
-        elif verdict is not Verdict.NEWS or self._is_full_for(record.owner):
-            return False
+                return ()
         if held.end_of(record) <= now:
             self._waiting.add(record, now)
-            return False
+            return ()
         self._fingerprint.advance(now)
         self._set(record.owner, held, self._grow(held, record), record.issued_at)
         self._born(record.digest, record.owner, record.issued_at)
-        if record.register == MEMBER:
-            for early in self._waiting.take(record.owner):
-                self.merge(early, now)
-        return True
+        early = self._waiting.take(record.owner) if record.register == MEMBER else ()
+        return (record.digest, *(item for one in early for item in self.merge(one, now).ids))
+
+    def _judge_certificate(self, certificate: Certificate) -> Verdict:
+        """It names the version of its subject's `member` record that has to stand.
+
+        With other evidence it is still the same certificate, and the first one is kept.
+        """
+        member = self.get(certificate.subject, MEMBER)
+        named = certificate.epoch, certificate.seq
+        if member is None or (member.epoch, member.seq) < named:
+            return Verdict.PENDING
+        if (member.epoch, member.seq) > named or certificate.subject in self._certificates:
+            return Verdict.STALE
+        return Verdict.NEWS
+
+    def _merge_certificate(
+        self, certificate: Certificate, now: float, verdict: Verdict
+    ) -> tuple[bytes, ...]:
+        """Let a certificate stand; one that came too early has to be offered again."""
+        if verdict is Verdict.PENDING:
+            return ()
+        self._fingerprint.advance(now)
+        self._certificates[certificate.subject], self._removed = certificate, None
+        self._born(certificate.id, certificate.subject, certificate.issued_at)
+        return (certificate.id,)
+
+    def _merge_fork(self, fork: Fork, now: float) -> tuple[bytes, ...]:
+        self._fingerprint.advance(now)
+        for old in self._forks.add(fork):
+            self._died(old.id, old.issued_at, fork.issued_at)
+        self._born(fork.id, fork.owner, fork.issued_at)
+        self._ends_at = min(self._ends_at, fork_ends_at(fork))
+        return (fork.id,)
+
+    # --- time -------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> frozenset[NodeId]:
         """Drop what has run out; returns the owners concerned.
@@ -214,25 +277,6 @@ class Document:
             self._removed = frozenset(self._certificates)
         return self._removed
 
-    def add_certificate(self, certificate: Certificate, now: float) -> bool:
-        """Let a certificate stand if it may; returns whether it is news that does.
-
-        It must name the version of its subject's `member` record that stands, and goes with it.
-        With other evidence it is still the same certificate, and the first one is kept. The caller
-        has checked that it is proof enough; one that came too early has to be offered again.
-        """
-        subject = certificate.subject
-        if (
-            subject in self._certificates
-            or not is_credible(certificate, self._mesh, now)
-            or not _names(certificate, self.get(subject, MEMBER))
-        ):
-            return False
-        self._fingerprint.advance(now)
-        self._certificates[subject], self._removed = certificate, None
-        self._born(certificate.id, subject, certificate.issued_at)
-        return True
-
     # --- forks ------------------------------------------------------------------------------------
 
     def forks(self, owner: NodeId) -> tuple[Fork, ...]:
@@ -242,20 +286,6 @@ class Document:
     def held(self, now: float) -> frozenset[NodeId]:
         """Owners that their forks keep out of placement."""
         return self._forks.held(now)
-
-    def add_fork(self, fork: Fork, now: float) -> bool:
-        """Let a fork stand if it may; returns whether it is news that does. It was verified."""
-        if fork_ends_at(fork) <= now or not is_credible(fork, self._mesh, now):
-            return False
-        gone = self._forks.add(fork)
-        if gone is None:
-            return False
-        self._fingerprint.advance(now)
-        for old in gone:
-            self._died(old.id, old.issued_at, fork.issued_at)
-        self._born(fork.id, fork.owner, fork.issued_at)
-        self._ends_at = min(self._ends_at, fork_ends_at(fork))
-        return True
 
     # --- items ------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.state.verdict import Verdict
 from p2pmesh.wire.evidence import Fork
 
 FORKS_MAX = 7  # per owner: with that many the hold is as long as it gets
@@ -33,19 +34,21 @@ class Forks:
         """The forks of `owner`, the oldest first."""
         return self._of.get(owner, ())
 
-    def add(self, fork: Fork) -> tuple[Fork, ...] | None:
-        """Let `fork` stand if it is news among the newest; returns those that make way for it."""
+    def judge(self, fork: Fork) -> Verdict:
+        """The verdict on `fork`, its mesh and its time apart."""
         standing = self.of(fork.owner)
         if any(other.id == fork.id for other in standing):
-            return None
-        if not standing and len(self._of) >= FORKED_OWNERS_MAX:
-            return None
-        ordered = sorted((*standing, fork), key=_order)
-        gone, kept = ordered[:-FORKS_MAX], ordered[-FORKS_MAX:]
-        if fork is ordered[0] and gone:
-            return None
-        self._set(fork.owner, tuple(kept))
-        return tuple(gone)
+            return Verdict.STALE
+        if len(standing) == FORKS_MAX and _order(fork) < _order(standing[0]):
+            return Verdict.STALE
+        is_full = not standing and len(self._of) >= FORKED_OWNERS_MAX
+        return Verdict.REFUSED if is_full else Verdict.NEWS
+
+    def add(self, fork: Fork) -> tuple[Fork, ...]:
+        """Let `fork`, which is news, stand; returns those that make way for it."""
+        ordered = sorted((*self.of(fork.owner), fork), key=_order)
+        self._set(fork.owner, tuple(ordered[-FORKS_MAX:]))
+        return tuple(ordered[:-FORKS_MAX])
 
     def expire(self, now: float) -> list[Fork]:
         """Drop what has stood for long enough; returns it."""

@@ -1,13 +1,14 @@
-"""What a record is to a document that it reaches, told before its signature is looked at.
+"""What merging a fact means to a document: judged before its signatures are checked.
 
-Pure. It costs microseconds where a signature costs a hundred, so it is asked first.
+Pure. A judgement costs microseconds where a signature costs a hundred, so it comes first.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
-from p2pmesh.identity.keys import MeshId
+from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state.held import EXPIRY_GRACE_S, Held
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.records import Record
@@ -17,17 +18,40 @@ EPOCH_AHEAD_S_MAX = 86400  # an epoch is at least the start's unix time; this mu
 
 
 class Verdict(Enum):
-    """What merging a record would mean."""
+    """What merging a fact means."""
 
     NEWS = "news"
     STALE = "stale"  # this version or a newer one is known
     VOID = "void"  # of another mesh, run out, or from the future
-    REFUSED = "refused"  # its owner has more than anybody may
+    REFUSED = "refused"  # there is no room for more of its owner, or for more owners
     FORK = "fork"  # another value stands under the same number
+    PENDING = "pending"  # the `member` record that it needs is not here yet
+
+    @property
+    def may_count(self) -> bool:
+        """Whether the fact's signatures are worth checking."""
+        return self in (Verdict.NEWS, Verdict.FORK, Verdict.PENDING)
+
+
+class MergeResult(NamedTuple):
+    """What merging a fact did; true if it changed the document.
+
+    Attributes:
+        outcome: The judgement on the fact.
+        owners: The owners whose facts changed.
+        ids: The ids of all that stands now and did not before.
+    """
+
+    outcome: Verdict
+    owners: frozenset[NodeId] = frozenset()
+    ids: tuple[bytes, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ids)
 
 
 def judge(record: Record, held: Held, mesh: MeshId, now: float) -> Verdict:
-    """The verdict on `record` beside what is held of its owner."""
+    """The verdict on `record` beside the other records of its owner."""
     if record.expires_at + EXPIRY_GRACE_S <= now or not is_credible(record, mesh, now):
         return Verdict.VOID
     mine = held.records.get(record.register)

@@ -29,15 +29,15 @@ class Waiting:
         return self._size_bytes
 
     def judge(self, record: Record) -> Verdict:
-        """Whether it is worth checking a record that would have to wait."""
+        """The verdict on a record that would have to wait."""
         if record.digest in self._records.get(record.owner, ()):
             return Verdict.STALE
         has_room = self._size_bytes + len(record.raw) <= WAITING_BYTES_MAX
-        return Verdict.NEWS if has_room else Verdict.VOID
+        return Verdict.PENDING if has_room else Verdict.VOID
 
     def add(self, record: Record, now: float) -> None:
         """Let `record` wait for the `member` record of its owner, if there is room."""
-        if self.judge(record) is Verdict.NEWS:
+        if self.judge(record) is Verdict.PENDING:
             self._records.setdefault(record.owner, {})[record.digest] = record
             self._until[record.owner] = now + WAITING_S
             self._size_bytes += len(record.raw)

@@ -67,6 +67,11 @@ class Certificate:
     id: bytes
 
     @property
+    def owner(self) -> NodeId:
+        """The subject: the certificate is one of the facts about it."""
+        return self.subject
+
+    @property
     def accusation(self) -> Accusation:
         """What all the evidence says."""
         return Accusation(self.subject, self.epoch, self.seq)

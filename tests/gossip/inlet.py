@@ -8,15 +8,9 @@ from typing import Any
 
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.intake import Intake, Taken
-from p2pmesh.gossip.shared import Shared
 from p2pmesh.wire.evidence import parse_fork
 from p2pmesh.wire.messages import Facts
-from p2pmesh.wire.records import (
-    Record,
-    RecordCheck,
-    digest_of,
-    verify_record,
-)
+from p2pmesh.wire.records import Record, RecordCheck, digest_of, parse, verify_record
 from p2pmesh.wire.registers import CAPS
 from tests.gossip.make import STARTED, View, mesh_of
 from tests.state.make import NODES, NOW, record
@@ -30,13 +24,17 @@ class Inlet:
     def __init__(self, view: View | None = None) -> None:
         self.view = view or mesh_of(5)
         self.verified: list[Record] = []
-        check = RecordCheck(verify=self._verify)
-        parts = (self.view.roster, self.view.document, self.view.charges)
-        self.intake = Intake(*parts, Shared(check=check))
+        self.parsed: list[bytes] = []
+        check = RecordCheck(verify=self._verify, parse=self._parse)
+        self.intake = Intake(ME, self.view.document, self.view.charges, check)
 
     def _verify(self, one: Record) -> bool:
         self.verified.append(one)
         return verify_record(one)
+
+    def _parse(self, raw: bytes) -> Record:
+        self.parsed.append(raw)
+        return parse(raw)
 
     def take(
         self,

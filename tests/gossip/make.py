@@ -95,14 +95,7 @@ class View:
     def learn(self, *facts: Record | Certificate | Fork, now: float = NOW) -> None:
         """Take in facts that were checked, in this order."""
         for fact in facts:
-            if isinstance(fact, Record):
-                changed, owner = self.document.merge(fact, now), fact.owner
-            elif isinstance(fact, Certificate):
-                changed, owner = self.document.add_certificate(fact, now), fact.subject
-            else:
-                changed, owner = self.document.add_fork(fact, now), fact.owner
-            if changed:
-                self.refresh([owner])
+            self.refresh(self.document.merge(fact, now).owners)
 
     def expire(self, now: float) -> None:
         self.refresh(self.document.expire(now))

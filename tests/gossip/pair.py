@@ -61,13 +61,7 @@ Fact = Record | Certificate | Fork
 
 def add(document: Document, facts: Iterable[Fact], now: float = NOW) -> None:
     for fact in facts:
-        match fact:
-            case Record():
-                document.merge(fact, now)
-            case Certificate():
-                document.add_certificate(fact, now)
-            case Fork():
-                document.add_fork(fact, now)
+        document.merge(fact, now)
 
 
 def with_facts(*facts: Fact) -> Document:
@@ -107,12 +101,16 @@ class Side:
             case Want():
                 return self.sync.want(peer, message, now)
             case Facts():
+                check = RecordCheck()
+                records = [parse(raw) for raw in message.records]
+                evidence: list[Certificate | Fork] = [
+                    *(parse_certificate(raw, check) for raw in message.certificates),
+                    *(parse_fork(raw, check) for raw in message.forks),
+                ]
                 if self.accept:
-                    check = RecordCheck()
-                    add(self.document, map(parse, message.records), now)
-                    add(self.document, (parse_certificate(r, check) for r in message.certificates))
-                    add(self.document, (parse_fork(r, check) for r in message.forks))
-                return self.sync.pulled(peer, message, now)
+                    add(self.document, [*records, *evidence], now)
+                seen = {one.digest for one in records} | {one.id for one in evidence}
+                return self.sync.pulled(peer, seen, now)
             case _:
                 raise AssertionError(message)
 

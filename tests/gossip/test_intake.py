@@ -8,7 +8,7 @@ from p2pmesh.gossip.author import OWNER_BURST
 from p2pmesh.gossip.events import Disconnect, Rejected
 from p2pmesh.gossip.intake import DOUBTFUL_BYTES_MAX, PEER_BURST, PEER_RATE_PER_S, Taken
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX
+from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Document, Item, Verdict
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import (
     EVIDENCE_MAX,
@@ -108,6 +108,26 @@ def test_own_records_of_other_lives_are_reported_and_not_merged() -> None:
 
 def test_own_records_must_be_signed_as_well() -> None:
     assert cut_off(Inlet().take(forged(caps(0, instance=99))))
+
+
+def test_what_is_asked_for_is_read_and_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    inlet, old, certificate, fork = Inlet(), caps(2), certificate_by([0, 1, 2], 4), fork_of(1)
+    inlet.take(old)
+    inlet.parsed.clear()
+    judged: list[object] = []
+    judge = Document.judge
+
+    def counted(self: Document, fact: Item, now: float) -> Verdict:
+        judged.append(fact)
+        return judge(self, fact, now)
+
+    monkeypatch.setattr(Document, "judge", counted)
+    news = caps(3)
+    taken = inlet.take(news, old, certificates=[certificate.raw], forks=[fork.raw], asked=True)
+    assert taken.seen == {news.digest, old.digest, certificate.id, fork.id}
+    assert judged == [news, fork, certificate]
+    both = [fork.first, fork.second]
+    assert inlet.parsed == [one.raw for one in (news, *both, *certificate.evidence)]
 
 
 # Rates

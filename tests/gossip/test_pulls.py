@@ -11,8 +11,8 @@ from p2pmesh.gossip.pulls import (
 )
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
-from p2pmesh.wire.messages import Facts, Want
-from p2pmesh.wire.records import DIGEST_BYTES, Record, RecordCheck
+from p2pmesh.wire.messages import Want
+from p2pmesh.wire.records import DIGEST_BYTES, Record
 from tests.gossip.pair import add, certificate, fork, members, record, with_facts
 from tests.state.make import MESH, NOW
 
@@ -21,10 +21,6 @@ PEER, OTHER = NodeId(b"p" * 16), NodeId(b"o" * 16)
 
 def junk(count: int, start: int = 1) -> list[bytes]:
     return [number.to_bytes(DIGEST_BYTES, "big") for number in range(start, start + count)]
-
-
-def pulls(document: Document) -> Pulls:
-    return Pulls(document, RecordCheck())
 
 
 def wanted(some: Pulls, node: NodeId = PEER, now: float = NOW) -> tuple[bytes, ...]:
@@ -37,12 +33,12 @@ def wanted(some: Pulls, node: NodeId = PEER, now: float = NOW) -> tuple[bytes, .
     return send.message.ids
 
 
-def facts(*records: Record) -> Facts:
-    return Facts(records=tuple(one.raw for one in records), asked=True)
+def ids(*records: Record) -> set[bytes]:
+    return {one.digest for one in records}
 
 
 def test_only_what_is_lacking_is_asked_for() -> None:
-    some = pulls(with_facts(*members(range(3))))
+    some = Pulls(with_facts(*members(range(3))))
     assert not some.add(PEER, [record(0).digest], NOW)
     assert wanted(some) == ()
     assert some.add(PEER, [record(0).digest, record(7).digest], NOW)
@@ -52,19 +48,19 @@ def test_only_what_is_lacking_is_asked_for() -> None:
 
 def test_one_request_at_a_time_and_the_rest_after_it() -> None:
     document = Document(MESH)
-    some, sent = pulls(document), members(range(WANT_AT_ONCE + 5))
+    some, sent = Pulls(document), members(range(WANT_AT_ONCE + 5))
     some.add(PEER, [one.digest for one in sent], NOW)
     assert len(wanted(some)) == WANT_AT_ONCE
     assert wanted(some) == ()
     add(document, sent[:50])
-    assert some.arrived(PEER, facts(*sent[:50]), NOW)
+    assert some.arrived(PEER, ids(*sent[:50]), NOW)
     assert some.gained == 50
     assert wanted(some) == tuple(one.digest for one in sent[50:])
 
 
 def test_what_came_another_way_is_not_asked_for() -> None:
     document = Document(MESH)
-    some = pulls(document)
+    some = Pulls(document)
     some.add(PEER, [record(1).digest], NOW)
     add(document, [record(1)])
     assert wanted(some) == ()
@@ -72,7 +68,7 @@ def test_what_came_another_way_is_not_asked_for() -> None:
 
 
 def test_an_item_is_asked_of_one_neighbour_at_a_time() -> None:
-    some = pulls(Document(MESH))
+    some = Pulls(Document(MESH))
     assert some.add(PEER, junk(1), NOW)
     assert some.add(OTHER, junk(1), NOW)
     assert wanted(some, OTHER) == ()
@@ -82,31 +78,31 @@ def test_an_item_is_asked_of_one_neighbour_at_a_time() -> None:
 
 
 def test_an_empty_reply_ends_the_request() -> None:
-    some = pulls(Document(MESH))
+    some = Pulls(Document(MESH))
     some.add(PEER, junk(WANT_AT_ONCE + 1), NOW)
     wanted(some)
-    assert some.arrived(PEER, Facts(asked=True), NOW)
+    assert some.arrived(PEER, set(), NOW)
     assert wanted(some) == tuple(junk(1, WANT_AT_ONCE + 1))
     assert some.add(OTHER, junk(1), NOW)
     assert wanted(some, OTHER) == tuple(junk(1))
 
 
 def test_facts_that_nobody_asked_for_are_no_reply() -> None:
-    some = pulls(Document(MESH))
-    assert not some.arrived(PEER, facts(record(1)), NOW)
+    some = Pulls(Document(MESH))
+    assert not some.arrived(PEER, ids(record(1)), NOW)
     some.add(PEER, [record(1).digest], NOW)
     wanted(some)
-    assert not some.arrived(PEER, facts(record(2)), NOW)
-    assert not some.arrived(OTHER, facts(record(1)), NOW)
+    assert not some.arrived(PEER, ids(record(2)), NOW)
+    assert not some.arrived(OTHER, ids(record(1)), NOW)
     assert some.backlog(PEER) == 1
 
 
 def test_what_came_and_did_not_stand_is_not_asked_for_again_for_a_while() -> None:
     document = with_facts(record(1, seq=2))
-    some, old = pulls(document), record(1)
+    some, old = Pulls(document), record(1)
     some.add(PEER, [old.digest], NOW)
     wanted(some)
-    assert some.arrived(PEER, facts(old), NOW)
+    assert some.arrived(PEER, ids(old), NOW)
     assert some.gained == 0
     assert not some.add(OTHER, [old.digest], NOW + REFUSED_S - 1)
     assert wanted(some, OTHER) == ()
@@ -114,27 +110,28 @@ def test_what_came_and_did_not_stand_is_not_asked_for_again_for_a_while() -> Non
 
 
 def test_evidence_that_did_not_stand_is_known_by_its_id() -> None:
-    some = pulls(Document(MESH))
+    some = Pulls(Document(MESH))
     gone, both = certificate(1, [2, 3]), fork(4)
     some.add(PEER, [gone.id, both.id], NOW)
     wanted(some)
-    reply = Facts(certificates=(gone.raw,), forks=(both.raw,), asked=True)
-    assert some.arrived(PEER, reply, NOW)
+    assert some.arrived(PEER, {gone.id, both.id}, NOW)
     assert wanted(some) == ()
     assert not some.add(OTHER, [gone.id, both.id], NOW)
 
 
-def test_malformed_evidence_is_somebody_elses_business() -> None:
-    some = pulls(Document(MESH))
-    some.add(PEER, junk(1), NOW)
+def test_what_was_not_looked_at_is_left_to_the_next_session() -> None:
+    some, sent = Pulls(Document(MESH)), members(range(3))
+    some.add(PEER, [one.digest for one in sent], NOW)
     wanted(some)
-    reply = Facts(certificates=(b"junk",), forks=(b"junk",), asked=True)
-    assert not some.arrived(PEER, reply, NOW)
-    assert some.backlog(PEER) == 1
+    assert some.arrived(PEER, ids(sent[0]), NOW, whole=False)
+    assert wanted(some) == ()
+    assert some.refused == 0
+    assert some.add(OTHER, [one.digest for one in sent], NOW) == len(sent)
+    assert wanted(some, OTHER) == tuple(one.digest for one in sent)
 
 
 def test_who_does_not_deliver_is_not_asked_for_a_while() -> None:
-    some = pulls(Document(MESH))
+    some = Pulls(Document(MESH))
     some.add(PEER, junk(1), NOW)
     wanted(some)
     assert some.tick(NOW + TIMEOUT_S - 0.1) == []
@@ -151,7 +148,7 @@ def test_who_does_not_deliver_is_not_asked_for_a_while() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     document = Document(MESH)
-    some = pulls(document)
+    some = Pulls(document)
     some.add(PEER, junk(2 * QUEUE_MAX), NOW)
     assert some.backlog(PEER) == QUEUE_MAX
     some.link_down(PEER)

@@ -18,7 +18,6 @@ from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
     RANGES_MAX,
     WANT_MAX,
-    Facts,
     Items,
     Range,
     Ranges,
@@ -88,7 +87,7 @@ def test_a_peer_that_names_what_it_does_not_have_is_dropped() -> None:
     sends, asked = sync.items(PEER, items, NOW), 0
     while sends:
         asked += 1
-        sends = sync.pulled(PEER, Facts(asked=True), NOW)
+        sends = sync.pulled(PEER, set(), NOW)
     assert asked == 2000 // 128 + 1
     assert sync.begin(OTHER, NOW)
 
@@ -103,7 +102,7 @@ def test_a_peer_that_always_names_something_else_is_dropped_in_the_end() -> None
         number += 10
         sync.items(PEER, Items(lower=b"", upper=b"", ids=ids, answer=False), now)
         sync.ranges(PEER, answer_of(junk(number), b""), now)
-        sync.pulled(PEER, Facts(asked=True), now)
+        sync.pulled(PEER, set(), now)
         sync.tick(now)
     assert sync.begin(OTHER, now)
     assert PEER not in sync.spent

@@ -44,7 +44,7 @@ def remove(world: World, accusers: list[Node], subject: Node) -> Handled:
         records.append(record)
     assert member is not None
     row = Accusation(subject.id, member.epoch, member.seq)
-    assert document.add_certificate(make_certificate(row, records), holder.clock())
+    assert document.merge(make_certificate(row, records), holder.clock())
     return Handled(holder, None, holder.clock(), [], frozenset({subject.id}))
 
 

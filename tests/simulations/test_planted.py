@@ -24,7 +24,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.placement.facts import Facts
 from p2pmesh.placement.inputs import facts_of
 from p2pmesh.state import document, held, verdict
-from p2pmesh.state.document import Document, Verdict
+from p2pmesh.state.document import Document, Item, MergeResult, Verdict
 from p2pmesh.state.fingerprint import Fingerprint
 from p2pmesh.state.held import Held
 from p2pmesh.wire.records import Record, peek
@@ -202,13 +202,13 @@ def accuses_on_the_first_doubt(patch: pytest.MonkeyPatch) -> None:
 def certificate_voided_by_an_update(patch: pytest.MonkeyPatch) -> None:
     merge = Document.merge
 
-    def careless(self: Document, record: Record, now: float) -> bool:
-        for one in self.certificates:
-            if record.owner in one.accusers:
+    def careless(self: Document, fact: Item, now: float, *verdict: Verdict) -> MergeResult:
+        for one in self.certificates if isinstance(fact, Record) else ():
+            if fact.owner in one.accusers:
                 del self._certificates[one.subject]
                 self._removed = None
-                self._died(one.id, one.issued_at, record.issued_at)
-        return merge(self, record, now)
+                self._died(one.id, one.issued_at, fact.issued_at)
+        return merge(self, fact, now, *verdict)
 
     patch.setattr(Document, "merge", careless)
     learned = Core._learned
@@ -220,7 +220,7 @@ def certificate_voided_by_an_update(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Document, "add_fork", lambda *_: False)
+    patch.setattr(Document, "_merge_fork", lambda *_: ())
 
 
 def nobody_is_ever_accused(patch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 
 from p2pmesh.state.document import Document, Item
-from p2pmesh.wire.evidence import Certificate, Fork, make_fork
+from p2pmesh.wire.evidence import Certificate, make_fork
 from p2pmesh.wire.records import Record
 from tests.state.make import MESH, NOW, certificate, record
 
@@ -58,12 +58,7 @@ def tell(document: Document, facts: Iterable[Item], now: float = LATER) -> Docum
     said = list(facts)
     # A certificate that came before the record that it names is offered again.
     for fact in [*said, *(one for one in said if isinstance(one, Certificate))]:
-        if isinstance(fact, Certificate):
-            document.add_certificate(fact, now)
-        elif isinstance(fact, Fork):
-            document.add_fork(fact, now)
-        else:
-            document.merge(fact, now)
+        document.merge(fact, now)
     return document
 
 

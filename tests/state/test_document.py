@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state import document as module
-from p2pmesh.state.document import Document, Item, Verdict
+from p2pmesh.state.document import Document, Item, MergeResult, Verdict
 from p2pmesh.state.fingerprint import CHANGES_KEPT_S, fingerprint_of
 from p2pmesh.state.forks import HOLD_S_MAX
 from p2pmesh.state.held import EXPIRY_GRACE_S, OWNER_BYTES_MAX, REGISTERS_PER_OWNER_MAX, Held
@@ -86,14 +86,16 @@ def test_what_comes_before_its_lease_waits_for_it() -> None:
     early = record(register="caps", epoch=NOW + 1, issued_at=NOW - 1000, ttl_s=9999)
     first = record(register="member")
     document = told([first], NOW)
-    assert document.judge(early, NOW) is Verdict.NEWS
+    assert document.judge(early, NOW) is Verdict.PENDING
     assert not document.merge(early, NOW)
     assert document.judge(early, NOW) is Verdict.STALE  # it is known, if not seen
     assert raws(document) == [first.raw]  # an epoch begins with its lease, not before
     assert document.merge(record(register="member", seq=2), NOW)
     assert document.judge(early, NOW) is Verdict.STALE
-    assert document.merge(record(register="member", epoch=NOW + 1), NOW)
+    begun = document.merge(lease := record(register="member", epoch=NOW + 1), NOW)
     assert document.get(NODES[0], "caps") == early
+    both = lease.digest, early.digest
+    assert begun == MergeResult(Verdict.NEWS, frozenset({NODES[0]}), both)
 
 
 def test_old_registers_do_not_come_back_without_their_lease() -> None:
@@ -149,9 +151,9 @@ def test_looking_for_what_ran_out_is_cheap_before_anything_can_have() -> None:
 
 def test_a_certificate_names_the_version_that_stands() -> None:
     document = told([record(register="member", seq=2)], NOW)
-    assert not document.add_certificate(certificate(0, seq=1), NOW)
-    assert document.add_certificate(first := certificate(0, (1,), seq=2), NOW)
-    assert not document.add_certificate(certificate(0, (2,), seq=2), NOW)  # the same, by others
+    assert not document.merge(certificate(0, seq=1), NOW)
+    assert document.merge(first := certificate(0, (1,), seq=2), NOW)
+    assert not document.merge(certificate(0, (2,), seq=2), NOW)  # the same, by others
     assert document.certificates == (first,)
     assert document.certificate(NODES[0]) == first
     assert document.removed == {NODES[0]}
@@ -160,8 +162,20 @@ def test_a_certificate_names_the_version_that_stands() -> None:
     assert document.merge(record(register="member", seq=3), NOW)
     assert document.removed == frozenset()
     assert document.certificate(NODES[0]) is None
-    assert not document.add_certificate(first, NOW)
+    assert not document.merge(first, NOW)
     assert document.item(first.id) is None
+
+
+def test_a_certificate_is_judged_by_the_version_that_it_names() -> None:
+    document = told([record(register="member", seq=2)], NOW)
+    named = [document.judge(certificate(0, seq=seq), NOW) for seq in (1, 2, 3)]
+    assert named == [Verdict.STALE, Verdict.NEWS, Verdict.PENDING]
+    assert document.judge(certificate(2), NOW) is Verdict.PENDING
+    assert document.judge(certificate(0, seq=2, issued_at=NOW + 999), NOW) is Verdict.VOID
+    assert not document.merge(certificate(0, seq=3), NOW)
+    merged = document.merge(first := certificate(0, seq=2), NOW, Verdict.NEWS)
+    assert merged == MergeResult(Verdict.NEWS, frozenset({NODES[0]}), (first.id,))
+    assert document.judge(certificate(0, (2,), seq=2), NOW) is Verdict.STALE
 
 
 def test_a_certificate_goes_with_the_lease() -> None:
@@ -179,9 +193,9 @@ def test_certificates_and_forks_of_elsewhere_mean_nothing() -> None:
     mesh: dict[str, Any] = {"mesh": MeshId(b"n" * 16)}
     document = told([record(register="member")], NOW)
     one, other = (record(body={"value": value}, **mesh) for value in (1, 2))
-    assert not document.add_certificate(certificate(0, **mesh), NOW)
-    assert not document.add_fork(make_fork(one, other), NOW)
-    assert not document.add_certificate(certificate(0, issued_at=NOW + 999), NOW)
+    assert not document.merge(certificate(0, **mesh), NOW)
+    assert not document.merge(make_fork(one, other), NOW)
+    assert not document.merge(certificate(0, issued_at=NOW + 999), NOW)
     assert document.ids() == [record(register="member").digest]
 
 
@@ -199,7 +213,7 @@ def test_of_two_values_under_one_number_the_larger_stands_and_the_fork_is_told()
 def test_a_fork_outlives_the_epoch_and_ends_with_its_time() -> None:
     pair = [record(register="member", body={"value": value}) for value in (1, 2)]
     document = told([*pair, fork := make_fork(*pair)], NOW)
-    assert not document.add_fork(fork, NOW)
+    assert not document.merge(fork, NOW)
     assert document.merge(record(register="member", epoch=NOW + 1, ttl_s=3600), NOW)
     assert document.forks(NODES[0]) == (fork,)
     assert document.held(NOW + 29) == {NODES[0]}
@@ -207,7 +221,7 @@ def test_a_fork_outlives_the_epoch_and_ends_with_its_time() -> None:
     assert document.expire(NOW + HOLD_S_MAX - 1) == frozenset()
     assert document.expire(NOW + HOLD_S_MAX) == {NODES[0]}
     assert document.forks(NODES[0]) == ()
-    assert not document.add_fork(fork, NOW + HOLD_S_MAX)
+    assert not document.merge(fork, NOW + HOLD_S_MAX)
     assert document.fingerprint == fingerprint_of([one.digest for one in document.records()])
 
 
@@ -227,7 +241,7 @@ def test_one_owner_cannot_fill_everybodys_memory() -> None:
     assert document.merge(record(register="a/99"), NOW)  # in front, so the last one makes way
     assert len(document.registers(NODES[0])) == REGISTERS_PER_OWNER_MAX
     big = [record(register=f"b/{10 + page}", body={"x": "y" * 16_000}) for page in range(20)]
-    taken = [document.merge(one, NOW) for one in big]
+    taken = [bool(document.merge(one, NOW)) for one in big]
     assert taken == sorted(taken, reverse=True)
     assert 0 < sum(taken) < len(big)
     assert sum(len(one.raw) for one in document.records()) <= OWNER_BYTES_MAX

@@ -98,7 +98,7 @@ def test_nothing_that_a_removed_node_said_of_models_counts() -> None:
     document = Document(MESH)
     describes(document, SMALLEST, "embedding", state="ready")
     describes(document, LARGEST, "chat")
-    assert document.add_certificate(certificate(SMALLEST, (LARGEST,)), NOW)
+    assert document.merge(certificate(SMALLEST, (LARGEST,)), NOW)
     view = read(document)
     assert view.removed == {NODES[SMALLEST]}
     assert [node.node for node in view.models[digest(1)].holders] == [NODES[LARGEST]]
@@ -196,7 +196,7 @@ def at_random(rng: Random, seq: int) -> Callable[[Document], Sequence[int]]:
 
     def happen(document: Document) -> Sequence[int]:
         if rng.random() < 0.1:
-            document.add_certificate(certificate(owner, ((owner + 1) % 3,), seq=seq - 1), NOW)
+            document.merge(certificate(owner, ((owner + 1) % 3,), seq=seq - 1), NOW)
         else:
             register = rng.choice(sorted(bodies_by_register))
             body = {} if rng.random() < 0.1 else bodies_by_register[register]

@@ -12,10 +12,10 @@ def test_what_waits_is_taken_once() -> None:
         waiting.add(early, NOW)
     assert waiting.size_bytes == len(caps.raw) + len(load.raw) + len(other.raw)
     assert waiting.judge(caps) is Verdict.STALE
-    assert waiting.judge(record(seq=2)) is Verdict.NEWS
+    assert waiting.judge(record(seq=2)) is Verdict.PENDING
     assert waiting.take(NODES[0]) == (caps, load)
     assert waiting.take(NODES[0]) == ()
-    assert waiting.judge(caps) is Verdict.NEWS
+    assert waiting.judge(caps) is Verdict.PENDING
     assert waiting.size_bytes == len(other.raw)
 
 
@@ -33,7 +33,7 @@ def test_nothing_waits_for_ever() -> None:
 def test_there_is_only_so_much_room() -> None:
     waiting, seq = Waiting(), 0
     early = record(body={"x": "y" * 16_000})
-    while waiting.judge(early) is Verdict.NEWS:
+    while waiting.judge(early) is Verdict.PENDING:
         waiting.add(early, NOW)
         seq += 1
         early = record(seq=1 + seq, body={"x": "y" * 16_000})
