@@ -20,8 +20,7 @@ from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.bodies import BodyBudget
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.dialects import error_body
-from p2pmesh.gateway.headers import MODEL as MODEL_HEADER
-from p2pmesh.gateway.headers import WHERE, Header, cors_headers, preflight_headers
+from p2pmesh.gateway.headers import PART, WHERE, Header, cors_headers, preflight_headers
 from p2pmesh.gateway.limits import (
     PROCESSING_INTERVAL_S,
     RETRY_AFTER_S,
@@ -45,6 +44,7 @@ from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
+from p2pmesh.models.parts import PartId, parse_part
 from p2pmesh.web_policy import WebPolicy
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
@@ -217,7 +217,8 @@ class Api:
         self._bodies.check(int(length) if length else 0)
         body = await client.read_body(self._bodies, int(length) if length else 0)
         try:
-            models = await self._models_for(head, body, endpoint, caller)
+            part = _chosen_part(head) if caller.peer is not None else None
+            models = await self._models_for(head, body, endpoint, part)
             job = Job(
                 method=endpoint.method,
                 path=endpoint.path,
@@ -226,6 +227,7 @@ class Api:
                 model=models[0],
                 extra_headers=cors,
                 here_only=caller.peer is not None or _stays_here(head),
+                part=part,
                 wait=caller.peer is None and not _stays_here(head),
             )
             with client.work():
@@ -253,11 +255,11 @@ class Api:
         await self._proxy.answer(client, replace(job, model=order[0]))
 
     async def _models_for(
-        self, head: h11.Request, body: Body, endpoint: InferenceEndpoint, caller: Caller
+        self, head: h11.Request, body: Body, endpoint: InferenceEndpoint, part: PartId | None
     ) -> Sequence[ServedModel]:
-        """The model that a request names, or those that it may mean, best first."""
-        if caller.peer is not None:
-            return [self._checked(self._by_digest(_header(head, MODEL_HEADER) or ""), endpoint)]
+        """The model of the part that a peer chose, or those that a request may mean, best first."""
+        if part is not None:
+            return [self._checked(self._by_digest(part.digest), endpoint)]
         content_type = _header(head, b"content-type") or ""
         if len(body) > PARSE_BYTES_MAX:
             name = await trio.to_thread.run_sync(
@@ -318,6 +320,16 @@ def _header(head: h11.Request, name: bytes) -> str | None:
         if key.lower() == name:
             return value.decode("latin-1")
     return None
+
+
+def _chosen_part(head: h11.Request) -> PartId:
+    """The part that a peer asks for."""
+    text = _header(head, PART) or ""
+    part = parse_part(text)
+    if part is None:
+        message = f"No part of a model is called {text[:100]!r} here"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    return part
 
 
 def _stays_here(head: h11.Request) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import quote
 
+from p2pmesh.models.parts import PartId
+
 Header = tuple[bytes, bytes]
 
 SERVED_BY = b"x-p2pmesh-served-by"
 WHERE = b"x-p2pmesh-where"
-# From entry node to owner only: the digest that the entry node made of the model's name.
-MODEL = b"x-p2pmesh-model"
+# From entry node to owner only: the part that the entry node chose for the model's name.
+PART = b"x-p2pmesh-part"
 
 _OURS = b"x-p2pmesh-"
 _EXPOSED = b"X-P2PMesh-Served-By, Retry-After"
@@ -61,7 +63,7 @@ def _passed_on(headers: Iterable[Header], dropped: frozenset[bytes]) -> list[Hea
 
 
 def request_headers(
-    headers: Iterable[Header], *, body_bytes: int, key: str | None, model: str | None
+    headers: Iterable[Header], *, body_bytes: int, key: str | None, part: PartId | None
 ) -> list[Header]:
     """The headers for an engine, or for the owner of one.
 
@@ -69,15 +71,15 @@ def request_headers(
         headers: Those of the client, names in lower case.
         body_bytes: The length of the body that goes with them.
         key: The engine's own API key, for a local engine.
-        model: The digest that was chosen, for a peer.
+        part: What was chosen there, for a peer.
     """
     kept = _passed_on(headers, _NOT_FORWARDED)
     kept.append((b"host", b"p2pmesh"))
     kept.append((b"content-length", b"%d" % body_bytes))
     if key is not None:
         kept.append((b"authorization", b"Bearer " + key.encode("latin-1")))
-    if model is not None:
-        kept.append((MODEL, model.encode("ascii")))
+    if part is not None:
+        kept.append((PART, str(part).encode("ascii")))
     return kept
 
 

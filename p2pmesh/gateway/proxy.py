@@ -40,7 +40,7 @@ from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target, choose
 from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.gateway.suspicion import Guard, SilenceError, SuspicionWatch
-from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.models.parts import PartId, ReplicaKey
 
 # A long answer that is not streamed says nothing until it is done; an hour is a broken engine.
 ANSWER_DEADLINE_S = 3600.0
@@ -78,6 +78,7 @@ class Job:
         headers: Those of the client.
         extra_headers: Added to the answer (CORS).
         here_only: Only a local engine may answer: a peer asked, or the client wants it so.
+        part: The part that has to answer: a peer chose it; None for any.
         wait: Whether to wait for a replica when there is none; a peer would rather go elsewhere.
     """
 
@@ -89,6 +90,7 @@ class Job:
     extra_headers: Sequence[Header]
     here_only: bool
     wait: bool
+    part: PartId | None = None
 
 
 class BusyError(LinkError):
@@ -181,7 +183,9 @@ class Proxy:
 
     def _candidates(self, job: Job) -> Sequence[Target]:
         targets = self._backends.targets(job.model.digest)
-        return [target for target in targets if target.local] if job.here_only else targets
+        if not job.here_only:
+            return targets
+        return [one for one in targets if one.local and job.part in (None, one.part)]
 
     async def _wait_for_replica(self, job: Job, since: float, *, retry: bool, failure: str) -> None:
         """Return when it is worth looking again.
@@ -319,7 +323,7 @@ class Proxy:
             job.headers,
             body_bytes=len(job.body),
             key=key,
-            model=None if target.local else target.part.digest,
+            part=None if target.local else target.part,
         )
         began = trio.current_time()
         deadline = began + ANSWER_DEADLINE_S

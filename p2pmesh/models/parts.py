@@ -25,12 +25,22 @@ class PartId(NamedTuple):
     digest: ModelDigest
     name: str = WHOLE
 
+    def __str__(self) -> str:
+        return f"{self.digest}/{self.name}"
+
 
 class ReplicaKey(NamedTuple):
     """A part on one node: what tells a replica from every other."""
 
     node: NodeId
     part: PartId
+
+
+def parse_part(text: str) -> PartId | None:
+    """The part that `str` made a text of; None for any other text."""
+    digest, _, name = text.partition("/")
+    part = PartId(ModelDigest(digest), name)
+    return part if is_known(name) and str(part) == text else None
 
 
 def is_known(name: str) -> bool:

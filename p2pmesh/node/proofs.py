@@ -15,7 +15,7 @@ import trio
 from p2pmesh.engine.argv import Modality
 from p2pmesh.engine.probe import exchange, reason, small_request
 from p2pmesh.errors import LinkError, MeshError
-from p2pmesh.gateway.headers import MODEL
+from p2pmesh.gateway.headers import PART
 from p2pmesh.identity.keys import show_id
 from p2pmesh.models.parts import ReplicaKey
 
@@ -89,7 +89,7 @@ async def ask_replica(stream: trio.abc.Stream, replica: ReplicaKey, modality: Mo
     Raises:
         MeshError: The answer is no answer.
     """
-    named = (MODEL.decode(), replica.part.digest)
+    named = (PART.decode(), str(replica.part))
     request, data = small_request(modality, "mesh", named)
     async with stream:
         status, body = await exchange(stream, request, data)

@@ -184,7 +184,7 @@ async def test_a_peer_may_ask_for_inference_only(path: str) -> None:
             head, body = await caller.ask(method, path)
             assert head.status_code == 403
             assert json.loads(body)["error"]["code"] == "not_for_peers"
-        head, _ = await caller.ask("POST", CHAT, BODY, **{"x-p2pmesh-model": ALPHA})
+        head, _ = await caller.ask("POST", CHAT, BODY, **{"x-p2pmesh-part": f"{ALPHA}/whole"})
         assert head.status_code == 200, "the stream goes on"
 
 
@@ -355,7 +355,7 @@ async def test_requests_in_flight_are_bounded_then_queued_then_429(
         assert world.gateway.statistics().queued == 1
         assert await refused(world) == (429, "too_many_requests")
         peer = world.caller(peer=True)  # has places of its own
-        await peer.send("POST", CHAT, BODY, x_p2pmesh_model=ALPHA)
+        await peer.send("POST", CHAT, BODY, x_p2pmesh_part=f"{ALPHA}/whole")
         await trio.testing.wait_all_tasks_blocked()
         assert len(engine.asked) == 3
         await callers[2].stream.aclose()  # leaving the queue frees it
@@ -381,7 +381,7 @@ async def test_a_peer_without_a_digest_or_with_an_unknown_one_is_404() -> None:
         world.engine()
         caller = world.caller(peer=True)
         assert (await caller.ask("POST", CHAT, BODY))[0].status_code == 404
-        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=BETA)
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=f"{BETA}/whole")
         assert head.status_code == 404
 
 
@@ -389,9 +389,9 @@ async def test_a_client_cannot_choose_by_the_peers_header() -> None:
     async with open_world(model(), model(BETA, "beta")) as world:
         alpha = world.engine(hello, target(THERE))
         beta = world.engine(hello, target(digest=BETA))
-        await world.caller().ask("POST", CHAT, BODY, x_p2pmesh_model=BETA)
+        await world.caller().ask("POST", CHAT, BODY, x_p2pmesh_part=f"{BETA}/whole")
         assert (len(alpha.asked), len(beta.asked)) == (1, 0)
-        assert alpha.asked[0].header(b"x-p2pmesh-model") == ALPHA.encode()
+        assert alpha.asked[0].header(b"x-p2pmesh-part") == f"{ALPHA}/whole".encode()
 
 
 async def test_a_get_with_a_body_does_not_confuse_the_next_request() -> None:

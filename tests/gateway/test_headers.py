@@ -6,6 +6,8 @@ from p2pmesh.gateway.headers import (
     request_headers,
     response_headers,
 )
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import PartId
 
 
 def test_what_goes_to_an_engine() -> None:
@@ -22,13 +24,13 @@ def test_what_goes_to_an_engine() -> None:
         (b"expect", b"100-continue"),
         (b"te", b"trailers"),
         (b"upgrade", b"h2c"),
-        (b"x-p2pmesh-model", b"forged"),
+        (b"x-p2pmesh-part", b"forged"),
         (b"x-p2pmesh-where", b"local"),
         (b"content-type", b"application/json"),
         (b"accept-encoding", b"gzip"),
         (b"x-request-id", b"7"),
     ]
-    assert request_headers(came, body_bytes=5, key="k", model=None) == [
+    assert request_headers(came, body_bytes=5, key="k", part=None) == [
         (b"content-type", b"application/json"),
         (b"accept-encoding", b"gzip"),
         (b"x-request-id", b"7"),
@@ -39,8 +41,8 @@ def test_what_goes_to_an_engine() -> None:
 
 
 def test_a_peer_learns_the_digest_and_no_key() -> None:
-    sent = dict(request_headers([], body_bytes=0, key=None, model="abc"))
-    assert sent[b"x-p2pmesh-model"] == b"abc"
+    sent = dict(request_headers([], body_bytes=0, key=None, part=PartId(ModelDigest("abc"))))
+    assert sent[b"x-p2pmesh-part"] == b"abc/whole"
     assert b"authorization" not in sent
 
 

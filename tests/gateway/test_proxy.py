@@ -153,7 +153,7 @@ async def test_a_peer_learns_the_digest_and_its_answer_keeps_its_name(
         world.backends.keys[target().part] = "local-only"
         peer = world.engine(named, target(THERE))
         head, _ = await world.caller().ask("POST", CHAT, b"{}")
-        assert peer.asked[0].header(b"x-p2pmesh-model") == target().digest.encode()
+        assert peer.asked[0].header(b"x-p2pmesh-part") == str(target().part).encode()
         assert peer.asked[0].header(b"authorization") is None
         assert field_of(head, "x-p2pmesh-served-by") == "there/whole"
 

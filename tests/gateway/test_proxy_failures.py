@@ -220,10 +220,10 @@ async def test_a_request_that_kills_an_engine_over_a_kept_connection_counts(
 
         engine = world.engine(script, target(HERE))
         caller = world.caller(peer=peer)
-        await caller.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         others = [world.engine(hang_up, target(node)) for node in (THERE, YONDER)]
         poison = BODY[:-1] + b', "x": "poison"}'
-        head, body = await caller.ask("POST", CHAT, poison, x_p2pmesh_model="a" * 64)
+        head, body = await caller.ask("POST", CHAT, poison, x_p2pmesh_part=str(target().part))
         assert head.status_code == 502
         assert error_of(body)["code"] == "engine_lost"
         assert (len(engine.asked), engine.connections) == (2, 1)
@@ -235,7 +235,7 @@ async def test_requests_leave_a_local_engine_that_hangs(autojump_clock: MockCloc
         hanging = world.engine(silent, target(HERE))
         callers = world.caller(), world.caller(peer=True)
         for caller in callers:
-            await caller.send("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+            await caller.send("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         await trio.sleep(20)
         world.engine(hello, target(THERE))
         world.backends.suspect(HERE)

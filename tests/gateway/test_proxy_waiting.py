@@ -84,7 +84,7 @@ async def test_a_request_that_kills_engines_is_not_given_to_all_of_them(
     async with open_world() as world:
         engines = [world.engine(hang_up, target(node)) for node in (HERE, THERE)]
         caller = world.caller(peer=peer)
-        head, body = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+        head, body = await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert head.status_code == 502
         assert error_of(body)["code"] == "engine_lost"
         assert sum(len(engine.asked) for engine in engines) == (1 if peer else 2)
@@ -142,12 +142,12 @@ async def test_a_peer_is_never_sent_on_and_never_kept_waiting(autojump_clock: Mo
         other = world.engine(hello, target(THERE))
         caller = world.caller(peer=True)
         began = trio.current_time()
-        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert head.status_code == 503
         assert not other.asked
         assert trio.current_time() - began < 1
         local = world.engine(hello, target(HERE))
-        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+        head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert head.status_code == 200
         assert len(local.asked) == 1
         assert field_of(head, "x-p2pmesh-served-by") == "here/whole"

@@ -275,13 +275,13 @@ async def test_one_peer_cannot_take_the_places_of_the_others(autojump_clock: Moc
         await trio.testing.wait_all_tasks_blocked()
         began = trio.current_time()
         refused = world.caller(peer=True, node=FAR)
-        head, _ = await refused.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        head, _ = await refused.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert head.status_code == 503
         assert trio.current_time() == began, "told at once"
         other = world.caller(peer=True, node=THERE)
-        head, body = await other.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        head, body = await other.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert (head.status_code, body) == (200, BODY)
-        head, _ = await greedy[0].ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        head, _ = await greedy[0].ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert head.status_code == 200
 
 
@@ -299,11 +299,11 @@ async def test_when_all_places_are_taken_the_peer_with_most_streams_gives_one_up
         lone = [world.caller(peer=True, node=NodeId(bytes([n]) * 16)) for n in range(3)]
         await trio.sleep(1)
         newest = world.caller(peer=True, node=NodeId(b"n" * 16))
-        head, _ = await newest.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+        head, _ = await newest.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
         assert head.status_code == 200
         assert await most[0].rest() == b""
         for caller in [most[1], *few, *lone]:
-            head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+            head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
             assert head.status_code == 200
 
 
@@ -318,7 +318,7 @@ async def test_a_peer_has_to_ask_at_once_and_may_come_again_later(
         caller = world.caller(peer=True)
         for pause_s in (1, 70, 0):
             await trio.sleep(pause_s)
-            head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_model="a" * 64)
+            head, _ = await caller.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
             assert head.status_code == 200
 
 
@@ -341,7 +341,7 @@ async def test_draining_lets_requests_end_and_takes_no_more(autojump_clock: Mock
             assert (head.status_code, body) == (200, b'{"hello": 1}')
             assert field_of(head, "connection") == "close"
             new = world.caller(peer=True)
-            head, _ = await new.ask("POST", CHAT, BODY, x_p2pmesh_model=target().digest)
+            head, _ = await new.ask("POST", CHAT, BODY, x_p2pmesh_part=str(target().part))
             assert head.status_code == 503
             assert field_of(head, "connection") == "close"
             await new.stream.aclose()

@@ -112,7 +112,7 @@ async def test_a_replica_is_asked_as_a_request_is_forwarded() -> None:
         nursery.start_soon(ask_replica, here, REPLICA, "embedding")
         seen.append(await answer(there, 200))
     assert (seen[0].method, seen[0].target) == (b"POST", b"/v1/embeddings")
-    assert dict(seen[0].headers)[b"x-p2pmesh-model"] == REPLICA.part.digest.encode()
+    assert dict(seen[0].headers)[b"x-p2pmesh-part"] == str(REPLICA.part).encode()
 
 
 async def test_an_error_is_no_proof() -> None:
