@@ -233,6 +233,15 @@ def test_every_bound_that_the_text_names_is_in_the_table() -> None:
     assert named <= {name for name, *_ in bounds()}
 
 
+def test_rules_are_numbered_without_gaps_in_the_order_of_the_sections() -> None:
+    sections = re.split(r"^## (\d+)\. ", document(), flags=re.MULTILINE)[1:]
+    numbers = dict(zip(sections[::2], sections[1::2], strict=True))
+    for number in "12345678":
+        rules = re.findall(r"^- \*\*(\d+\.\d+)\*\* ", numbers[number], re.MULTILINE)
+        assert rules == [f"{number}.{place + 1}" for place in range(len(rules))]
+        assert rules, f"section {number} has no rules"
+
+
 def test_every_kind_of_message_is_written_down() -> None:
     kinds = {type(message) for message in MESSAGES.values()} | {Unknown}
     assert kinds == set(Message.__args__)
