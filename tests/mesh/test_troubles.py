@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pmesh.identity.hello import Peer
 from p2pmesh.models.store import EMBEDDED
 from p2pmesh.node.joining import JOIN_WAIT_S
 from p2pmesh.transport.base import Channel
@@ -259,7 +258,7 @@ async def test_a_clock_that_is_off_is_one_sentence(tmp_path: Path, ahead_s: int,
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     transport = TlsTransport(lambda: someone(1), listeners, lambda: time.time() + ahead_s)
     async with trio.open_nursery() as nursery:
-        await nursery.start(transport.serve, _ignore_channel, _ignore_stream)
+        await nursery.start(transport.serve, _ignore_channel, {})
         command = ["up", *ANY_PORTS, f"--home={tmp_path}", f"--join={transport.address}"]
         done = await trio.to_thread.run_sync(lambda: cli(*command))
         nursery.cancel_scope.cancel()
@@ -268,8 +267,4 @@ async def test_a_clock_that_is_off_is_one_sentence(tmp_path: Path, ahead_s: int,
 
 
 async def _ignore_channel(channel: Channel) -> None:
-    await trio.sleep_forever()
-
-
-async def _ignore_stream(peer: Peer, stream: trio.abc.Stream) -> None:
     await trio.sleep_forever()
