@@ -8,9 +8,10 @@ protocol's state; nothing here knows paths, models or engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
+from typing import Protocol
 
 import h11
 import trio
@@ -26,7 +27,17 @@ RECEIVE_BYTES = 64 * 1024
 # Read ahead of the handler; then TCP makes the client wait.
 INBOX_BYTES_MAX = 128 * 1024
 
-Watch = Callable[[trio.CancelScope], AbstractContextManager[object]]
+
+class SendWatch(Protocol):
+    """Is told of each sending, and may bring the deadline of its scope forward."""
+
+    def began_sending(self, scope: trio.CancelScope) -> None:
+        """A piece is about to be sent inside of `scope`."""
+        ...
+
+    def ended_sending(self, scope: trio.CancelScope) -> None:
+        """It was sent, or given up."""
+        ...
 
 
 class ClientGoneError(MeshError):
@@ -216,11 +227,11 @@ class ClientConnection:
         """Queue the end of the answer."""
         self._put(h11.EndOfMessage())
 
-    async def flush(self, watch: Watch = nullcontext) -> None:
+    async def flush(self, watch: SendWatch | None = None) -> None:
         """Send what is queued, waiting for a slow client, but not for ever.
 
         Args:
-            watch: Entered with the scope of the waiting, to bring its deadline forward.
+            watch: Told of the waiting.
 
         Raises:
             ClientGoneError: It took nothing for too long, or closed.
@@ -231,11 +242,17 @@ class ClientConnection:
             await self._informing.wait()
         pieces, self._pending = self._pending, []
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        with trio.move_on_after(self._limits.send_stall_s) as scope, watch(scope):
-            try:
+        scope = trio.CancelScope(deadline=trio.current_time() + self._limits.send_stall_s)
+        if watch is not None:  # before it is entered, as moving its deadline costs less then
+            watch.began_sending(scope)
+        try:
+            with scope:
                 await self._stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError) as exc:
-                raise ClientGoneError("the client closed the connection") from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError) as exc:
+            raise ClientGoneError("the client closed the connection") from exc
+        finally:
+            if watch is not None:
+                watch.ended_sending(scope)
         if scope.cancelled_caught:
             raise ClientGoneError("the client stopped reading")
         self.bytes_out += len(data)

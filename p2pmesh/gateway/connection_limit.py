@@ -7,8 +7,7 @@ for long are given up, the one stuck longest first, and only as many as wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import islice
 
 import trio
 
@@ -27,59 +26,62 @@ class ConnectionLimit:
 
     def __init__(self, slots: int, places: int) -> None:
         self._slots = slots
-        self._places = trio.CapacityLimiter(places)
-        self._users = 0
-        self._stuck: dict[trio.CancelScope, float] = {}
+        self._places = places
+        self._taken = 0
+        # Invariant: nobody waits while a place is free.
+        self._queue = trio.lowlevel.ParkingLot()
+        # Since when each answer is on its way, the oldest first.
+        self._sending: dict[trio.CancelScope, float] = {}
 
     def resize(self, slots: int, places: int) -> None:
         """Set both bounds anew; those beyond them stay until they are done."""
         self._slots = slots
-        if self._places.total_tokens != places:
-            self._places.total_tokens = places
+        self._places = places
+        self._let_in()
 
     def acquire_nowait(self) -> bool:
         """Take a place if one is free and nobody waits for it; whether that was so."""
-        try:
-            self._places.acquire_nowait()
-        except trio.WouldBlock:
+        if self._taken >= self._places:
             return False
-        self._users += 1
-        self._hurry()
+        self._taken += 1
+        self._hurry(self._taken)
         return True
 
     async def acquire(self) -> None:
         """Wait for a place."""
-        self._users += 1
-        self._hurry()
-        try:
-            await self._places.acquire()
-        except BaseException:
-            self._users -= 1
-            raise
+        if self.acquire_nowait():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        self._hurry(self._taken + len(self._queue) + 1)
+        await self._queue.park()
 
     def release(self) -> None:
         """Give a place back."""
-        self._places.release()
-        self._users -= 1
+        self._taken -= 1
+        self._let_in()
 
-    @contextmanager
-    def sending(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Note that a piece of an answer is on its way to the client, until the block ends.
+    def _let_in(self) -> None:
+        free = self._places - self._taken
+        if free > 0 and self._queue:
+            self._taken += len(self._queue.unpark(count=free))
+
+    def began_sending(self, scope: trio.CancelScope) -> None:
+        """Note that a piece of an answer is about to go to the client.
 
         Args:
-            scope: Around the block; its deadline is brought forward when others wait.
+            scope: Around the sending; its deadline is brought forward when others wait.
         """
-        self._stuck[scope] = trio.current_time()
-        if self._users > self._slots:
-            self._hurry()
-        try:
-            yield
-        finally:
-            del self._stuck[scope]
+        self._sending[scope] = trio.current_time()
+        self._hurry(self._taken + len(self._queue))
 
-    def _hurry(self) -> None:
-        waiting = self._users - self._slots
-        if waiting <= 0:
-            return
-        for scope, since in sorted(self._stuck.items(), key=lambda item: item[1])[:waiting]:
-            scope.deadline = min(scope.deadline, since + GIVE_WAY_S)
+    def ended_sending(self, scope: trio.CancelScope) -> None:
+        """Note that the piece was taken, or given up."""
+        del self._sending[scope]
+
+    def _hurry(self, users: int) -> None:
+        waiting = users - self._slots
+        if waiting > 0:
+            for scope, since in islice(self._sending.items(), waiting):
+                due = since + GIVE_WAY_S
+                if due < scope.deadline:  # noqa: PLR1730 - to set the same again costs as much
+                    scope.deadline = due

@@ -11,7 +11,7 @@ retries.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -38,8 +38,6 @@ CONNECT_DEADLINE_S = 5.0
 # Handshakes with one peer at once. It lets in four unproven connections of one address, which
 # several nodes behind one router share, and one of them is for this node's gossip.
 OPENING_PER_PEER_MAX = 3
-# The request goes out at the speed of the network; nothing accepted for so long is a dead peer.
-SEND_DEADLINE_S = 30.0
 RECEIVE_BYTES = 64 * 1024
 # Heads of engines are small; a peer must not fill our memory with one.
 HEAD_BYTES_MAX = 64 * 1024
@@ -114,8 +112,17 @@ class Upstream:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
 
-    async def send(self, method: str, path: str, headers: Sequence[Header], body: Body) -> None:
-        """Send a whole request; `headers` hold a content-length that fits `body`."""
+    def request(
+        self, method: str, path: str, headers: Sequence[Header], body: Body
+    ) -> Iterator[bytes | memoryview]:
+        """The pieces of a whole request, to be sent one after the other.
+
+        Args:
+            method: Its method.
+            path: What it asks for.
+            headers: With a content-length that fits `body`.
+            body: The bytes of its body; may be empty.
+        """
         self.path = path
         head = self._http.send(h11.Request(method=method, target=path, headers=list(headers)))
         assert head is not None, "only ConnectionClosed has no bytes"
@@ -124,17 +131,17 @@ class Upstream:
                 h11.Data(data=cast("bytes", body))
             )  # it takes the length only
         self._http.send(h11.EndOfMessage())
+        if len(body) <= JOIN_BYTES_MAX:
+            yield head + bytes(body)
+            return
+        yield head
+        for start in range(0, len(body), JOIN_BYTES_MAX):
+            yield memoryview(body)[start : start + JOIN_BYTES_MAX]
+
+    async def send(self, piece: bytes | memoryview) -> None:
+        """Send a piece of a request, waiting as long as it takes."""
         try:
-            with trio.fail_after(SEND_DEADLINE_S) as scope:
-                if len(body) <= JOIN_BYTES_MAX:
-                    await self._stream.send_all(head + bytes(body))
-                else:
-                    await self._stream.send_all(head)
-                    for start in range(0, len(body), JOIN_BYTES_MAX):
-                        scope.deadline = trio.current_time() + SEND_DEADLINE_S
-                        await self._stream.send_all(
-                            memoryview(body)[start : start + JOIN_BYTES_MAX]
-                        )
+            await self._stream.send_all(piece)
         except _BROKEN as exc:
             raise LinkError(f"the request could not be sent: {_words(exc)}") from exc
 

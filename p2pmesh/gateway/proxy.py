@@ -46,6 +46,8 @@ from p2pmesh.models.parts import PartId, ReplicaKey
 ANSWER_DEADLINE_S = 3600.0
 # Between two pieces of an answer; an engine that thinks longer than this about a token is stuck.
 SILENCE_DEADLINE_S = 600.0
+# The request goes out at the speed of the network; nothing accepted for so long is a dead peer.
+SEND_DEADLINE_S = 30.0
 # When every replica failed and nothing changes: try them again, but not in a tight loop.
 RETRY_PAUSE_S = 0.5
 RETRY_FLOOR_S = 0.05
@@ -227,13 +229,9 @@ class Proxy:
         try:
             with self.suspicion.guard(target) as guard:
                 limit = self._limit(target)
-                failures = self.breaker.failures(target.key)
                 if not limit.acquire_nowait():
-                    with guard.wait(ANSWER_DEADLINE_S):
-                        await limit.acquire()
+                    await self._wait_for_place(limit, target, guard)
                 try:
-                    if self.breaker.failures(target.key) > failures:
-                        raise BusyError("it failed others while this request waited for it")
                     await self._exchange(client, job, target, guard, limit)
                 finally:
                     limit.release()
@@ -245,6 +243,14 @@ class Proxy:
             if not self._in_flight[target.key]:
                 del self._in_flight[target.key]
                 self._connection_limits.pop(target.key, None)
+
+    async def _wait_for_place(self, limit: ConnectionLimit, target: Target, guard: Guard) -> None:
+        failures = self.breaker.failures(target.key)
+        with guard.wait(ANSWER_DEADLINE_S):
+            await limit.acquire()
+        if self.breaker.failures(target.key) > failures:
+            limit.release()
+            raise BusyError("it failed others while this request waited for it")
 
     def _limit(self, target: Target) -> ConnectionLimit:
         """Return the bound on connections to a replica; requests beyond it wait here, in turn.
@@ -329,8 +335,9 @@ class Proxy:
         deadline = began + ANSWER_DEADLINE_S
         heard = 0
         try:
-            with guard.wait(ANSWER_DEADLINE_S):
-                await upstream.send(job.method, job.path, headers, job.body)
+            for piece in upstream.request(job.method, job.path, headers, job.body):
+                with guard.wait(min(SEND_DEADLINE_S, deadline - trio.current_time())):
+                    await upstream.send(piece)
             while True:
                 now = trio.current_time()
                 if heard > PROCESSING_SPARE + (now - began) / PROCESSING_INTERVAL_S:
@@ -370,14 +377,14 @@ class Proxy:
         try:
             while True:
                 if event is h11.NEED_DATA:
-                    await client.flush(limit.sending)
+                    await client.flush(limit)
                     with guard.wait(SILENCE_DEADLINE_S):
                         await upstream.receive()
                 elif isinstance(event, h11.Data):
                     client.write(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     client.finish()
-                    await client.flush(limit.sending)
+                    await client.flush(limit)
                     return
                 event = upstream.next_event()
         except h11.LocalProtocolError as exc:  # more or less of a body than its head announced

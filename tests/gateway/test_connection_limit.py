@@ -28,8 +28,12 @@ class Requests:
         try:
             if not stuck:
                 await trio.sleep_forever()
-            with trio.move_on_after(PATIENCE_S) as scope, self.limit.sending(scope):
-                await trio.sleep_forever()
+            with trio.move_on_after(PATIENCE_S) as scope:
+                self.limit.began_sending(scope)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self.limit.ended_sending(scope)
         finally:
             self.limit.release()
             self.ended[name] = trio.current_time()

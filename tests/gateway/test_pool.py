@@ -26,8 +26,13 @@ from tests.gateway.fake import BETA, THERE, YONDER, FakeEngine, eventually, targ
 HEADERS: list[Header] = [(b"host", b"x"), (b"content-length", b"0")]
 
 
+async def ask(upstream: Upstream) -> None:
+    for piece in upstream.request("GET", "/", HEADERS, b""):
+        await upstream.send(piece)
+
+
 async def exchange(upstream: Upstream) -> None:
-    await upstream.send("GET", "/", HEADERS, b"")
+    await ask(upstream)
     while not isinstance(event := upstream.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
             await upstream.receive()
@@ -79,7 +84,7 @@ async def test_one_whose_answer_was_not_read_is_closed() -> None:
     async with trio.open_nursery() as nursery:
         pool = pool_of(FakeEngine(nursery))
         upstream = await pool.open(target())
-        await upstream.send("GET", "/", HEADERS, b"")
+        await ask(upstream)
         await pool.release(upstream)
         assert len(pool) == 0
         nursery.cancel_scope.cancel()
@@ -138,7 +143,7 @@ async def test_connecting_has_a_deadline(autojump_clock: MockClock) -> None:
 async def test_what_is_not_http_is_a_link_error() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     upstream = Upstream(target(), ours)
-    await upstream.send("GET", "/", HEADERS, b"")
+    await ask(upstream)
     await theirs.send_all(b"SSH-2.0-OpenSSH\r\n\r\n")
     await upstream.receive()
     with pytest.raises(LinkError, match="the answer is broken"):
