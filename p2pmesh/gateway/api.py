@@ -219,6 +219,7 @@ class Api:
         try:
             part = _chosen_part(head) if caller.peer is not None else None
             models = await self._models_for(head, body, endpoint, part)
+            here_only = caller.peer is not None or _stays_here(head)
             job = Job(
                 method=endpoint.method,
                 path=endpoint.path,
@@ -226,9 +227,9 @@ class Api:
                 body=body,
                 model=models[0],
                 extra_headers=cors,
-                here_only=caller.peer is not None or _stays_here(head),
+                here_only=here_only,
                 part=part,
-                wait=caller.peer is None and not _stays_here(head),
+                wait=not here_only,
             )
             with client.work():
                 async with self._places[caller.kind].place():
