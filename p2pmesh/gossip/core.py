@@ -23,6 +23,7 @@ from p2pmesh.gossip.clock import MeshClock
 from p2pmesh.gossip.dialling import Dialling
 from p2pmesh.gossip.errands import ERRAND_S
 from p2pmesh.gossip.events import (
+    AuthorisationChanged,
     DialFailed,
     Disconnect,
     Event,
@@ -49,7 +50,7 @@ from p2pmesh.gossip.spread import Spread
 from p2pmesh.gossip.sync import Sync
 from p2pmesh.gossip.watch import Watch
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.document import Document
+from p2pmesh.state.document import Authorised, Document
 from p2pmesh.wire.evidence import accused_to_wire
 from p2pmesh.wire.messages import (
     Answer,
@@ -85,10 +86,16 @@ class Core:
         seeds: tuple[Address, ...],
         book: Mapping[NodeId, tuple[Address, ...]],
         shared: Shared,
+        authorised: Authorised,
     ) -> None:
         self.me = NodeId(key.id)
         self.document = Document(
-            mesh, keeper=self.me, share=shared.held, grow=shared.grown, homes=shared.homes
+            mesh,
+            keeper=self.me,
+            authorised=authorised,
+            share=shared.held,
+            grow=shared.grown,
+            homes=shared.homes,
         )
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
@@ -145,6 +152,10 @@ class Core:
             case Publish(register=register, body=body):
                 self.author.publish(register, body)
                 return self._write(now)
+            case AuthorisationChanged(owners=owners):
+                self._sync.retry()
+                over = self.document.reauthorise(owners, self.clock.now(now))
+                return [*self._learned(over, now), *self._review_soon()]
 
     # --- links ------------------------------------------------------------------------------------
 

@@ -72,7 +72,14 @@ class Publish:
     body: dict[str, Any] | None
 
 
-Event = LinkUp | LinkDown | DialFailed | Received | TimerFired | Publish
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorisationChanged:
+    """These owners are authorised now and were not, or the other way round."""
+
+    owners: frozenset[NodeId]
+
+
+Event = LinkUp | LinkDown | DialFailed | Received | TimerFired | Publish | AuthorisationChanged
 
 
 # --- out --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from p2pmesh.gossip.core import Core
 from p2pmesh.gossip.events import Event, Health, Out
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.document import Document
+from p2pmesh.state.document import Authorised, Document, everybody
 
 
 class Gossip:
@@ -27,6 +27,8 @@ class Gossip:
         seeds: Addresses that the user named.
         book: Addresses of nodes known from earlier.
         shared: The functions that depend on their arguments alone.
+        authorised: Whether the facts of an owner count at a mesh time; the shell reports each
+            change with `AuthorisationChanged`.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Gossip:
         seeds: tuple[Address, ...] = (),
         book: Mapping[NodeId, tuple[Address, ...]] | None = None,
         shared: Shared | None = None,
+        authorised: Authorised = everybody,
     ) -> None:
         self.me = NodeId(key.id)
         self._core = Core(
@@ -49,6 +52,7 @@ class Gossip:
             seeds=seeds,
             book=book or {},
             shared=shared or Shared(),
+            authorised=authorised,
         )
 
     def start(self, now: float) -> list[Out]:

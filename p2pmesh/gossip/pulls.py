@@ -149,6 +149,10 @@ class Pulls:
         self._paused = {node: until for node, until in self._paused.items() if now < until}
         return late
 
+    def retry(self) -> None:
+        """Ask again for what did not stand: it may stand now."""
+        self._refused.clear()
+
     def link_down(self, node: NodeId) -> None:
         """What `node` was asked for may be asked of others."""
         self._paused.pop(node, None)

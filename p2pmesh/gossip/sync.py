@@ -317,6 +317,11 @@ class Sync:
             self._end(session, now)
         return []
 
+    def retry(self) -> None:
+        """Ask for what was refused and repair with those who had nothing, without further delay."""
+        self._pulls.retry()
+        self._patience.clear()
+
     def link_down(self, node: NodeId) -> None:
         """The link is gone, and all that was under way on it."""
         self._pulls.link_down(node)

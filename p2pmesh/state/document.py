@@ -15,7 +15,7 @@ the judgement. Memory: per owner one `Held`, which documents simulated in one pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state.fingerprint import Fingerprint, term_of
@@ -49,23 +49,36 @@ __all__ = [
     "OWNERS_MAX",
     "OWNER_BYTES_MAX",
     "REGISTERS_PER_OWNER_MAX",
+    "Authorised",
     "Document",
     "MergeResult",
     "Verdict",
+    "everybody",
     "term_of",
 ]
 
 OWNERS_MAX = 16384  # somewhat above the largest mesh that was ever simulated
 
 Item = Record | Certificate | Fork
+Authorised = Callable[[NodeId, float], bool]  # whether an owner's facts count at that mesh time
+
+
+def everybody(_owner: NodeId, _now: float) -> bool:
+    """Authorise every owner."""
+    return True
 
 
 class Document:
     """All that stands.
 
+    Facts of an owner who is not authorised are void, except the keeper's own. The document asks
+    when a fact is judged; whoever knows that an authorisation began or ended calls `reauthorise`.
+
     Args:
         mesh: Records of other meshes mean nothing here.
-        keeper: Whose document it is: there is always room for what that node says itself.
+        keeper: Whose document it is: what that node says itself always has room and counts.
+        authorised: Whether the facts of an owner count now. Nodes that answer differently do not
+            come to hold the same.
         share: Returns the one copy of equal values, in a simulation.
         grow: What stands of an owner once a record does, as `Held.with_record`.
         homes: Whose each item is, by id; one map for all documents of a simulation.
@@ -76,11 +89,12 @@ class Document:
         mesh: MeshId,
         *,
         keeper: NodeId | None = None,
+        authorised: Authorised = everybody,
         share: Callable[[Held], Held] | None = None,
         grow: Callable[[Held, Record], Held] = Held.with_record,
         homes: dict[bytes, NodeId] | None = None,
     ) -> None:
-        self._mesh, self._keeper = mesh, keeper
+        self._mesh, self._keeper, self._authorised = mesh, keeper, authorised
         self._share, self._grow = share, grow
         self._held: dict[NodeId, Held] = {}
         self._certificates: dict[NodeId, Certificate] = {}
@@ -151,6 +165,8 @@ class Document:
             fact: Parsed, not yet verified.
             now: Mesh time in seconds.
         """
+        if not self._counts(fact.owner, now):
+            return Verdict.VOID
         if isinstance(fact, Record):
             return self._judge_record(fact, now)
         if not is_credible(fact, self._mesh, now):
@@ -259,6 +275,24 @@ class Document:
         self._ends_at = min([*ends, *map(fork_ends_at, self._forks)], default=NEVER)
         return frozenset([owner for owner, _ in over] + [fork.owner for fork in forks])
 
+    def reauthorise(self, owners: Iterable[NodeId], now: float) -> frozenset[NodeId]:
+        """Drop everything of those of `owners` who are no longer authorised; return those owners.
+
+        Facts of owners who are authorised again are no longer void when they are offered.
+        """
+        self._fingerprint.advance(now)
+        over = frozenset(
+            owner
+            for owner in owners
+            if (owner in self._held or self._forks.of(owner)) and not self._counts(owner, now)
+        )
+        for owner in over:
+            if owner in self._held:
+                self._set(owner, self._held[owner], NOTHING, int(now))
+            for fork in self._forks.drop(owner):
+                self._died(fork.id, fork.issued_at, int(now))
+        return over
+
     # --- certificates -----------------------------------------------------------------------------
 
     def certificate(self, subject: NodeId) -> Certificate | None:
@@ -313,6 +347,9 @@ class Document:
             yield from held.digests
         yield from (certificate.id for certificate in self._certificates.values())
         yield from (fork.id for fork in self._forks)
+
+    def _counts(self, owner: NodeId, now: float) -> bool:
+        return self._authorised(owner, now) or owner == self._keeper
 
     def _is_full_for(self, owner: NodeId) -> bool:
         if owner in self._held or owner == self._keeper:

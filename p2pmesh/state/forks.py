@@ -50,6 +50,13 @@ class Forks:
         self._set(fork.owner, tuple(ordered[-FORKS_MAX:]))
         return tuple(ordered[:-FORKS_MAX])
 
+    def drop(self, owner: NodeId) -> tuple[Fork, ...]:
+        """Drop the forks of `owner`; return them."""
+        gone = self.of(owner)
+        if gone:
+            self._set(owner, ())
+        return gone
+
     def expire(self, now: float) -> list[Fork]:
         """Drop what has stood for long enough; returns it."""
         over = [fork for fork in self if fork_ends_at(fork) <= now]

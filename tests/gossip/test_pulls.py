@@ -109,6 +109,16 @@ def test_what_came_and_did_not_stand_is_not_asked_for_again_for_a_while() -> Non
     assert some.add(OTHER, [old.digest], NOW + REFUSED_S)
 
 
+def test_what_may_stand_now_is_asked_for_at_once() -> None:
+    some, void = Pulls(Document(MESH)), record(1)
+    some.add(PEER, [void.digest], NOW)
+    wanted(some)
+    assert some.arrived(PEER, ids(void), NOW)
+    assert not some.add(PEER, [void.digest], NOW)
+    some.retry()
+    assert some.add(PEER, [void.digest], NOW)
+
+
 def test_evidence_that_did_not_stand_is_known_by_its_id() -> None:
     some = Pulls(Document(MESH))
     gone, both = certificate(1, [2, 3]), fork(4)

@@ -225,6 +225,56 @@ def test_a_fork_outlives_the_epoch_and_ends_with_its_time() -> None:
     assert document.fingerprint == fingerprint_of([one.digest for one in document.records()])
 
 
+# --- authorisation --------------------------------------------------------------------------------
+
+
+def test_facts_count_for_as_long_as_their_owner_is_authorised() -> None:
+    allowed, asked = {NODES[1]}, list[float]()
+
+    def authorised(owner: NodeId, now: float) -> bool:
+        asked.append(now)
+        return owner in allowed
+
+    document = Document(MESH, authorised=authorised)
+    others = [record(1, "member")]
+    pair = [record(register="caps", body={"value": value}) for value in (1, 2)]
+    theirs: list[Item] = [record(register="member"), record(register="wants"), *pair]
+    theirs += [make_fork(*pair), certificate(0, (1,))]
+    without = tell(document, [*others, *theirs], NOW).fingerprint
+    assert raws(document) == [others[0].raw]
+    assert {document.judge(fact, NOW) for fact in theirs} == {Verdict.VOID}
+    assert document.reauthorise([NODES[0]], NOW) == frozenset()
+
+    allowed.add(NODES[0])
+    tell(document, theirs, NOW)
+    assert document.ids() == tell(Document(MESH), [*others, *theirs], NOW).ids()
+    assert document.removed == {NODES[0]}
+    assert document.reauthorise(NODES, NOW + 1) == frozenset()
+
+    allowed.discard(NODES[0])
+    assert document.reauthorise([NODES[1]], NOW + 2) == frozenset()
+    assert document.reauthorise(NODES, NOW + 2.5) == {NODES[0]}
+    assert asked[-1] == NOW + 2.5
+    assert (raws(document), document.fingerprint) == ([others[0].raw], without)
+    assert document.fingerprint_at(NOW + 2) == without
+    assert document.fingerprint_at(NOW + 1) != without
+    assert document.removed == frozenset()
+    assert document.forks(NODES[0]) == ()
+    assert document.held(NOW + 3) == frozenset()
+
+    allowed.add(NODES[0])
+    tell(document, theirs, NOW + 3)
+    assert document.ids() == tell(Document(MESH), [*others, *theirs], NOW).ids()
+
+
+def test_a_node_hears_itself_whether_it_is_authorised_or_not() -> None:
+    document = Document(MESH, keeper=NODES[0], authorised=lambda *_: False)
+    assert document.merge(record(register="member"), NOW)
+    assert not document.merge(record(1, "member"), NOW)
+    assert document.reauthorise(NODES, NOW) == frozenset()
+    assert document.owners == (NODES[0],)
+
+
 # --- bounds ---------------------------------------------------------------------------------------
 
 
