@@ -33,7 +33,7 @@ MESH = MeshId(b"a measured mesh ")
 PEER = NodeId(b"a linked peer   ")
 ROUNDS = 7
 RECORDS = 3000
-REGISTERS = (MEMBER, "caps", "serving", "serving")  # of each owner
+REGISTERS = (MEMBER, "caps", "serving", "models/0")  # of each owner
 
 # What the project promises of itself, in microseconds.
 TARGETS: Mapping[str, float] = {"accept_us": 130, "stale_us": 6, "older_us": 6, "merge_us": 10}
