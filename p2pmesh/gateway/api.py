@@ -38,7 +38,7 @@ from p2pmesh.gateway.openai import (
     unknown_model,
     wrong_modality,
 )
-from p2pmesh.gateway.proxy import ENGINE_LOST, AnswerBrokenError, Job, Proxy
+from p2pmesh.gateway.proxy import ENGINE_LOST, AnswerBrokenError, InferenceRequest, Proxy
 from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
@@ -220,7 +220,7 @@ class Api:
             part = _chosen_part(head) if caller.peer is not None else None
             models = await self._models_for(head, body, endpoint, part)
             here_only = caller.peer is not None or _stays_here(head)
-            job = Job(
+            request = InferenceRequest(
                 method=endpoint.method,
                 path=endpoint.path,
                 headers=list(head.headers),
@@ -233,27 +233,29 @@ class Api:
             )
             with client.work():
                 async with self._places[caller.kind].place():
-                    await self._answer(client, job, models)
+                    await self._answer(client, request, models)
         finally:
             self._bodies.give_back(len(body))
 
     async def _answer(
-        self, client: ClientConnection, job: Job, models: Sequence[ServedModel]
+        self, client: ClientConnection, request: InferenceRequest, models: Sequence[ServedModel]
     ) -> None:
         """Answer from the first of the models that can; the first is worth waiting for."""
         if len(models) == 1:
-            await self._proxy.answer(client, job)
+            await self._proxy.answer(client, request)
             return
-        order = sorted(models, key=lambda m: not self._proxy.is_promising(replace(job, model=m)))
+        order = sorted(
+            models, key=lambda m: not self._proxy.is_promising(replace(request, model=m))
+        )
         for model in order:
             try:
-                await self._proxy.answer(client, replace(job, model=model, wait=False))
+                await self._proxy.answer(client, replace(request, model=model, wait=False))
             except ApiError as exc:
                 if exc.code == ENGINE_LOST:  # the request may have killed it; one is enough
                     raise
             else:
                 return
-        await self._proxy.answer(client, replace(job, model=order[0]))
+        await self._proxy.answer(client, replace(request, model=order[0]))
 
     async def _models_for(
         self, head: h11.Request, body: Body, endpoint: InferenceEndpoint, part: PartId | None

@@ -39,7 +39,7 @@ from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target, choose
 from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
-from p2pmesh.gateway.suspicion import Guard, SilenceError, SuspicionWatch
+from p2pmesh.gateway.suspicion import Deadline, SilenceError, SuspicionWatch
 from p2pmesh.models.parts import PartId, ReplicaKey
 
 # A long answer that is not streamed says nothing until it is done; an hour is a broken engine.
@@ -56,7 +56,7 @@ LOSSES_MAX = 2
 # Nor is one that so many different replicas failed to answer, for whatever reason.
 FAILURES_MAX = 3
 # The replica, or the owner's gateway, says that it cannot now; another may.
-ELSEWHERE = frozenset({502, 503, 504})
+RETRYABLE = frozenset({502, 503, 504})
 # An owner's gateway says with the first that its engine was lost, with the second that it has none
 # or no room now, which is an answer and no failure.
 LOST, BUSY = 502, 503
@@ -72,7 +72,7 @@ class AnswerBrokenError(MeshError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class InferenceRequest:
     """One request for a model.
 
     Attributes:
@@ -124,8 +124,8 @@ class Proxy:
         self.suspicion = SuspicionWatch(backends.lost)
         self.breaker = Breaker()
 
-    async def answer(self, client: ClientConnection, job: Job) -> None:
-        """Answer `job` on `client`, from whichever replica can.
+    async def answer(self, client: ClientConnection, request: InferenceRequest) -> None:
+        """Answer `request` on `client`, from whichever replica can.
 
         Raises:
             ApiError: None can; nothing was sent yet.
@@ -139,7 +139,7 @@ class Proxy:
         while True:
             began = trio.current_time()
             target = choose(
-                self._candidates(job),
+                self._candidates(request),
                 self._in_flight,
                 self._rng,
                 tried=tried,
@@ -147,12 +147,14 @@ class Proxy:
             )
             if target is None:
                 waiting_since = min(waiting_since, trio.current_time())
-                await self._wait_for_replica(job, waiting_since, retry=bool(tried), failure=failure)
+                await self._wait_for_replica(
+                    request, waiting_since, retry=bool(tried), failure=failure
+                )
                 tried.clear()
                 continue
             self.breaker.attempted(target.key, began)
             try:
-                await self._try_one(client, job, target)
+                await self._try_one(client, request, target)
             except LinkError as exc:
                 now = trio.current_time()
                 # Only silence is time that the replica wasted; others worked, or were waited for.
@@ -161,39 +163,41 @@ class Proxy:
                 self._backends.failed(target.key)
                 failure = f"{target.node_name}: {exc}"
                 _log.debug(
-                    "replica_failed", model=job.model.id, node=target.node_name, why=str(exc)
+                    "replica_failed", model=request.model.id, node=target.node_name, why=str(exc)
                 )
                 if client.started:
                     raise AnswerBrokenError(failure) from exc
                 tried.add(target.key)
                 self._counters.retries += 1
                 losses += isinstance(exc, LostError)
-                if losses >= (LOSSES_MAX if job.wait else 1):
-                    raise _lost(job.model, failure) from exc
+                if losses >= (LOSSES_MAX if request.wait else 1):
+                    raise _lost(request.model, failure) from exc
                 if not isinstance(exc, BusyError):
                     failed.add(target.key)
                 if len(failed) >= FAILURES_MAX:
-                    raise _all_failed(job.model, failure) from exc
+                    raise _all_failed(request.model, failure) from exc
             else:
                 return
 
-    def is_promising(self, job: Job) -> bool:
-        """Whether a replica may answer the job that did not fail a moment ago."""
+    def is_promising(self, request: InferenceRequest) -> bool:
+        """Whether a replica may answer the request that did not fail a moment ago."""
         now = trio.current_time()
-        candidates = self._candidates(job)
+        candidates = self._candidates(request)
         return not all(self.breaker.is_avoided(target.key, now) for target in candidates)
 
-    def _candidates(self, job: Job) -> Sequence[Target]:
-        targets = self._backends.targets(job.model.digest)
-        if not job.here_only:
+    def _candidates(self, request: InferenceRequest) -> Sequence[Target]:
+        targets = self._backends.targets(request.model.digest)
+        if not request.here_only:
             return targets
-        return [one for one in targets if one.local and job.part in (None, one.part)]
+        return [one for one in targets if one.local and request.part in (None, one.part)]
 
-    async def _wait_for_replica(self, job: Job, since: float, *, retry: bool, failure: str) -> None:
+    async def _wait_for_replica(
+        self, request: InferenceRequest, since: float, *, retry: bool, failure: str
+    ) -> None:
         """Return when it is worth looking again.
 
         Args:
-            job: What to wait for.
+            request: What to wait for.
             since: When the request began to wait, on trio's clock.
             retry: Whether there are replicas, which all failed.
             failure: What the last one said.
@@ -201,12 +205,12 @@ class Proxy:
         Raises:
             ApiError: 503, it is not worth waiting; 429, too many wait.
         """
-        digest = job.model.digest
-        model = next((m for m in self._backends.models() if m.digest == digest), job.model)
+        digest = request.model.digest
+        model = next((m for m in self._backends.models() if m.digest == digest), request.model)
         limits, now = self._limits, trio.current_time()
         hopeful = model.state in (READY, LOADING)
-        deadline = since + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
-        if not job.wait or now >= deadline:
+        ends_at = since + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
+        if not request.wait or now >= ends_at:
             raise not_ready(model, failure, retry_after_s=RETRY_AFTER_S)
         if self._counters.waiting >= limits.waiting:
             message = f"Too many requests wait for {model.id} to be ready; try again soon"
@@ -214,39 +218,43 @@ class Proxy:
             raise ApiError(429, message, code=code, retry_after_s=RETRY_AFTER_S)
         self._counters.waiting += 1
         try:
-            with trio.move_on_at(min(deadline, now + RETRY_PAUSE_S) if retry else deadline):
+            with trio.move_on_at(min(ends_at, now + RETRY_PAUSE_S) if retry else ends_at):
                 await self._backends.changed()
             if retry:
                 await trio.sleep_until(now + RETRY_FLOOR_S)
         finally:
             self._counters.waiting -= 1
 
-    async def _try_one(self, client: ClientConnection, job: Job, target: Target) -> None:
+    async def _try_one(
+        self, client: ClientConnection, request: InferenceRequest, target: Target
+    ) -> None:
         self._in_flight[target.key] += 1
-        self._counters.in_flight[job.model.digest] += 1
+        self._counters.in_flight[request.model.digest] += 1
         if target.local:
             self._backends.begin(target.part)
         try:
-            with self.suspicion.guard(target) as guard:
+            with self.suspicion.deadline(target) as deadline:
                 limit = self._limit(target)
                 if not limit.acquire_nowait():
-                    await self._wait_for_place(limit, target, guard)
+                    await self._wait_for_place(limit, target, deadline)
                 try:
-                    await self._exchange(client, job, target, guard, limit)
+                    await self._exchange(client, request, target, deadline, limit)
                 finally:
                     limit.release()
         finally:
             if target.local:
                 self._backends.end(target.part)
-            self._counters.in_flight[job.model.digest] -= 1
+            self._counters.in_flight[request.model.digest] -= 1
             self._in_flight[target.key] -= 1
             if not self._in_flight[target.key]:
                 del self._in_flight[target.key]
                 self._connection_limits.pop(target.key, None)
 
-    async def _wait_for_place(self, limit: ConnectionLimit, target: Target, guard: Guard) -> None:
+    async def _wait_for_place(
+        self, limit: ConnectionLimit, target: Target, deadline: Deadline
+    ) -> None:
         failures = self.breaker.failures(target.key)
-        with guard.wait(ANSWER_DEADLINE_S):
+        with deadline.wait(ANSWER_DEADLINE_S):
             await limit.acquire()
         if self.breaker.failures(target.key) > failures:
             limit.release()
@@ -269,28 +277,28 @@ class Proxy:
     async def _exchange(
         self,
         client: ClientConnection,
-        job: Job,
+        request: InferenceRequest,
         target: Target,
-        guard: Guard,
+        deadline: Deadline,
         limit: ConnectionLimit,
     ) -> None:
-        upstream, head = await self._ask(job, target, guard)
+        upstream, head = await self._ask(request, target, deadline)
         whole = False
         try:
-            if head.status_code in ELSEWHERE:
+            if head.status_code in RETRYABLE:
                 kind = {LOST: LostError, BUSY: BusyError}.get(head.status_code, LinkError)
                 raise kind(f"it answered {head.status_code}")
             silence_s = SILENCE_DEADLINE_S if target.local else STALL_S
-            first = await self._next_part(upstream, guard, silence_s)
+            first = await self._next_part(upstream, deadline, silence_s)
             self.breaker.succeeded(target.key)
             headers = response_headers(
                 head.headers, served_by=f"{target.node_name}/{target.part.name}"
             )
-            headers.extend(job.extra_headers)
+            headers.extend(request.extra_headers)
             self._counters.responses[head.status_code] += 1
             client.start(head.status_code, headers, reason=head.reason)
             await self._relay(
-                client, upstream, first, guard, limit, ends_with_event=_takes_events(headers)
+                client, upstream, first, deadline, limit, ends_with_event=_takes_events(headers)
             )
             whole = True
         finally:
@@ -299,13 +307,15 @@ class Proxy:
             else:
                 await upstream.aclose()
 
-    async def _ask(self, job: Job, target: Target, guard: Guard) -> tuple[Upstream, h11.Response]:
+    async def _ask(
+        self, request: InferenceRequest, target: Target, deadline: Deadline
+    ) -> tuple[Upstream, h11.Response]:
         """Send the request and wait for the head of the answer."""
         broken: LinkError | None = None
         idle = await self.pool.take(target)
         if idle is not None:
             try:
-                return idle, await self._head(idle, job, target, guard)
+                return idle, await self._head(idle, request, target, deadline)
             except SilenceError:
                 raise
             except LinkError as exc:
@@ -313,42 +323,42 @@ class Proxy:
                 broken = exc
                 await trio.lowlevel.checkpoint()
         try:
-            with guard.wait(ANSWER_DEADLINE_S):
+            with deadline.wait(ANSWER_DEADLINE_S):
                 fresh = await self.pool.open(target)
         except LinkError as exc:
             if target.local and isinstance(broken, LostError):  # the engine is gone since it got it
                 raise LostError(str(exc)) from exc
             raise
-        return fresh, await self._head(fresh, job, target, guard)
+        return fresh, await self._head(fresh, request, target, deadline)
 
     async def _head(
-        self, upstream: Upstream, job: Job, target: Target, guard: Guard
+        self, upstream: Upstream, request: InferenceRequest, target: Target, deadline: Deadline
     ) -> h11.Response:
         key = self._backends.engine_key(target.part) if target.local else None
         headers = request_headers(
-            job.headers,
-            body_bytes=len(job.body),
+            request.headers,
+            body_bytes=len(request.body),
             key=key,
             part=None if target.local else target.part,
         )
         began = trio.current_time()
-        deadline = began + ANSWER_DEADLINE_S
+        ends_at = began + ANSWER_DEADLINE_S
         heard = 0
         try:
-            for piece in upstream.request(job.method, job.path, headers, job.body):
-                with guard.wait(min(SEND_DEADLINE_S, deadline - trio.current_time())):
+            for piece in upstream.request(request.method, request.path, headers, request.body):
+                with deadline.wait(min(SEND_DEADLINE_S, ends_at - trio.current_time())):
                     await upstream.send(piece)
             while True:
                 now = trio.current_time()
                 if heard > PROCESSING_SPARE + (now - began) / PROCESSING_INTERVAL_S:
                     raise LinkError("it says too often that it works on the request")
                 # An engine that works on a long prompt is silent; a peer says that it does.
-                patience_s = deadline - now if target.local else min(STALL_S, deadline - now)
-                with guard.wait(patience_s):
+                patience_s = ends_at - now if target.local else min(STALL_S, ends_at - now)
+                with deadline.wait(patience_s):
                     while (event := upstream.next_event()) is h11.NEED_DATA:
                         await upstream.receive()
                 if isinstance(event, h11.Response):
-                    guard.answering = True
+                    deadline.answering = True
                     return event
                 heard += 1
         except BaseException:
@@ -356,10 +366,10 @@ class Proxy:
             raise
 
     async def _next_part(
-        self, upstream: Upstream, guard: Guard, silence_s: float
+        self, upstream: Upstream, deadline: Deadline, silence_s: float
     ) -> h11.Event | type[h11.NEED_DATA]:
         while (event := upstream.next_event()) is h11.NEED_DATA:
-            with guard.wait(silence_s):
+            with deadline.wait(silence_s):
                 await upstream.receive()
         return event
 
@@ -368,7 +378,7 @@ class Proxy:
         client: ClientConnection,
         upstream: Upstream,
         event: h11.Event | type[h11.NEED_DATA],
-        guard: Guard,
+        deadline: Deadline,
         limit: ConnectionLimit,
         *,
         ends_with_event: bool,
@@ -378,7 +388,7 @@ class Proxy:
             while True:
                 if event is h11.NEED_DATA:
                     await client.flush(limit)
-                    with guard.wait(SILENCE_DEADLINE_S):
+                    with deadline.wait(SILENCE_DEADLINE_S):
                         await upstream.receive()
                 elif isinstance(event, h11.Data):
                     client.write(event.data)

@@ -28,7 +28,7 @@ class SilenceError(LinkError):
     """The replica said nothing for too long. Its connection may be in order; another is no help."""
 
 
-class Guard:
+class Deadline:
     """Bounds the waits of one exchange with one replica."""
 
     def __init__(self) -> None:
@@ -72,17 +72,17 @@ class Guard:
 
 
 class _Wait:
-    """One wait of a guard. No generator: each piece of an answer takes one, and this is faster."""
+    """One wait of a `Deadline`. No generator: each piece of an answer takes one; this is faster."""
 
-    __slots__ = ("_guard", "_scope")
+    __slots__ = ("_deadline", "_scope")
 
-    def __init__(self, guard: Guard, limit_s: float) -> None:
-        self._guard = guard
+    def __init__(self, deadline: Deadline, limit_s: float) -> None:
+        self._deadline = deadline
         self._scope = trio.CancelScope(deadline=trio.current_time() + limit_s)
 
     def __enter__(self) -> None:
         self._scope.__enter__()
-        self._guard.begin(self._scope)
+        self._deadline.begin(self._scope)
 
     def __exit__(
         self,
@@ -91,7 +91,7 @@ class _Wait:
         traceback: TracebackType | None,
     ) -> bool:
         caught = self._scope.__exit__(kind, exc, traceback)
-        self._guard.end(self._scope)
+        self._deadline.end(self._scope)
         return caught
 
 
@@ -100,7 +100,7 @@ class SuspicionWatch:
 
     def __init__(self, lost: Callable[[Target], Awaitable[None]]) -> None:
         self._lost = lost
-        self._guards: dict[ReplicaKey | NodeId, set[Guard]] = {}
+        self._deadlines: dict[ReplicaKey | NodeId, set[Deadline]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -114,27 +114,29 @@ class SuspicionWatch:
                 self._nursery = None
 
     @contextmanager
-    def guard(self, target: Target) -> Iterator[Guard]:
-        """A guard that learns when the replica is lost."""
+    def deadline(self, target: Target) -> Iterator[Deadline]:
+        """A deadline that learns when the replica is lost."""
         if self._nursery is None:  # peers may ask before the start and at the very end
-            yield Guard()
+            yield Deadline()
             return
         key = target.key if target.local else target.node
-        guards = self._guards.get(key)
-        if guards is None:
-            guards = self._guards[key] = set()
-            self._nursery.start_soon(self._watch, key, target, guards)
-        guard = Guard()
-        guards.add(guard)
+        deadlines = self._deadlines.get(key)
+        if deadlines is None:
+            deadlines = self._deadlines[key] = set()
+            self._nursery.start_soon(self._watch, key, target, deadlines)
+        deadline = Deadline()
+        deadlines.add(deadline)
         try:
-            yield guard
+            yield deadline
         finally:
-            guards.discard(guard)
+            deadlines.discard(deadline)
 
-    async def _watch(self, key: ReplicaKey | NodeId, target: Target, guards: set[Guard]) -> None:
+    async def _watch(
+        self, key: ReplicaKey | NodeId, target: Target, deadlines: set[Deadline]
+    ) -> None:
         try:
             await self._lost(target)
         finally:
-            del self._guards[key]  # the next request watches anew
-            for guard in list(guards):
-                guard.suspect()
+            del self._deadlines[key]  # the next request watches anew
+            for deadline in list(deadlines):
+                deadline.suspect()
