@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
+from p2pmesh.wire.facts import FACT_KINDS
 from p2pmesh.wire.messages import (
     FINGERPRINT_BYTES,
     PLAN_DIGEST_BYTES,
@@ -123,8 +124,7 @@ _WANT = _frame(Want(ids=()), without=1)
 
 
 def _facts(facts: Facts) -> int:
-    pieces = facts.records, facts.certificates, facts.forks
-    return _FACTS + sum(map(_binaries, pieces))
+    return _FACTS + sum(_binaries(facts.of(kind)) for kind in FACT_KINDS.values())
 
 
 def _ranges(ranges: Ranges) -> int:

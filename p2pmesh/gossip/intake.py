@@ -17,17 +17,10 @@ from p2pmesh.gossip.charges import Charges, needed
 from p2pmesh.gossip.events import Disconnect, Out, Rejected
 from p2pmesh.gossip.overlay import RINGS
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.document import Document, Item, Verdict
-from p2pmesh.wire.evidence import (
-    EVIDENCE_MAX,
-    Certificate,
-    make_fork,
-    parse_certificate,
-    parse_fork,
-    verify_certificate,
-    verify_fork,
-)
-from p2pmesh.wire.messages import Facts
+from p2pmesh.state.document import Document, Verdict
+from p2pmesh.wire.evidence import Certificate, Fork, make_fork
+from p2pmesh.wire.facts import FACT_KINDS, Fact, verify
+from p2pmesh.wire.messages import Facts, gather
 from p2pmesh.wire.records import Record, RecordCheck
 
 PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
@@ -41,7 +34,7 @@ class Taken:
     """What became of one message of facts.
 
     Attributes:
-        news: What is to be passed on at once.
+        fresh: What is to be passed on at once; certificates are not, everybody makes them.
         ids: Of all that is new.
         owners: Whose facts changed.
         own: Records with this node's key that this life did not write.
@@ -52,8 +45,7 @@ class Taken:
         seen: The ids of all that was looked at, of a message that somebody asked for.
     """
 
-    records: list[bytes] = field(default_factory=list)
-    forks: list[bytes] = field(default_factory=list)
+    fresh: list[Fact] = field(default_factory=list)
     ids: list[bytes] = field(default_factory=list)
     owners: set[NodeId] = field(default_factory=set)
     own: list[Record] = field(default_factory=list)
@@ -70,8 +62,8 @@ class Taken:
 
     @property
     def news(self) -> Facts:
-        """What is to be passed on; certificates are not: everybody makes them."""
-        return Facts(records=tuple(self.records), forks=tuple(self.forks))
+        """What is to be passed on, as a message."""
+        return gather(self.fresh)
 
 
 class Intake:
@@ -145,22 +137,15 @@ class Intake:
         mesh_now: float,
         taken: Taken,
     ) -> None:
-        for raw in facts.records:
-            if self._known(raw):
-                if facts.asked:
-                    taken.seen.add(self._check.digest(raw))
-                continue
-            if not self._may(node, 1, now, taken):
-                return
-            self._record(node, raw, now, mesh_now, taken)
-        for raw in facts.forks:
-            if not self._may(node, 2, now, taken):
-                return
-            self._fork(raw, now, mesh_now, taken)
-        for raw in facts.certificates:
-            if not self._may(node, EVIDENCE_MAX, now, taken):
-                return
-            self._certificate(raw, mesh_now, taken)
+        for kind in FACT_KINDS.values():
+            for raw in facts.of(kind):
+                if kind is FACT_KINDS[Record] and self._known(raw):
+                    if facts.asked:
+                        taken.seen.add(self._check.digest(raw))
+                    continue
+                if not self._may(node, kind.signatures_max, now, taken):
+                    return
+                self._fact(node, kind.parse(raw, self._check), now, mesh_now, taken)
 
     def _may(self, node: NodeId, signatures: int, now: float, taken: Taken) -> bool:
         """Whether so many more signatures may be checked for a neighbour."""
@@ -185,63 +170,53 @@ class Intake:
         standing = self._document.get(owner, register)
         return standing is not None and standing.raw == raw
 
-    def _record(
-        self,
-        node: NodeId,
-        raw: bytes,
-        now: float,
-        mesh_now: float,
-        taken: Taken,
-    ) -> None:
-        record = self._check.parse(raw)
-        taken.seen.add(record.digest)
-        verdict = self._document.judge(record, mesh_now)
+    def _fact(self, node: NodeId, fact: Fact, now: float, mesh_now: float, taken: Taken) -> None:
+        taken.seen.add(fact.id)
+        verdict = self._document.judge(fact, mesh_now)
         if verdict is Verdict.REFUSED:
             self._reject(node, "it brings more than there is room for", now, taken)
         if not verdict.may_count:
             return
-        if not self._check.verify(record):
-            raise PeerError("a record that its owner did not sign")
-        # All goes on at the owner's rate at most, and what was not asked for is taken at it; what
-        # falls behind comes with repair.
-        timely = self._owners.take(record.owner, now)
-        may_merge = timely or record.digest in taken.asked
-        if verdict is Verdict.FORK and may_merge:
-            standing = self._document.get(*record.key)
+        if not verify(fact, self._check):
+            raise PeerError(f"{FACT_KINDS[type(fact)].name} with a wrong signature")
+        if isinstance(fact, Certificate):
+            self._certificate(fact, verdict, mesh_now, taken)
+        else:
+            self._said(fact, verdict, now, mesh_now, taken)
+
+    def _said(
+        self, fact: Record | Fork, verdict: Verdict, now: float, mesh_now: float, taken: Taken
+    ) -> None:
+        """Take in what an owner said, or said twice.
+
+        All goes on at the owner's rate at most, and what was not asked for is taken at it; what
+        falls behind comes with repair.
+        """
+        timely = self._owners.take(fact.owner, now)
+        may_merge = timely or fact.id in taken.asked
+        if may_merge and isinstance(fact, Record) and verdict is Verdict.FORK:
+            standing = self._document.get(*fact.key)
             assert standing is not None, "a fork has two sides"
-            fork = make_fork(standing, record)
-            taken.forks += [fork.raw] if self._merge(fork, None, mesh_now, taken) and timely else []
-        if record.owner == self._me:
-            taken.own.append(record)
-        elif may_merge and self._merge(record, verdict, mesh_now, taken):
-            taken.records += [raw] if timely else []
+            fork = make_fork(standing, fact)
+            self._merge(fork, None, mesh_now, taken, pass_on=timely)
+        if fact.owner == self._me and isinstance(fact, Record):
+            taken.own.append(fact)
+        elif may_merge:
+            self._merge(fact, verdict, mesh_now, taken, pass_on=timely)
 
-    def _fork(self, raw: bytes, now: float, mesh_now: float, taken: Taken) -> None:
-        fork = parse_fork(raw, self._check)
-        taken.seen.add(fork.id)
-        verdict = self._document.judge(fork, mesh_now)
-        if not verdict.may_count:
-            return
-        if not verify_fork(fork, self._check):
-            raise PeerError("a fork that its owner did not sign")
-        timely = self._owners.take(fork.owner, now)
-        if (timely or fork.id in taken.asked) and self._merge(fork, verdict, mesh_now, taken):
-            taken.forks += [fork.raw] if timely else []
-
-    def _merge(self, fact: Item, verdict: Verdict | None, mesh_now: float, taken: Taken) -> bool:
+    def _merge(
+        self, fact: Fact, verdict: Verdict | None, mesh_now: float, taken: Taken, *, pass_on: bool
+    ) -> bool:
         result = self._document.merge(fact, mesh_now, verdict)
         taken.ids += result.ids
         taken.owners |= result.owners
+        if result and pass_on:
+            taken.fresh.append(fact)
         return bool(result)
 
-    def _certificate(self, raw: bytes, mesh_now: float, taken: Taken) -> None:
-        certificate = parse_certificate(raw, self._check)
-        taken.seen.add(certificate.id)
-        verdict = self._document.judge(certificate, mesh_now)
-        if not verdict.may_count:
-            return
-        if not verify_certificate(certificate, self._check):
-            raise PeerError("a certificate with a record that its owner did not sign")
+    def _certificate(
+        self, certificate: Certificate, verdict: Verdict, mesh_now: float, taken: Taken
+    ) -> None:
         strong = len(certificate.evidence) >= needed(RINGS)
         if (self.learning and not strong) or not self._believe(
             certificate, verdict, mesh_now, taken
@@ -261,4 +236,4 @@ class Intake:
             return True
         if not self._charges.convincing(certificate):
             return False
-        return self._merge(certificate, verdict, mesh_now, taken)
+        return self._merge(certificate, verdict, mesh_now, taken, pass_on=False)

@@ -31,8 +31,7 @@ class Spread:
 
     def flood(self, facts: Facts, targets: Iterable[NodeId]) -> list[Send]:
         """The same messages to all `targets`."""
-        pieces = in_chunks(facts.records, facts.certificates, facts.forks)
-        messages = list(pieces)
+        messages = list(in_chunks(facts))
         return [Send(node=node, message=one) for node in sorted(targets) for one in messages]
 
     def onward(

@@ -33,7 +33,6 @@ from p2pmesh.gossip.ranges import (
 )
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
-from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.messages import (
     FINGERPRINT_BYTES,
     RANGES_MAX,
@@ -42,9 +41,9 @@ from p2pmesh.wire.messages import (
     Range,
     Ranges,
     Want,
+    gather,
     in_chunks,
 )
-from p2pmesh.wire.records import Record
 
 # Units of work: an id looked at, less than half a microsecond. A twentieth of a core per neighbour.
 WORK_PER_S = 200_000.0
@@ -258,22 +257,19 @@ class Sync:
         if not self._work.take(node, now, WORK_PER_WANTED * len(message.ids)):
             return []
         found = [self._document.item(item) for item in dict.fromkeys(message.ids)]
-        records = (item.raw for item in found if isinstance(item, Record))
-        certificates = (item.raw for item in found if isinstance(item, Certificate))
-        forks = (item.raw for item in found if isinstance(item, Fork))
-        facts = next(in_chunks(records, certificates, forks, asked=True))
+        facts = gather((item for item in found if item is not None), asked=True)
         if any(found):
             self._patience.pop(node, None)  # sessions do lead to something, if on its side
             if (session := self._session_with(node)) is not None:
                 session.stalled = 0
-        return _sends(node, [facts])
+        return _sends(node, [next(in_chunks(facts))])
 
     def own(self, node: NodeId, now: float) -> list[Send]:
         """What is held of the records of `node`, for one that may have lost its disk."""
         records = self._document.registers(node)
         if not self._work.take(node, now, WORK_PER_OWN):
             return []
-        return _sends(node, [next(in_chunks((record.raw for record in records), asked=True))])
+        return _sends(node, [next(in_chunks(gather(records, asked=True)))])
 
     def asked(self, node: NodeId) -> frozenset[bytes]:
         """The ids that `node` is asked for just now."""

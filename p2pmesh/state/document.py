@@ -39,6 +39,7 @@ from p2pmesh.state.verdict import (
 )
 from p2pmesh.state.waiting import Waiting
 from p2pmesh.wire.evidence import Certificate, Fork
+from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import MEMBER
 
@@ -59,7 +60,6 @@ __all__ = [
 
 OWNERS_MAX = 16384  # somewhat above the largest mesh that was ever simulated
 
-Item = Record | Certificate | Fork
 Authorised = Callable[[NodeId, float], bool]  # whether an owner's facts count at that mesh time
 
 
@@ -158,7 +158,7 @@ class Document:
         held = self._held.get(owner)
         return held is not None and held.is_past(register, epoch, seq)
 
-    def judge(self, fact: Item, now: float) -> Verdict:
+    def judge(self, fact: Fact, now: float) -> Verdict:
         """What merging `fact` would mean.
 
         Args:
@@ -175,7 +175,7 @@ class Document:
             return self._judge_certificate(fact)
         return self._forks.judge(fact) if fork_ends_at(fact) > now else Verdict.VOID
 
-    def merge(self, fact: Item, now: float, verdict: Verdict | None = None) -> MergeResult:
+    def merge(self, fact: Fact, now: float, verdict: Verdict | None = None) -> MergeResult:
         """Let `fact` stand if it may. The caller has checked its signatures.
 
         Args:
@@ -327,7 +327,7 @@ class Document:
         """The ids of all that stands, sorted. The list is nobody's to change."""
         return self._index.ids(self._ids)
 
-    def item(self, item: bytes) -> Item | None:
+    def item(self, item: bytes) -> Fact | None:
         """What has that id, if it stands."""
         owner = self._index.home(item)
         if owner is None:

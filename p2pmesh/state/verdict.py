@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state.held import EXPIRY_GRACE_S, Held
-from p2pmesh.wire.evidence import Certificate, Fork
+from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
 
 AHEAD_S_MAX = 60  # what comes from further in the future is not believed yet
@@ -62,7 +62,7 @@ def judge(record: Record, held: Held, mesh: MeshId, now: float) -> Verdict:
     return Verdict.NEWS if held.has_room(record) else Verdict.REFUSED
 
 
-def is_credible(fact: Record | Certificate | Fork, mesh: MeshId, now: float) -> bool:
+def is_credible(fact: Fact, mesh: MeshId, now: float) -> bool:
     """Whether a fact is of this mesh and not from the future."""
     return (
         fact.mesh == mesh

@@ -72,6 +72,11 @@ class Certificate:
         return self.subject
 
     @property
+    def signed(self) -> tuple[Record, ...]:
+        """All the evidence."""
+        return self.evidence
+
+    @property
     def accusation(self) -> Accusation:
         """What all the evidence says."""
         return Accusation(self.subject, self.epoch, self.seq)
@@ -107,6 +112,11 @@ class Fork:
     second: Record
     raw: bytes
     id: bytes
+
+    @property
+    def signed(self) -> tuple[Record, ...]:
+        """Both records."""
+        return self.first, self.second
 
     @property
     def owner(self) -> NodeId:
@@ -201,11 +211,6 @@ def parse_certificate(raw: bytes, check: RecordCheck) -> Certificate:
     return certificate
 
 
-def verify_certificate(certificate: Certificate, check: RecordCheck) -> bool:
-    """Whether every accuser signed what is shown of it."""
-    return all(check.verify(record) for record in certificate.evidence)
-
-
 def make_fork(one: Record, other: Record) -> Fork:
     """Put two records of one number together, in either order.
 
@@ -245,11 +250,6 @@ def parse_fork(raw: bytes, check: RecordCheck) -> Fork:
     if fork.raw != raw:
         raise PeerError("a fork whose records are out of order")
     return fork
-
-
-def verify_fork(fork: Fork, check: RecordCheck) -> bool:
-    """Whether the owner signed both."""
-    return check.verify(fork.first) and check.verify(fork.second)
 
 
 def _check_evidence(accusation: Accusation, evidence: tuple[Record, ...]) -> None:

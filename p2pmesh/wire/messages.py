@@ -15,9 +15,9 @@ from typing import Any
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import ID_BYTES, NodeId
 from p2pmesh.wire.codec import decode, encode
-from p2pmesh.wire.evidence import CERTIFICATE_BYTES_MAX, FORK_BYTES_MAX
+from p2pmesh.wire.facts import FACT_KINDS, Fact, FactKind
 from p2pmesh.wire.fields import as_map, take, take_bytes, take_exactly, take_list
-from p2pmesh.wire.records import DIGEST_BYTES, RECORD_BYTES_MAX
+from p2pmesh.wire.records import DIGEST_BYTES
 
 MESSAGE_BYTES_MAX = 512 * 1024  # what a link's websocket accepts: the fullest message, twice over
 RECORDS_BYTES_MAX = 256 * 1024  # of facts per message: probes behind it wait milliseconds
@@ -44,6 +44,11 @@ class Facts:
     certificates: tuple[bytes, ...] = ()
     forks: tuple[bytes, ...] = ()
     asked: bool = False
+
+    def of(self, kind: FactKind) -> tuple[bytes, ...]:
+        """The facts of one kind."""
+        pieces: tuple[bytes, ...] = getattr(self, kind.name)
+        return pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,48 +188,42 @@ def decode_message(data: bytes) -> Message:
     return reader(fields) if reader else Unknown(kind=kind)
 
 
-def in_chunks(
-    records: Iterable[bytes],
-    certificates: Iterable[bytes] = (),
-    forks: Iterable[bytes] = (),
-    *,
-    asked: bool = False,
-) -> Iterator[Facts]:
-    """Pack facts, in this order, into as few messages as the bound on their size allows.
+def gather(facts: Iterable[Fact], *, asked: bool = False) -> Facts:
+    """Return the message that holds `facts`, of whatever size."""
+    pieces: dict[str, list[bytes]] = {}
+    for fact in facts:
+        pieces.setdefault(FACT_KINDS[type(fact)].name, []).append(fact.raw)
+    return _facts(pieces, asked=asked)
 
-    A piece that is larger than the bound goes alone.
 
-    Args:
-        records: In their exact bytes, as the others.
-        certificates: Of removal.
-        forks: Of any owner.
-        asked: Whether somebody waits for them: small messages, and at least one.
+def in_chunks(facts: Facts) -> Iterator[Facts]:
+    """Pack facts into as few messages as the bound on their size allows.
+
+    A piece that is larger than the bound goes alone. If somebody asked for them the messages are
+    small, and there is at least one.
     """
-    bytes_max = CHUNK_BYTES_MAX if asked else RECORDS_BYTES_MAX
-    batch: dict[str, list[bytes]] = {"records": [], "certificates": [], "forks": []}
+    bytes_max = CHUNK_BYTES_MAX if facts.asked else RECORDS_BYTES_MAX
+    batch: dict[str, list[bytes]] = {}
     size = count = sent = 0
-    for name, pieces in zip(batch, (records, certificates, forks), strict=True):
-        for piece in pieces:
+    for kind in FACT_KINDS.values():
+        for piece in facts.of(kind):
             if count and (size + len(piece) > bytes_max or count == PIECES_MAX):
-                yield _facts(batch, asked=asked)
-                size, count, sent = 0, 0, sent + 1
-            batch[name].append(piece)
+                yield _facts(batch, asked=facts.asked)
+                batch, size, count, sent = {}, 0, 0, sent + 1
+            batch.setdefault(kind.name, []).append(piece)
             size, count = size + len(piece), count + 1
-    if count or (asked and not sent):
-        yield _facts(batch, asked=asked)
+    if count or (facts.asked and not sent):
+        yield _facts(batch, asked=facts.asked)
 
 
-def _facts(batch: dict[str, list[bytes]], *, asked: bool) -> Facts:
-    pieces = {name: tuple(held) for name, held in batch.items()}
-    for held in batch.values():
-        held.clear()
-    return Facts(**pieces, asked=asked)
+def _facts(pieces: dict[str, list[bytes]], *, asked: bool) -> Facts:
+    return Facts(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
 
 
 def _to_wire(message: Message) -> dict[str, Any]:
     match message:
         case Facts():
-            pieces = {"r": message.records, "c": message.certificates, "f": message.forks}
+            pieces = {kind.key: message.of(kind) for kind in FACT_KINDS.values()}
             return {"t": "facts", **pieces, "a": message.asked}
         case Probe() | Answer():
             return {
@@ -255,12 +254,11 @@ def _to_wire(message: Message) -> dict[str, Any]:
 
 
 def _read_facts(fields: dict[str, Any]) -> Message:
-    return Facts(
-        records=take_bytes(fields, "r", count_max=PIECES_MAX, size_max=RECORD_BYTES_MAX),
-        certificates=take_bytes(fields, "c", count_max=PIECES_MAX, size_max=CERTIFICATE_BYTES_MAX),
-        forks=take_bytes(fields, "f", count_max=PIECES_MAX, size_max=FORK_BYTES_MAX),
-        asked=take(fields, "a", bool),
-    )
+    pieces = {
+        kind.name: take_bytes(fields, kind.key, count_max=PIECES_MAX, size_max=kind.bytes_max)
+        for kind in FACT_KINDS.values()
+    }
+    return Facts(**pieces, asked=take(fields, "a", bool))
 
 
 def _sign_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,16 @@ class Record:
     digest: bytes
 
     @property
+    def id(self) -> bytes:
+        """The digest, which names the record among the facts."""
+        return self.digest
+
+    @property
+    def signed(self) -> tuple[Record, ...]:
+        """The record alone."""
+        return (self,)
+
+    @property
     def key(self) -> tuple[NodeId, str]:
         """What the record is a version of."""
         return self.owner, self.register

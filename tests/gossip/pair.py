@@ -17,15 +17,13 @@ from p2pmesh.wire.evidence import (
     accused_to_wire,
     make_certificate,
     make_fork,
-    parse_certificate,
-    parse_fork,
 )
+from p2pmesh.wire.facts import FACT_KINDS, Fact
 from p2pmesh.wire.messages import Facts, Items, Message, Ranges, Want, encode_message
 from p2pmesh.wire.records import (
     DIGEST_BYTES,
     Record,
     RecordCheck,
-    parse,
 )
 from p2pmesh.wire.registers import ACCUSED, MEMBER
 from tests.state.make import MESH, NOW, sealed
@@ -54,9 +52,6 @@ def certificate(subject: int, accusers: Iterable[int], seq: int = 1) -> Certific
 
 def fork(owner: int, seq: int = 1) -> Fork:
     return make_fork(record(owner, "caps", seq, 1), record(owner, "caps", seq, 2))
-
-
-Fact = Record | Certificate | Fork
 
 
 def add(document: Document, facts: Iterable[Fact], now: float = NOW) -> None:
@@ -101,16 +96,14 @@ class Side:
             case Want():
                 return self.sync.want(peer, message, now)
             case Facts():
-                check = RecordCheck()
-                records = [parse(raw) for raw in message.records]
-                evidence: list[Certificate | Fork] = [
-                    *(parse_certificate(raw, check) for raw in message.certificates),
-                    *(parse_fork(raw, check) for raw in message.forks),
+                facts = [
+                    kind.parse(raw, RecordCheck())
+                    for kind in FACT_KINDS.values()
+                    for raw in message.of(kind)
                 ]
                 if self.accept:
-                    add(self.document, [*records, *evidence], now)
-                seen = {one.digest for one in records} | {one.id for one in evidence}
-                return self.sync.pulled(peer, seen, now)
+                    add(self.document, facts, now)
+                return self.sync.pulled(peer, {fact.id for fact in facts}, now)
             case _:
                 raise AssertionError(message)
 

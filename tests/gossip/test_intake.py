@@ -8,7 +8,7 @@ from p2pmesh.gossip.author import OWNER_BURST
 from p2pmesh.gossip.events import Disconnect, Rejected
 from p2pmesh.gossip.intake import DOUBTFUL_BYTES_MAX, PEER_BURST, PEER_RATE_PER_S, Taken
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Document, Item, Verdict
+from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Document, Verdict
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import (
     EVIDENCE_MAX,
@@ -17,6 +17,7 @@ from p2pmesh.wire.evidence import (
     make_certificate,
     make_fork,
 )
+from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.messages import Facts
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import ACCUSED, CAPS
@@ -117,7 +118,7 @@ def test_what_is_asked_for_is_read_and_judged_once(monkeypatch: pytest.MonkeyPat
     judged: list[object] = []
     judge = Document.judge
 
-    def counted(self: Document, fact: Item, now: float) -> Verdict:
+    def counted(self: Document, fact: Fact, now: float) -> Verdict:
         judged.append(fact)
         return judge(self, fact, now)
 
@@ -125,9 +126,9 @@ def test_what_is_asked_for_is_read_and_judged_once(monkeypatch: pytest.MonkeyPat
     news = caps(3)
     taken = inlet.take(news, old, certificates=[certificate.raw], forks=[fork.raw], asked=True)
     assert taken.seen == {news.digest, old.digest, certificate.id, fork.id}
-    assert judged == [news, fork, certificate]
+    assert judged == [news, certificate, fork]
     both = [fork.first, fork.second]
-    assert inlet.parsed == [one.raw for one in (news, *both, *certificate.evidence)]
+    assert inlet.parsed == [one.raw for one in (news, *certificate.evidence, *both)]
 
 
 # Rates

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from p2pmesh.gossip.spread import (
     EAGER_LINKS_MIN,
     LEARNED_MAX,
@@ -32,14 +30,8 @@ def test_everybody_gets_the_same_in_messages_of_a_bounded_size() -> None:
     assert [one.node for one in sent] == sorted(one.node for one in sent)
 
 
-@pytest.mark.parametrize("facts", [Facts(), Facts(asked=True)])
-def test_nothing_is_not_sent(facts: Facts) -> None:
-    assert Spread().flood(facts, SOME) == []
-
-
-def test_what_is_passed_on_was_asked_for_by_nobody() -> None:
-    (sent,) = Spread().flood(Facts(records=(b"r",), asked=True), SOME[:1])
-    assert sent.message == Facts(records=(b"r",))
+def test_nothing_is_not_sent() -> None:
+    assert Spread().flood(Facts(), SOME) == []
 
 
 def test_what_is_new_goes_on_to_the_eager_but_not_back() -> None:

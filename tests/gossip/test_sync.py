@@ -12,6 +12,7 @@ from p2pmesh.gossip.ranges import LEAF, SPLIT
 from p2pmesh.gossip.sync import FRUITLESS_FIRST_S, FRUITLESS_MAX_S, Sync
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
+from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
     WANT_MAX,
@@ -27,7 +28,6 @@ from tests.gossip.pair import (
     ELSE,
     OTHER,
     PEER,
-    Fact,
     Pair,
     add,
     certificate,

@@ -24,10 +24,11 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.placement.facts import Facts
 from p2pmesh.placement.inputs import facts_of
 from p2pmesh.state import document, held, verdict
-from p2pmesh.state.document import Document, Item, MergeResult, Verdict
+from p2pmesh.state.document import Document, MergeResult, Verdict
 from p2pmesh.state.fingerprint import Fingerprint
 from p2pmesh.state.held import Held
-from p2pmesh.wire.records import Record, peek
+from p2pmesh.wire.facts import Fact
+from p2pmesh.wire.records import Record
 from simulations import checkers, memory
 from simulations.scenario import Scenario, Step, load
 from simulations.trial import play
@@ -146,14 +147,13 @@ def one_owner_takes_all(patch: pytest.MonkeyPatch) -> None:
 
 
 def unknown_registers_dropped(patch: pytest.MonkeyPatch) -> None:
-    take = Intake._record
+    take = Intake._fact
 
-    def careless(self: Intake, node: NodeId, raw: bytes, *arguments: Any, **named: Any) -> None:
-        head = peek(raw)
-        if head is None or head.register != "future":
-            take(self, node, raw, *arguments, **named)
+    def careless(self: Intake, node: NodeId, fact: Fact, *arguments: Any) -> None:
+        if not isinstance(fact, Record) or fact.register != "future":
+            take(self, node, fact, *arguments)
 
-    patch.setattr(Intake, "_record", careless)
+    patch.setattr(Intake, "_fact", careless)
 
 
 # --- repair ---------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def accuses_on_the_first_doubt(patch: pytest.MonkeyPatch) -> None:
 def certificate_voided_by_an_update(patch: pytest.MonkeyPatch) -> None:
     merge = Document.merge
 
-    def careless(self: Document, fact: Item, now: float, *verdict: Verdict) -> MergeResult:
+    def careless(self: Document, fact: Fact, now: float, *verdict: Verdict) -> MergeResult:
         for one in self.certificates if isinstance(fact, Record) else ():
             if fact.owner in one.accusers:
                 del self._certificates[one.subject]

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from p2pmesh.state.document import Document, Item
+from p2pmesh.state.document import Document
 from p2pmesh.wire.evidence import Certificate, make_fork
+from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
 from tests.state.make import MESH, NOW, certificate, record
 
@@ -48,13 +49,13 @@ CERTIFICATES = [
     for seq in (1, 2)
     for accusers in ((2,), (2, 3))
 ]
-FACTS: list[Item] = [*RECORDS, *FORKS, *CERTIFICATES]
+FACTS: list[Fact] = [*RECORDS, *FORKS, *CERTIFICATES]
 LATER = NOW + EPOCH_S + 2 * SEQ_S  # when all of them have been issued
 some_facts = st.lists(st.sampled_from(range(len(FACTS))), max_size=20)
 some_records = st.lists(st.sampled_from(range(len(RECORDS))), max_size=12)
 
 
-def tell(document: Document, facts: Iterable[Item], now: float = LATER) -> Document:
+def tell(document: Document, facts: Iterable[Fact], now: float = LATER) -> Document:
     said = list(facts)
     # A certificate that came before the record that it names is offered again.
     for fact in [*said, *(one for one in said if isinstance(one, Certificate))]:
@@ -62,12 +63,12 @@ def tell(document: Document, facts: Iterable[Item], now: float = LATER) -> Docum
     return document
 
 
-def told(facts: Iterable[Item | int], now: float = LATER) -> Document:
+def told(facts: Iterable[Fact | int], now: float = LATER) -> Document:
     chosen = [FACTS[fact] if isinstance(fact, int) else fact for fact in facts]
     return tell(Document(MESH), chosen, now)
 
 
-def items(document: Document) -> list[Item]:
+def items(document: Document) -> list[Fact]:
     found = [document.item(item) for item in document.ids()]
     assert None not in found
     return [item for item in found if item is not None]

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state import document as module
-from p2pmesh.state.document import Document, Item, MergeResult, Verdict
+from p2pmesh.state.document import Document, MergeResult, Verdict
 from p2pmesh.state.fingerprint import CHANGES_KEPT_S, fingerprint_of
 from p2pmesh.state.forks import HOLD_S_MAX
 from p2pmesh.state.held import EXPIRY_GRACE_S, OWNER_BYTES_MAX, REGISTERS_PER_OWNER_MAX, Held
 from p2pmesh.state.waiting import WAITING_S
 from p2pmesh.wire.evidence import make_fork
+from p2pmesh.wire.facts import Fact
 from tests.state.facts import FACTS, LATER, SEQ_S, items, raws, some_facts, tell, told, written
 from tests.state.make import MESH, NODES, NOW, certificate, record
 
@@ -28,7 +29,7 @@ NEW = [
     for seq in (3, 4)
     for body in ({"value": 1}, {"value": 2})
 ]
-NEWS: list[Item] = [
+NEWS: list[Fact] = [
     *NEW,
     *(make_fork(one, other) for one, other in zip(NEW[::2], NEW[1::2], strict=True)),
     *(certificate(0, (2,), seq=seq, issued_at=CUTOFF + seq) for seq in (1, 2, 3)),
@@ -238,7 +239,7 @@ def test_facts_count_for_as_long_as_their_owner_is_authorised() -> None:
     document = Document(MESH, authorised=authorised)
     others = [record(1, "member")]
     pair = [record(register="caps", body={"value": value}) for value in (1, 2)]
-    theirs: list[Item] = [record(register="member"), record(register="wants"), *pair]
+    theirs: list[Fact] = [record(register="member"), record(register="wants"), *pair]
     theirs += [make_fork(*pair), certificate(0, (1,))]
     without = tell(document, [*others, *theirs], NOW).fingerprint
     assert raws(document) == [others[0].raw]

@@ -25,9 +25,8 @@ from p2pmesh.wire.evidence import (
     make_fork,
     parse_certificate,
     parse_fork,
-    verify_certificate,
-    verify_fork,
 )
+from p2pmesh.wire.facts import verify
 from p2pmesh.wire.records import (
     RECORD_BYTES_MAX,
     Record,
@@ -131,7 +130,7 @@ def test_a_certificate_survives_the_wire() -> None:
     assert read.accusation == DOWN
     assert read.accusers == {KEYS[1].id, KEYS[2].id, KEYS[3].id}
     assert read.mesh == MESH
-    assert verify_certificate(read, CHECK)
+    assert verify(read, CHECK)
 
 
 def test_it_is_as_new_as_its_newest_evidence() -> None:
@@ -171,7 +170,7 @@ def test_the_largest_certificate_has_room() -> None:
 def test_one_false_signature_spoils_it() -> None:
     evidence = sorted((accuse(1), accuse(2)), key=lambda record: record.owner)
     raw = on_the_wire(DOWN, [evidence[0].raw, unsigned(evidence[1])])
-    assert not verify_certificate(parse_certificate(raw, CHECK), CHECK)
+    assert not verify(parse_certificate(raw, CHECK), CHECK)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +228,7 @@ def test_a_fork_survives_the_wire() -> None:
     assert read == made
     assert (read.owner, read.register, read.epoch, read.seq) == (KEYS[1].id, "caps", 900, 1)
     assert read.mesh == MESH
-    assert verify_fork(read, CHECK)
+    assert verify(read, CHECK)
 
 
 def test_a_fork_is_as_new_as_its_newer_side() -> None:
@@ -255,7 +254,7 @@ def test_both_sides_must_be_signed(number: int) -> None:
     made = make_fork(ONE, OTHER)
     raws = [made.first.raw, made.second.raw]
     raws[number] = bytes(64) + raws[number][64:]
-    assert not verify_fork(parse_fork(encode(["fork", *raws]), CHECK), CHECK)
+    assert not verify(parse_fork(encode(["fork", *raws]), CHECK), CHECK)
 
 
 @pytest.mark.parametrize(
@@ -322,9 +321,9 @@ def test_damage_is_refused_or_shows_in_the_signatures(
         raw[place] ^= change
     try:
         if isinstance(made, Certificate):
-            assert not verify_certificate(parse_certificate(bytes(raw), CHECK), CHECK)
+            assert not verify(parse_certificate(bytes(raw), CHECK), CHECK)
         else:
-            assert not verify_fork(parse_fork(bytes(raw), CHECK), CHECK)
+            assert not verify(parse_fork(bytes(raw), CHECK), CHECK)
     except PeerError:
         return
 
@@ -339,5 +338,5 @@ def test_reading_asks_the_injected_check() -> None:
     check = dataclasses.replace(CHECK, parse=parse, verify=lambda record: record.owner != ONE.owner)
     made = parse_certificate(certificate(1, 2).raw, check)
     assert asked == [record.raw for record in made.evidence]
-    assert not verify_certificate(made, check)
-    assert verify_certificate(certificate(2, 3), check)
+    assert not verify(made, check)
+    assert verify(certificate(2, 3), check)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from p2pmesh.errors import PeerError
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import CERTIFICATE_BYTES_MAX, FORK_BYTES_MAX
+from p2pmesh.wire.facts import FACT_KINDS
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
     IDS_MAX,
@@ -148,8 +149,10 @@ def test_a_message_out_of_bounds_is_refused(fields: dict[str, Any]) -> None:
 def test_the_fullest_messages_fit_the_link() -> None:
     top = 2**64 - 1
     full: list[Message] = [
-        *in_chunks([bytes(RECORDS_BYTES_MAX // PIECES_MAX)] * PIECES_MAX),
-        *in_chunks([], [bytes(CERTIFICATE_BYTES_MAX)], [bytes(FORK_BYTES_MAX)]),
+        *in_chunks(Facts(records=(bytes(RECORDS_BYTES_MAX // PIECES_MAX),) * PIECES_MAX)),
+        *in_chunks(
+            Facts(certificates=(bytes(CERTIFICATE_BYTES_MAX),), forks=(bytes(FORK_BYTES_MAX),))
+        ),
         Ranges(ranges=(Range(lower=ID, upper=ID[1:], count=top, fingerprint=ID),) * RANGES_MAX),
         Items(lower=ID, upper=ID[1:], ids=(ID,) * IDS_MAX, answer=True),
         Want(ids=(ID,) * WANT_MAX),
@@ -168,10 +171,11 @@ def test_facts_are_packed_in_order_and_within_the_bound(
     records: list[bytes], certificates: list[bytes], forks: list[bytes], bound: int
 ) -> None:
     asked = bound == CHUNK_BYTES_MAX
-    packed = list(in_chunks(records, certificates, forks, asked=asked))
-    assert [raw for message in packed for raw in message.records] == records
-    assert [raw for message in packed for raw in message.certificates] == certificates
-    assert [raw for message in packed for raw in message.forks] == forks
+    pieces = {"records": records, "certificates": certificates, "forks": forks}
+    facts = Facts(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
+    packed = list(in_chunks(facts))
+    for kind in FACT_KINDS.values():
+        assert [raw for message in packed for raw in message.of(kind)] == pieces[kind.name]
     sizes = [sum(map(len, m.records + m.certificates + m.forks)) for m in packed]
     assert all(size <= bound for size in sizes)
     assert all(sizes) or (asked and sizes == [0])
@@ -179,15 +183,17 @@ def test_facts_are_packed_in_order_and_within_the_bound(
 
 
 def test_who_asked_gets_an_answer_even_when_there_is_nothing() -> None:
-    assert list(in_chunks([], asked=True)) == [Facts(asked=True)]
-    assert list(in_chunks([])) == []
+    assert list(in_chunks(Facts(asked=True))) == [Facts(asked=True)]
+    assert list(in_chunks(Facts())) == []
 
 
 def test_what_is_larger_than_a_chunk_goes_alone() -> None:
     large = bytes(CHUNK_BYTES_MAX + 1)
-    assert list(in_chunks([b"a"], [large], [b"b"], asked=True)) == [
+    facts = Facts(records=(b"a",), certificates=(large,), forks=(b"b",), asked=True)
+    assert list(in_chunks(facts)) == [
         Facts(records=(b"a",), asked=True),
         Facts(certificates=(large,), asked=True),
         Facts(forks=(b"b",), asked=True),
     ]
-    assert [len(m.records) for m in in_chunks([b"x"] * (PIECES_MAX + 1))] == [PIECES_MAX, 1]
+    many = Facts(records=(b"x",) * (PIECES_MAX + 1))
+    assert [len(m.records) for m in in_chunks(many)] == [PIECES_MAX, 1]

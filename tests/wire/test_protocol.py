@@ -19,9 +19,8 @@ from p2pmesh.wire.evidence import (
     make_fork,
     parse_certificate,
     parse_fork,
-    verify_certificate,
-    verify_fork,
 )
+from p2pmesh.wire.facts import verify
 from p2pmesh.wire.messages import (
     MESSAGE_BYTES_MAX,
     Answer,
@@ -265,8 +264,8 @@ def test_the_vectors_read_back() -> None:
     for kind, message in MESSAGES.items():
         assert decode_message(shown[f"Message `{kind}`"]) == message
     assert CHECK.verify(CHECK.parse(RECORD.raw))
-    assert verify_certificate(parse_certificate(CERTIFICATE.raw, CHECK), CHECK)
-    assert verify_fork(parse_fork(FORK.raw, CHECK), CHECK)
+    assert verify(parse_certificate(CERTIFICATE.raw, CHECK), CHECK)
+    assert verify(parse_fork(FORK.raw, CHECK), CHECK)
     assert RECORD.raw[134:150] == ANNA.id
 
 
