@@ -29,7 +29,8 @@ import structlog
 import trio
 
 from p2pmesh.engine.argv import Launch, server_argv
-from p2pmesh.engine.process import EngineProcess, EngineStatus
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import EngineStatus, Supervisor
 from simulations.load import Place, Sample, Streamed, ask_many, get_json, median, stream_many
 from simulations.processes import NodeProcess, cpu_s, engine_command, node_process, rss_mib
 
@@ -134,7 +135,7 @@ async def second_engine(command: Sequence[str], logs: Path) -> AsyncIterator[Pla
         changed.set()
         changed = trio.Event()
 
-    process = EngineProcess(engine, launch, logs=logs, on_change=take)
+    process = Supervisor(LlamaServer(engine, launch), logs=logs, on_change=take)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(process.run)
         with trio.fail_after(PLACED_S):

@@ -40,10 +40,6 @@ LOG_BYTES_MAX = 4 * 1024 * 1024
 LAST_WORDS_LINES = 40
 LINE_BYTES_MAX = 4096
 
-# Present and older forms: "listening on http://127.0.0.1:1234", "listening, hostname: …, port: 1".
-_LISTENING = re.compile(rb"listening on https?://([0-9.]+|\[[0-9a-f:]+\]):(\d+)")
-_LISTENING_OLD = re.compile(rb"listening, hostname: ([0-9.]+), port: (\d+)")
-
 
 class Log:
     """A log file of bounded size with one older generation beside it.
@@ -85,12 +81,15 @@ class Log:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs `LOGFILE -- COMMAND…` until the engine or the node ends.
+    """Run `LOGFILE LISTENING -- COMMAND…` until the engine or the node ends.
+
+    LISTENING is a regular expression for the line in which the engine says where it listens; its
+    two groups are host and port.
 
     Returns:
         The engine's exit code; 127 when it could not be started.
     """
-    log_path, separator, *command = arguments
+    log_path, listening, separator, *command = arguments
     assert separator == "--"
     secret = os.environ.get("LLAMA_API_KEY", "").encode()
     try:
@@ -103,7 +102,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_watch_node, args=(engine,), daemon=True).start()
     assert engine.stdout is not None
     log = Log(log_path)
-    last_words = _follow(engine.stdout, log, secret)
+    last_words = _follow(engine.stdout, re.compile(listening.encode()), log, secret)
     log.close()
     code = engine.wait()
     for line in last_words:
@@ -146,21 +145,23 @@ def _watch_node(engine: subprocess.Popen[bytes]) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _follow(output: IO[bytes], log: Log, secret: bytes) -> deque[bytes]:
-    """Reads the engine's output to its end; the last lines of it are returned."""
-    listening = False
+def _follow(
+    output: IO[bytes], listening: re.Pattern[bytes], log: Log, secret: bytes
+) -> deque[bytes]:
+    """Read the engine's output to its end and return the last lines of it."""
+    is_listening = False
     last_words: deque[bytes] = deque(maxlen=LAST_WORDS_LINES)
     while line := output.readline(LINE_BYTES_MAX):
         if secret:
             line = line.replace(secret, b"***")
         log.write(line if line.endswith(b"\n") else line + b"\n")
         line = line.rstrip()
-        if not listening:
+        if not is_listening:
             _tell(b"log " + line)
-            match = _LISTENING.search(line) or _LISTENING_OLD.search(line)
+            match = listening.search(line)
             if match is not None:
                 _tell(b"listening %s %s" % (match[1].strip(b"[]"), match[2]))
-                listening = True
+                is_listening = True
         elif line:
             last_words.append(line)
     return last_words

@@ -19,7 +19,8 @@ import trio
 
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
-from p2pmesh.engine.process import EngineProcess, EngineStatus
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import EngineStatus, Supervisor
 from p2pmesh.models.parts import PartId
 from p2pmesh.state.bodies import Served, ServeState
 
@@ -30,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Running:
-    process: EngineProcess
+    process: Supervisor
     scope: trio.CancelScope
     draining: bool = False
 
@@ -141,13 +142,8 @@ class EngineManager:
         assert part not in self._running, f"{part} runs already"
         if self._nursery is None:
             return  # the node is stopping
-        process = EngineProcess(
-            self._engine,
-            launch,
-            logs=self._logs,
-            on_change=lambda _: self._tell(),
-            check=check,
-        )
+        server = LlamaServer(self._engine, launch, check=check)
+        process = Supervisor(server, logs=self._logs, on_change=lambda _: self._tell())
         log.info("part_starting", part=part, alias=launch.alias)
         self._running[part] = _Running(process, trio.CancelScope())
         self._nursery.start_soon(self._serve, part, self._running[part])

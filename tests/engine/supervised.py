@@ -12,7 +12,8 @@ from pathlib import Path
 import trio
 
 from p2pmesh.engine.argv import Launch
-from p2pmesh.engine.process import EngineProcess, EngineStatus
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import EngineKind, EngineStatus, Supervisor
 from tests.engine.samples import EMBEDDED, MODEL, Plain
 
 DEADLINE_S = 30.0  # of any single step, on a machine that is busy with something else
@@ -22,7 +23,7 @@ DEADLINE_S = 30.0  # of any single step, on a machine that is busy with somethin
 class Watched:
     """A supervised engine and the statuses it went through."""
 
-    engine: EngineProcess = field(init=False)
+    engine: Supervisor = field(init=False)
     history: list[EngineStatus] = field(default_factory=list)
     changed: trio.Event = field(default_factory=trio.Event)
 
@@ -44,13 +45,17 @@ class Watched:
         return [s for i, s in enumerate(states) if i == 0 or s != states[i - 1]]
 
 
+def tiny(
+    command: tuple[str, ...] = EMBEDDED, model: Path = MODEL, alias: str = "tiny"
+) -> LlamaServer:
+    """The small model in the embedded engine."""
+    return LlamaServer(Plain(command), Launch(model_paths=(model,), alias=alias, context=512))
+
+
 @asynccontextmanager
-async def supervised(
-    logs: Path, command: tuple[str, ...] = EMBEDDED, model: Path = MODEL, alias: str = "tiny"
-) -> AsyncIterator[Watched]:
-    launch = Launch(model_paths=(model,), alias=alias, context=512)
+async def supervised(logs: Path, kind: EngineKind) -> AsyncIterator[Watched]:
     watched = Watched()
-    engine = EngineProcess(Plain(command), launch, logs=logs, on_change=watched.take)
+    engine = Supervisor(kind, logs=logs, on_change=watched.take)
     watched.engine = engine
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: engine.run(task_status=task_status))

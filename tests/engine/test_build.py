@@ -27,7 +27,7 @@ from p2pmesh.errors import EngineError, LocalError
 from p2pmesh.home import Home
 from tests.engine.packages import RPC_SERVER, SERVER, source_package
 from tests.engine.samples import BUILT
-from tests.engine.supervised import ask, is_ready, supervised
+from tests.engine.supervised import ask, is_ready, supervised, tiny
 
 needs_tools = pytest.mark.skipif(
     sys.platform == "win32" or not all(map(shutil.which, ("cmake", "ninja", "c++"))),
@@ -287,7 +287,7 @@ async def test_the_real_engine_is_built_and_serves(tmp_path: Path) -> None:
     """Some minutes on a bare machine; found in the user's cache the next time."""
     server, _ = await trio.to_thread.run_sync(build, BUILT)
     assert (server.parent.parent / "LICENSE").read_text().startswith("MIT License")
-    async with supervised(tmp_path, (str(server),)) as watched:
+    async with supervised(tmp_path, tiny((str(server),))) as watched:
         status = await watched.wait(is_ready)
         answer = await trio.to_thread.run_sync(ask, status, status.api_key)
         assert answer == "The capital of France is Paris."

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from p2pmesh.engine import launcher
+from p2pmesh.engine.server import LISTENING
 from tests.engine.samples import lives, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -31,7 +32,7 @@ class Launched:
 
     def __init__(self, log: Path, code: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [*LAUNCHER, str(log), "--", sys.executable, "-c", code],
+            [*LAUNCHER, str(log), LISTENING, "--", sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,
@@ -157,7 +158,7 @@ def test_all_known_forms_of_the_address(
 
 def test_a_program_that_is_not_there(log: Path) -> None:
     done = subprocess.run(
-        [*LAUNCHER, str(log), "--", "/nowhere/llama-server"],
+        [*LAUNCHER, str(log), LISTENING, "--", "/nowhere/llama-server"],
         input=b"",
         stdout=subprocess.PIPE,
         check=False,

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from p2pmesh.engine.argv import Launch
-from p2pmesh.engine.process import EngineProcess, EngineStatus
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import EngineStatus, Supervisor
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
@@ -33,7 +34,8 @@ class OneEngine:
 
     def __init__(self, logs: Path) -> None:
         launch = Launch(model_paths=(MODEL,), alias=MODEL.stem, context=16384, slots=2)
-        self.engine = EngineProcess(Plain(EMBEDDED), launch, logs=logs, on_change=self._take)
+        server = LlamaServer(Plain(EMBEDDED), launch)
+        self.engine = Supervisor(server, logs=logs, on_change=self._take)
         self._changed = trio.Event()
 
     def _take(self, status: EngineStatus) -> None:

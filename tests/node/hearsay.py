@@ -18,9 +18,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from p2pmesh.config import Address
-from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
-from p2pmesh.engine.process import EngineStatus, State
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import EngineStatus, State
 from p2pmesh.errors import LinkError
 from p2pmesh.gossip.core import REVIEW, TICK
 from p2pmesh.gossip.events import TimerFired
@@ -178,25 +178,19 @@ def wanted(model: int, **changes: Any) -> Wanted:
 
 
 class ScriptedEngine:
-    """Stands in for `EngineProcess`: its states are the test's, its end is the node's."""
+    """Stands in for `Supervisor`: its states are the test's, its end is the node's."""
 
     started: list[ScriptedEngine]  # a fresh list for each `Parts`
 
     def __init__(
-        self,
-        engine: Engine,
-        launch: Launch,
-        *,
-        logs: Path,
-        on_change: Callable[[EngineStatus], None],
-        check: Callable[[], None],
+        self, kind: LlamaServer, *, logs: Path, on_change: Callable[[EngineStatus], None]
     ) -> None:
-        self.launch = launch
+        self.launch = kind.launch
         self.ended = False
         self._on_change = on_change
         self.status = EngineStatus(
             state="loading",
-            host=launch.host,
+            host="",
             port=0,
             api_key="secret",
             pid=None,
@@ -288,7 +282,7 @@ def make_parts(
     """The parts of a node that holds these models; nothing runs yet."""
     engines: list[ScriptedEngine] = []
     scripted = type("Scripted", (ScriptedEngine,), {"started": engines})
-    patch.setattr(engines_module, "EngineProcess", scripted)
+    patch.setattr(engines_module, "Supervisor", scripted)
     opened = Opened(
         files={digest(model): model_file(model, **changes) for model in files},
         demo=digest(0),

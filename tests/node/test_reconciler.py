@@ -10,7 +10,7 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pmesh.engine import process as process_module
+from p2pmesh.engine import supervisor as supervisor_module
 from p2pmesh.engine.find import Engine
 from p2pmesh.gossip.core import PAUSE_S
 from p2pmesh.gossip.settling import ALONE_AFTER_S
@@ -409,7 +409,7 @@ async def test_a_node_that_changes_its_mesh_keeps_its_engine(
 async def test_a_file_deleted_before_its_engine_starts_fails_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
-    monkeypatch.setattr(process_module, "RETRY_S", ())  # failed at the first try
+    monkeypatch.setattr(supervisor_module, "RETRY_S", ())  # failed at the first try
     file = tiny_gguf(tmp_path / "gone.gguf")
     real = Real.of(tmp_path, file)
     file.unlink()
@@ -421,7 +421,7 @@ async def test_a_file_deleted_before_its_engine_starts_fails_with_a_reason(
 async def test_a_file_that_became_another_is_not_served_as_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
-    monkeypatch.setattr(process_module, "RETRY_S", ())
+    monkeypatch.setattr(supervisor_module, "RETRY_S", ())
     file = tiny_gguf(tmp_path / "first.gguf", seed=1)
     real = Real.of(tmp_path, file)
     tiny_gguf(file, seed=2)

@@ -1,9 +1,8 @@
-"""Engines under supervision: the embedded one for real, and programs that misbehave."""
+"""llama-server under supervision: the embedded one for real, and a server that misbehaves."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,19 +14,13 @@ import psutil
 import pytest
 import trio
 
-from p2pmesh.engine import process as process_module
+from p2pmesh.engine import supervisor as supervisor_module
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import SERVER, managed_directory
-from p2pmesh.engine.process import EngineProcess
+from p2pmesh.engine.server import LOAD_BASE_S, LOAD_BYTES_PER_S, LlamaServer
+from p2pmesh.errors import ModelError
 from tests.engine.samples import BUILT, EMBEDDED, MODEL, Plain, lives, wait_until
-from tests.engine.supervised import ask, is_ready, supervised
-
-
-def program(tmp_path: Path, code: str) -> tuple[str, ...]:
-    """An engine made of a few lines of Python that ignores its flags."""
-    path = tmp_path / "engine.py"
-    path.write_text(textwrap.dedent(code))
-    return (sys.executable, str(path))
+from tests.engine.supervised import ask, is_ready, supervised, tiny
 
 
 async def test_it_serves_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -42,7 +35,7 @@ async def test_a_built_engine_does_the_same(tmp_path: Path) -> None:
 
 
 async def serve_and_look(tmp_path: Path, command: tuple[str, ...]) -> None:
-    async with supervised(tmp_path, command) as watched:
+    async with supervised(tmp_path, tiny(command)) as watched:
         status = await watched.wait(is_ready)
         assert status.pid is not None
         assert lives(status.pid)
@@ -61,7 +54,7 @@ async def serve_and_look(tmp_path: Path, command: tuple[str, ...]) -> None:
 
 
 async def test_only_who_has_the_key_is_answered(tmp_path: Path) -> None:
-    async with supervised(tmp_path) as watched:
+    async with supervised(tmp_path, tiny()) as watched:
         status = await watched.wait(is_ready)
         with pytest.raises(urllib.error.HTTPError) as refused:
             await trio.to_thread.run_sync(ask, status, "wrong")
@@ -73,72 +66,10 @@ async def test_only_who_has_the_key_is_answered(tmp_path: Path) -> None:
         assert process.environ()["GGML_NO_BACKTRACE"] == "1"
 
 
-async def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
-    async with supervised(tmp_path) as watched:
-        first = await watched.wait(is_ready)
-        assert first.pid is not None
-        os.kill(first.pid, signal.SIGKILL)
-        again = await watched.wait(lambda s: "starting again" in s.detail)
-        assert again.detail == "starting again: it was killed, perhaps for want of memory"
-        assert again.state == "loading"
-        assert again.port == 0
-        second = await watched.wait(is_ready)
-        assert second.pid != first.pid
-        assert second.api_key == first.api_key
-
-
-async def test_a_killed_launcher_takes_its_engine_along(tmp_path: Path) -> None:
-    async with supervised(tmp_path) as watched:
-        first = await watched.wait(is_ready)
-        assert first.pid is not None
-        launcher = psutil.Process(first.pid).parent()
-        assert launcher is not None
-        launcher.kill()
-        second = await watched.wait(lambda s: is_ready(s) and s.pid != first.pid)
-        assert not lives(first.pid)
-        assert second.state == "ready"
-
-
-@pytest.mark.parametrize("whom", ["engine", "launcher"])
-async def test_what_is_stopped_is_ended_all_the_same(
-    tmp_path: Path, whom: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_module, "TERMINATE_S", 0.5)
-    monkeypatch.setattr(process_module, "KILL_S", 0.5)
-    async with supervised(tmp_path) as watched:
-        status = await watched.wait(is_ready)
-        engine = psutil.Process(status.pid)
-        launcher = engine.parent()
-        assert launcher is not None
-        (engine if whom == "engine" else launcher).suspend()
-    assert not lives(engine.pid)
-    assert not launcher.is_running()
-
-
-async def test_an_engine_that_hangs_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_module, "HEALTH_INTERVAL_S", 0.05)
-    monkeypatch.setattr(process_module, "HEALTH_PATIENCE_S", (0.3, 0.3))
-    monkeypatch.setattr(process_module, "HANG_S", 0.3)
-    monkeypatch.setattr(process_module, "TERMINATE_S", 0.2)
-    async with supervised(tmp_path) as watched:
-        first = await watched.wait(is_ready)
-        psutil.Process(first.pid).suspend()
-        silent = await watched.wait(lambda s: s.state == "loading")
-        assert silent.detail == "it does not answer at the moment"
-        await watched.wait(lambda s: s.detail == "ending the engine")
-        await watched.wait(lambda s: s.detail == "starting again: it stopped answering")
-        second = await watched.wait(is_ready)
-        assert second.pid != first.pid
-        assert first.pid is not None
-        assert not lives(first.pid)
-
-
 async def test_a_stopped_engine_is_soon_not_ready_and_ready_again_when_it_goes_on(
     tmp_path: Path,
 ) -> None:
-    async with supervised(tmp_path) as watched:
+    async with supervised(tmp_path, tiny()) as watched:
         first = await watched.wait(is_ready)
         engine = psutil.Process(first.pid)
         began = trio.current_time()
@@ -153,10 +84,10 @@ async def test_a_stopped_engine_is_soon_not_ready_and_ready_again_when_it_goes_o
 async def test_a_model_that_cannot_be_loaded_fails_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_module, "RETRY_S", (0.01, 0.02))
+    monkeypatch.setattr(supervisor_module, "RETRY_S", (0.01, 0.02))
     junk = tmp_path / "junk.gguf"
     junk.write_bytes(b"this is not a model")
-    async with supervised(tmp_path, model=junk, alias="../a b") as watched:
+    async with supervised(tmp_path, tiny(model=junk, alias="../a b")) as watched:
         status = await watched.wait(lambda s: s.state == "failed")
     assert status.detail == (
         "invalid magic characters: 'this', expected 'GGUF' (it ended with exit code 1)"
@@ -165,46 +96,10 @@ async def test_a_model_that_cannot_be_loaded_fails_with_the_reason(
     assert watched.engine.log_path == tmp_path / "engine-.._a_b.log"
 
 
-async def test_an_engine_that_cannot_be_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_module, "RETRY_S", ())
-    async with supervised(tmp_path, command=("/nowhere/llama-server",)) as watched:
-        status = await watched.wait(lambda s: s.state == "failed")
-    assert status.detail == (
-        "error: cannot start /nowhere/llama-server: No such file or directory "
-        "(it ended with exit code 127)"
-    )
-
-
-async def test_a_load_has_a_deadline_and_is_not_tried_at_once_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_module, "LOAD_BASE_S", 0.3)
-    command = program(
-        tmp_path,
-        """
-        import signal, time
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(600)
-        """,
-    )
-    monkeypatch.setattr(process_module, "TERMINATE_S", 0.2)
-    async with supervised(tmp_path, command=command) as watched:
-        loading = await watched.wait(lambda s: s.pid is not None)
-        status = await watched.wait(lambda s: s.state == "failed")
-        assert "it did not load within" in status.detail
-        assert loading.pid is not None
-        assert not lives(loading.pid)
-        assert [s.detail for s in watched.history].count("starting") == 1
-
-
 async def test_ready_means_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that listens, says 503 twice and then refuses is never called ready."""
-    monkeypatch.setattr(process_module, "RETRY_S", ())
-    command = program(
-        tmp_path,
-        """
+    monkeypatch.setattr(supervisor_module, "RETRY_S", ())
+    program = """
         import http.server
         answers = [503, 503, 400]
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -218,47 +113,50 @@ async def test_ready_means_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
         server.serve_forever()
-        """,
-    )
-    async with supervised(tmp_path, command=command) as watched:
+    """
+    command = (sys.executable, "-c", textwrap.dedent(program))
+    async with supervised(tmp_path, tiny(command)) as watched:
         status = await watched.wait(lambda s: s.state == "failed")
     assert status.detail == "the engine answered a first request with 400: Pooling type none"
     assert "ready" not in watched.states()
 
 
-async def test_pauses_grow_and_a_steady_engine_wins_its_tries_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ends = iter([0.0, 0.0, 0.0, 0.0, 0.0, 31.0, 0.0])
-    pauses: list[float] = []
+def test_a_load_has_time_for_its_size_and_says_how_far_it_is(tmp_path: Path) -> None:
+    model = tmp_path / "half.gguf"
+    with model.open("wb") as file:
+        file.truncate(5_000_000_000)
+    launch = Launch(model_paths=(model, tmp_path / "missing.gguf"), alias="half")
+    server = LlamaServer(Plain(("x",)), launch)
+    assert server.prepare() == LOAD_BASE_S + 5_000_000_000 / LOAD_BYTES_PER_S
+    assert server.progress(0) == "loading 5,000 MB, 0 % in memory"
+    assert server.progress(2_600_000_000) == "loading 5,000 MB, 50 % in memory"
+    assert server.progress(6_000_000_000) == "loading 5,000 MB, 100 % in memory"
+
+
+def test_a_model_that_fails_its_check_is_not_started() -> None:
+    def check() -> None:
+        raise ModelError("it is damaged")
+
+    server = LlamaServer(Plain(("x",)), Launch(model_paths=(MODEL,), alias="x"), check=check)
+    with pytest.raises(ModelError, match="it is damaged"):
+        server.prepare()
+
+
+def test_each_server_has_a_key_of_its_own_unless_one_is_given() -> None:
     launch = Launch(model_paths=(MODEL,), alias="x")
-    engine = EngineProcess(Plain(("x",)), launch, logs=tmp_path, on_change=lambda _: None)
-
-    async def live() -> process_module._End:
-        try:
-            return process_module._End("words", next(ends))
-        except StopIteration:
-            scope.cancel()
-            await trio.lowlevel.checkpoint()
-            raise AssertionError from None
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        await trio.lowlevel.checkpoint()
-
-    monkeypatch.setattr(engine, "_live", live)
-    monkeypatch.setattr(trio, "sleep", sleep)
-    with trio.CancelScope() as scope:
-        await engine.run()
-    assert pauses == [0.5, 1.0, 2.0, 60.0, 120.0, 0.5, 1.0]
-    assert engine.status.state == "stopped"
+    first, second = (LlamaServer(Plain(("x",)), launch, environ={}) for _ in range(2))
+    assert len({first.api_key, second.api_key, ""}) == 3
+    assert first.environ["LLAMA_API_KEY"] == first.api_key == first.launch.api_key
+    given = Launch(model_paths=(MODEL,), alias="x", api_key="given")
+    assert LlamaServer(Plain(("x",)), given).api_key == "given"
 
 
 NODE = """
 import sys, trio
 from pathlib import Path
 from p2pmesh.engine.argv import Launch
-from p2pmesh.engine.process import EngineProcess
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import Supervisor
 
 class Engine:
     command = (sys.executable, "-P", "-m", "p2pmesh.engine.embedded")
@@ -268,7 +166,8 @@ def told(status):
         print(status.pid, flush=True)
 
 launch = Launch(model_paths=(Path(sys.argv[1]),), alias="tiny", context=512)
-trio.run(EngineProcess(Engine(), launch, logs=Path(sys.argv[2]), on_change=told).run)
+server = LlamaServer(Engine(), launch)
+trio.run(Supervisor(server, logs=Path(sys.argv[2]), on_change=told).run)
 """
 
 
