@@ -79,9 +79,9 @@ def accept(document: Document, check: RecordCheck, raw: bytes) -> bool:
         if mine is not None and mine.raw == raw:
             return False
     record = check.parse(raw)
-    verdict = document.judge(record, NOW_S)
+    outcome = document.judge(record, NOW_S)
     return (
-        verdict.may_count and check.verify(record) and bool(document.merge(record, NOW_S, verdict))
+        outcome.may_count and check.verify(record) and bool(document.merge(record, NOW_S, outcome))
     )
 
 

@@ -17,7 +17,7 @@ from p2pmesh.gossip.charges import Charges, needed
 from p2pmesh.gossip.events import Disconnect, Out, Rejected
 from p2pmesh.gossip.overlay import RINGS
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.document import Document, Verdict
+from p2pmesh.state.document import Document, MergeOutcome
 from p2pmesh.wire.evidence import Certificate, Fork, make_fork
 from p2pmesh.wire.facts import FACT_KINDS, Fact, verify
 from p2pmesh.wire.messages import Facts, gather
@@ -124,8 +124,8 @@ class Intake:
         """
         taken = Taken()
         for subject, certificate in list(self._doubtful.items()):
-            verdict = self._document.judge(certificate, mesh_now)
-            if not verdict.may_count or self._believe(certificate, verdict, mesh_now, taken):
+            outcome = self._document.judge(certificate, mesh_now)
+            if not outcome.may_count or self._believe(certificate, outcome, mesh_now, taken):
                 del self._doubtful[subject]
         return taken
 
@@ -172,20 +172,20 @@ class Intake:
 
     def _fact(self, node: NodeId, fact: Fact, now: float, mesh_now: float, taken: Taken) -> None:
         taken.seen.add(fact.id)
-        verdict = self._document.judge(fact, mesh_now)
-        if verdict is Verdict.REFUSED:
+        outcome = self._document.judge(fact, mesh_now)
+        if outcome is MergeOutcome.REFUSED:
             self._reject(node, "it brings more than there is room for", now, taken)
-        if not verdict.may_count:
+        if not outcome.may_count:
             return
         if not verify(fact, self._check):
             raise PeerError(f"{FACT_KINDS[type(fact)].name} with a wrong signature")
         if isinstance(fact, Certificate):
-            self._certificate(fact, verdict, mesh_now, taken)
+            self._certificate(fact, outcome, mesh_now, taken)
         else:
-            self._said(fact, verdict, now, mesh_now, taken)
+            self._said(fact, outcome, now, mesh_now, taken)
 
     def _said(
-        self, fact: Record | Fork, verdict: Verdict, now: float, mesh_now: float, taken: Taken
+        self, fact: Record | Fork, outcome: MergeOutcome, now: float, mesh_now: float, taken: Taken
     ) -> None:
         """Take in what an owner said, or said twice.
 
@@ -194,7 +194,7 @@ class Intake:
         """
         timely = self._owners.take(fact.owner, now)
         may_merge = timely or fact.id in taken.asked
-        if may_merge and isinstance(fact, Record) and verdict is Verdict.FORK:
+        if may_merge and isinstance(fact, Record) and outcome is MergeOutcome.EQUIVOCATION:
             standing = self._document.get(*fact.key)
             assert standing is not None, "a fork has two sides"
             fork = make_fork(standing, fact)
@@ -202,12 +202,18 @@ class Intake:
         if fact.owner == self._me and isinstance(fact, Record):
             taken.own.append(fact)
         elif may_merge:
-            self._merge(fact, verdict, mesh_now, taken, pass_on=timely)
+            self._merge(fact, outcome, mesh_now, taken, pass_on=timely)
 
     def _merge(
-        self, fact: Fact, verdict: Verdict | None, mesh_now: float, taken: Taken, *, pass_on: bool
+        self,
+        fact: Fact,
+        outcome: MergeOutcome | None,
+        mesh_now: float,
+        taken: Taken,
+        *,
+        pass_on: bool,
     ) -> bool:
-        result = self._document.merge(fact, mesh_now, verdict)
+        result = self._document.merge(fact, mesh_now, outcome)
         taken.ids += result.ids
         taken.owners |= result.owners
         if result and pass_on:
@@ -215,11 +221,11 @@ class Intake:
         return bool(result)
 
     def _certificate(
-        self, certificate: Certificate, verdict: Verdict, mesh_now: float, taken: Taken
+        self, certificate: Certificate, outcome: MergeOutcome, mesh_now: float, taken: Taken
     ) -> None:
         strong = len(certificate.evidence) >= needed(RINGS)
         if (self.learning and not strong) or not self._believe(
-            certificate, verdict, mesh_now, taken
+            certificate, outcome, mesh_now, taken
         ):
             # Members that it speaks of may come with the next message.
             self._doubtful.pop(certificate.subject, None)
@@ -228,7 +234,7 @@ class Intake:
                 del self._doubtful[next(iter(self._doubtful))]
 
     def _believe(
-        self, certificate: Certificate, verdict: Verdict, mesh_now: float, taken: Taken
+        self, certificate: Certificate, outcome: MergeOutcome, mesh_now: float, taken: Taken
     ) -> bool:
         """Believe a certificate if it convinces; one against this node is only noted."""
         if certificate.subject == self._me and self._charges.must_answer(certificate, mesh_now):
@@ -236,4 +242,4 @@ class Intake:
             return True
         if not self._charges.convincing(certificate):
             return False
-        return self._merge(certificate, verdict, mesh_now, taken, pass_on=False)
+        return self._merge(certificate, outcome, mesh_now, taken, pass_on=False)

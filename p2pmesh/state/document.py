@@ -29,15 +29,15 @@ from p2pmesh.state.held import (
     Held,
 )
 from p2pmesh.state.index import Index
-from p2pmesh.state.verdict import (
+from p2pmesh.state.outcome import (
     AHEAD_S_MAX,
     EPOCH_AHEAD_S_MAX,
+    MergeOutcome,
     MergeResult,
-    Verdict,
     is_credible,
     judge,
 )
-from p2pmesh.state.waiting import Waiting
+from p2pmesh.state.pending import Pending
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
@@ -52,8 +52,8 @@ __all__ = [
     "REGISTERS_PER_OWNER_MAX",
     "Authorised",
     "Document",
+    "MergeOutcome",
     "MergeResult",
-    "Verdict",
     "everybody",
     "term_of",
 ]
@@ -99,7 +99,7 @@ class Document:
         self._held: dict[NodeId, Held] = {}
         self._certificates: dict[NodeId, Certificate] = {}
         self._forks = Forks()
-        self._waiting = Waiting()
+        self._pending = Pending()
         self._fingerprint = Fingerprint()
         self._index = Index(homes)
         self._ends_at = NEVER  # nothing runs out before
@@ -158,7 +158,7 @@ class Document:
         held = self._held.get(owner)
         return held is not None and held.is_past(register, epoch, seq)
 
-    def judge(self, fact: Fact, now: float) -> Verdict:
+    def judge(self, fact: Fact, now: float) -> MergeOutcome:
         """What merging `fact` would mean.
 
         Args:
@@ -166,61 +166,61 @@ class Document:
             now: Mesh time in seconds.
         """
         if not self._counts(fact.owner, now):
-            return Verdict.VOID
+            return MergeOutcome.VOID
         if isinstance(fact, Record):
             return self._judge_record(fact, now)
         if not is_credible(fact, self._mesh, now):
-            return Verdict.VOID
+            return MergeOutcome.VOID
         if isinstance(fact, Certificate):
             return self._judge_certificate(fact)
-        return self._forks.judge(fact) if fork_ends_at(fact) > now else Verdict.VOID
+        return self._forks.judge(fact) if fork_ends_at(fact) > now else MergeOutcome.VOID
 
-    def merge(self, fact: Fact, now: float, verdict: Verdict | None = None) -> MergeResult:
+    def merge(self, fact: Fact, now: float, outcome: MergeOutcome | None = None) -> MergeResult:
         """Let `fact` stand if it may. The caller has checked its signatures.
 
         Args:
             fact: Of a certificate, the caller has checked that it is proof enough.
             now: Mesh time in seconds.
-            verdict: What `judge` said of it; None: it was not asked, or its owner's facts have
+            outcome: What `judge` said of it; None: it was not asked, or its owner's facts have
                 changed since.
         """
-        verdict = self.judge(fact, now) if verdict is None else verdict
-        if not verdict.may_count:
-            return MergeResult(verdict)
+        outcome = self.judge(fact, now) if outcome is None else outcome
+        if not outcome.may_count:
+            return MergeResult(outcome)
         if isinstance(fact, Record):
-            ids = self._merge_record(fact, now, verdict)
+            ids = self._merge_record(fact, now, outcome)
         elif isinstance(fact, Certificate):
-            ids = self._merge_certificate(fact, now, verdict)
+            ids = self._merge_certificate(fact, now, outcome)
         else:
             ids = self._merge_fork(fact, now)
-        return MergeResult(verdict, frozenset((fact.owner,)), ids) if ids else MergeResult(verdict)
+        return MergeResult(outcome, frozenset((fact.owner,)), ids) if ids else MergeResult(outcome)
 
-    def _judge_record(self, record: Record, now: float) -> Verdict:
+    def _judge_record(self, record: Record, now: float) -> MergeOutcome:
         held = self._held.get(record.owner, NOTHING)
-        verdict = judge(record, held, self._mesh, now)
-        if verdict is not Verdict.NEWS:
-            return verdict
+        outcome = judge(record, held, self._mesh, now)
+        if outcome is not MergeOutcome.NEWS:
+            return outcome
         if self._is_full_for(record.owner):
-            return Verdict.REFUSED
-        return Verdict.NEWS if held.end_of(record) > now else self._waiting.judge(record)
+            return MergeOutcome.REFUSED
+        return MergeOutcome.NEWS if held.end_of(record) > now else self._pending.judge(record)
 
-    def _merge_record(self, record: Record, now: float, verdict: Verdict) -> tuple[bytes, ...]:
+    def _merge_record(self, record: Record, now: float, outcome: MergeOutcome) -> tuple[bytes, ...]:
         """Let a record stand, or wait for the `member` record that it lives on."""
         held = self._held.get(record.owner, NOTHING)
-        if verdict is Verdict.FORK:
+        if outcome is MergeOutcome.EQUIVOCATION:
             rival = held.records[record.register]
             if record.digest < rival.digest or not held.has_room(record):
                 return ()
         if held.end_of(record) <= now:
-            self._waiting.add(record, now)
+            self._pending.add(record, now)
             return ()
         self._fingerprint.advance(now)
         self._set(record.owner, held, self._grow(held, record), record.issued_at)
-        self._born(record.digest, record.owner, record.issued_at)
-        early = self._waiting.take(record.owner) if record.register == MEMBER else ()
+        self._add(record.digest, record.owner, record.issued_at)
+        early = self._pending.take(record.owner) if record.register == MEMBER else ()
         return (record.digest, *(item for one in early for item in self.merge(one, now).ids))
 
-    def _judge_certificate(self, certificate: Certificate) -> Verdict:
+    def _judge_certificate(self, certificate: Certificate) -> MergeOutcome:
         """It names the version of its subject's `member` record that has to stand.
 
         With other evidence it is still the same certificate, and the first one is kept.
@@ -228,27 +228,27 @@ class Document:
         member = self.get(certificate.subject, MEMBER)
         named = certificate.epoch, certificate.seq
         if member is None or (member.epoch, member.seq) < named:
-            return Verdict.PENDING
+            return MergeOutcome.PENDING
         if (member.epoch, member.seq) > named or certificate.subject in self._certificates:
-            return Verdict.STALE
-        return Verdict.NEWS
+            return MergeOutcome.STALE
+        return MergeOutcome.NEWS
 
     def _merge_certificate(
-        self, certificate: Certificate, now: float, verdict: Verdict
+        self, certificate: Certificate, now: float, outcome: MergeOutcome
     ) -> tuple[bytes, ...]:
         """Let a certificate stand; one that came too early has to be offered again."""
-        if verdict is Verdict.PENDING:
+        if outcome is MergeOutcome.PENDING:
             return ()
         self._fingerprint.advance(now)
         self._certificates[certificate.subject], self._removed = certificate, None
-        self._born(certificate.id, certificate.subject, certificate.issued_at)
+        self._add(certificate.id, certificate.subject, certificate.issued_at)
         return (certificate.id,)
 
     def _merge_fork(self, fork: Fork, now: float) -> tuple[bytes, ...]:
         self._fingerprint.advance(now)
         for old in self._forks.add(fork):
-            self._died(old.id, old.issued_at, fork.issued_at)
-        self._born(fork.id, fork.owner, fork.issued_at)
+            self._remove(old.id, old.issued_at, fork.issued_at)
+        self._add(fork.id, fork.owner, fork.issued_at)
         self._ends_at = min(self._ends_at, fork_ends_at(fork))
         return (fork.id,)
 
@@ -261,7 +261,7 @@ class Document:
         often: it looks no further before something can have run out.
         """
         self._fingerprint.advance(now)
-        self._waiting.lapse(now)
+        self._pending.lapse(now)
         self._index.rest(now)
         if now < self._ends_at:
             return frozenset()
@@ -270,7 +270,7 @@ class Document:
             self._set(owner, held, held.at(now), None)
         forks = self._forks.expire(now)
         for fork in forks:
-            self._died(fork.id, fork.issued_at, fork_ends_at(fork))
+            self._remove(fork.id, fork.issued_at, fork_ends_at(fork))
         ends = [held.ends_at for held in self._held.values()]
         self._ends_at = min([*ends, *map(fork_ends_at, self._forks)], default=NEVER)
         return frozenset([owner for owner, _ in over] + [fork.owner for fork in forks])
@@ -290,7 +290,7 @@ class Document:
             if owner in self._held:
                 self._set(owner, self._held[owner], NOTHING, int(now))
             for fork in self._forks.drop(owner):
-                self._died(fork.id, fork.issued_at, int(now))
+                self._remove(fork.id, fork.issued_at, int(now))
         return over
 
     # --- certificates -----------------------------------------------------------------------------
@@ -359,7 +359,7 @@ class Document:
     def _set(self, owner: NodeId, before: Held, after: Held, at_s: int | None) -> None:
         """Let `after` stand; what is lost died at `at_s`, or else when it ran out."""
         for lost in before.lost(after):
-            self._died(lost.digest, lost.issued_at, before.end_of(lost) if at_s is None else at_s)
+            self._remove(lost.digest, lost.issued_at, before.end_of(lost) if at_s is None else at_s)
         if before is NOTHING or not after.records:
             self._owners = None
         if after.records:
@@ -372,14 +372,14 @@ class Document:
             del self._certificates[owner]
             self._removed = None
             died_s = before.lease_until if at_s is None else at_s
-            self._died(certificate.id, certificate.issued_at, died_s)
+            self._remove(certificate.id, certificate.issued_at, died_s)
 
-    def _born(self, item: bytes, owner: NodeId, at_s: int) -> None:
-        self._fingerprint.born(item, at_s)
+    def _add(self, item: bytes, owner: NodeId, at_s: int) -> None:
+        self._fingerprint.add(item, at_s)
         self._index.add(item, owner)
 
-    def _died(self, item: bytes, born_s: int, at_s: int) -> None:
-        self._fingerprint.died(item, born_s, at_s)
+    def _remove(self, item: bytes, born_s: int, at_s: int) -> None:
+        self._fingerprint.remove(item, born_s, at_s)
         self._index.drop(item)
 
 

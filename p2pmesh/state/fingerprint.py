@@ -61,7 +61,7 @@ class Fingerprint:
             told = self._told[cutoff_s] = _shown(self._total - later)
         return told
 
-    def born(self, item: bytes, at_s: int) -> None:
+    def add(self, item: bytes, at_s: int) -> None:
         """An item is there.
 
         Args:
@@ -70,7 +70,7 @@ class Fingerprint:
         """
         self._change(term_of(item), at_s)
 
-    def died(self, item: bytes, born_s: int, at_s: int) -> None:
+    def remove(self, item: bytes, born_s: int, at_s: int) -> None:
         """An item is gone.
 
         Args:

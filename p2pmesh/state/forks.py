@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.verdict import Verdict
+from p2pmesh.state.outcome import MergeOutcome
 from p2pmesh.wire.evidence import Fork
 
 FORKS_MAX = 7  # per owner: with that many the hold is as long as it gets
@@ -34,15 +34,15 @@ class Forks:
         """The forks of `owner`, the oldest first."""
         return self._of.get(owner, ())
 
-    def judge(self, fork: Fork) -> Verdict:
-        """The verdict on `fork`, its mesh and its time apart."""
+    def judge(self, fork: Fork) -> MergeOutcome:
+        """Judge `fork`, but for its mesh and its time."""
         standing = self.of(fork.owner)
         if any(other.id == fork.id for other in standing):
-            return Verdict.STALE
+            return MergeOutcome.STALE
         if len(standing) == FORKS_MAX and _order(fork) < _order(standing[0]):
-            return Verdict.STALE
+            return MergeOutcome.STALE
         is_full = not standing and len(self._of) >= FORKED_OWNERS_MAX
-        return Verdict.REFUSED if is_full else Verdict.NEWS
+        return MergeOutcome.REFUSED if is_full else MergeOutcome.NEWS
 
     def add(self, fork: Fork) -> tuple[Fork, ...]:
         """Let `fork`, which is news, stand; returns those that make way for it."""

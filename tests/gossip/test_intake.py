@@ -8,7 +8,7 @@ from p2pmesh.gossip.author import OWNER_BURST
 from p2pmesh.gossip.events import Disconnect, Rejected
 from p2pmesh.gossip.intake import DOUBTFUL_BYTES_MAX, PEER_BURST, PEER_RATE_PER_S, Taken
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Document, Verdict
+from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Document, MergeOutcome
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import (
     EVIDENCE_MAX,
@@ -118,7 +118,7 @@ def test_what_is_asked_for_is_read_and_judged_once(monkeypatch: pytest.MonkeyPat
     judged: list[object] = []
     judge = Document.judge
 
-    def counted(self: Document, fact: Fact, now: float) -> Verdict:
+    def counted(self: Document, fact: Fact, now: float) -> MergeOutcome:
         judged.append(fact)
         return judge(self, fact, now)
 

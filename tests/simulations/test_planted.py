@@ -23,8 +23,8 @@ from p2pmesh.gossip.sync import Sync
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.placement.facts import Facts
 from p2pmesh.placement.inputs import facts_of
-from p2pmesh.state import document, held, verdict
-from p2pmesh.state.document import Document, MergeResult, Verdict
+from p2pmesh.state import document, held, outcome
+from p2pmesh.state.document import Document, MergeOutcome, MergeResult
 from p2pmesh.state.fingerprint import Fingerprint
 from p2pmesh.state.held import Held
 from p2pmesh.wire.facts import Fact
@@ -120,10 +120,10 @@ def halved() -> Scenario:
 
 
 def older_wins(patch: pytest.MonkeyPatch) -> None:
-    def careless(record: Record, held: Held, *arguments: Any) -> Verdict:
+    def careless(record: Record, held: Held, *arguments: Any) -> MergeOutcome:
         mine = held.records.get(record.register)
         older = mine is not None and record.version < mine.version
-        return Verdict.NEWS if older else verdict.judge(record, held, *arguments)
+        return MergeOutcome.NEWS if older else outcome.judge(record, held, *arguments)
 
     patch.setattr(document, "judge", careless)
     patch.setattr(Document, "stale", lambda *_: False)
@@ -131,7 +131,7 @@ def older_wins(patch: pytest.MonkeyPatch) -> None:
 
 def expired_records_live_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(held, "EXPIRY_GRACE_S", 10**6)
-    patch.setattr(verdict, "EXPIRY_GRACE_S", 10**6)
+    patch.setattr(outcome, "EXPIRY_GRACE_S", 10**6)
 
 
 def signatures_unchecked(patch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def signatures_unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def far_epochs_believed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(verdict, "EPOCH_AHEAD_S_MAX", 10**9)
+    patch.setattr(outcome, "EPOCH_AHEAD_S_MAX", 10**9)
 
 
 def one_owner_takes_all(patch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def never_repairs(patch: pytest.MonkeyPatch) -> None:
 
 
 def fingerprint_keeps_the_dropped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Fingerprint, "died", lambda *_: None)
+    patch.setattr(Fingerprint, "remove", lambda *_: None)
 
 
 # --- evidence -------------------------------------------------------------------------------------
@@ -202,13 +202,13 @@ def accuses_on_the_first_doubt(patch: pytest.MonkeyPatch) -> None:
 def certificate_voided_by_an_update(patch: pytest.MonkeyPatch) -> None:
     merge = Document.merge
 
-    def careless(self: Document, fact: Fact, now: float, *verdict: Verdict) -> MergeResult:
+    def careless(self: Document, fact: Fact, now: float, *outcome: MergeOutcome) -> MergeResult:
         for one in self.certificates if isinstance(fact, Record) else ():
             if fact.owner in one.accusers:
                 del self._certificates[one.subject]
                 self._removed = None
-                self._died(one.id, one.issued_at, fact.issued_at)
-        return merge(self, fact, now, *verdict)
+                self._remove(one.id, one.issued_at, fact.issued_at)
+        return merge(self, fact, now, *outcome)
 
     patch.setattr(Document, "merge", careless)
     learned = Core._learned

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state import document as module
-from p2pmesh.state.document import Document, MergeResult, Verdict
+from p2pmesh.state.document import Document, MergeOutcome, MergeResult
 from p2pmesh.state.fingerprint import CHANGES_KEPT_S, fingerprint_of
 from p2pmesh.state.forks import HOLD_S_MAX
 from p2pmesh.state.held import EXPIRY_GRACE_S, OWNER_BYTES_MAX, REGISTERS_PER_OWNER_MAX, Held
-from p2pmesh.state.waiting import WAITING_S
+from p2pmesh.state.pending import PENDING_S
 from p2pmesh.wire.evidence import make_fork
 from p2pmesh.wire.facts import Fact
 from tests.state.facts import FACTS, LATER, SEQ_S, items, raws, some_facts, tell, told, written
@@ -77,7 +77,7 @@ def test_a_new_epoch_voids_everything_but_wants() -> None:
     document = told([record(register=r) for r in ("member", "caps", "wants")], NOW)
     document.merge(record(register="member", epoch=NOW + 1), NOW)
     assert [one.register for one in document.registers(NODES[0])] == ["member", "wants"]
-    assert document.judge(record(register="load"), NOW) is Verdict.STALE
+    assert document.judge(record(register="load"), NOW) is MergeOutcome.STALE
     assert document.stale(NODES[0], "load", NOW, 99)
     assert not document.stale(NODES[0], "wants", NOW, 99)
     assert not document.stale(NODES[7], "load", 0, 0)
@@ -87,16 +87,16 @@ def test_what_comes_before_its_lease_waits_for_it() -> None:
     early = record(register="caps", epoch=NOW + 1, issued_at=NOW - 1000, ttl_s=9999)
     first = record(register="member")
     document = told([first], NOW)
-    assert document.judge(early, NOW) is Verdict.PENDING
+    assert document.judge(early, NOW) is MergeOutcome.PENDING
     assert not document.merge(early, NOW)
-    assert document.judge(early, NOW) is Verdict.STALE  # it is known, if not seen
+    assert document.judge(early, NOW) is MergeOutcome.STALE  # it is known, if not seen
     assert raws(document) == [first.raw]  # an epoch begins with its lease, not before
     assert document.merge(record(register="member", seq=2), NOW)
-    assert document.judge(early, NOW) is Verdict.STALE
+    assert document.judge(early, NOW) is MergeOutcome.STALE
     begun = document.merge(lease := record(register="member", epoch=NOW + 1), NOW)
     assert document.get(NODES[0], "caps") == early
     both = lease.digest, early.digest
-    assert begun == MergeResult(Verdict.NEWS, frozenset({NODES[0]}), both)
+    assert begun == MergeResult(MergeOutcome.NEWS, frozenset({NODES[0]}), both)
 
 
 def test_old_registers_do_not_come_back_without_their_lease() -> None:
@@ -113,8 +113,8 @@ def test_old_registers_do_not_come_back_without_their_lease() -> None:
         document.expire(now)
         assert raws(document) == [wants.raw]
         assert document.fingerprint == fingerprint_of([wants.digest])
-    document.expire(over + 3000 + WAITING_S)
-    assert document._waiting.size_bytes == 0
+    document.expire(over + 3000 + PENDING_S)
+    assert document._pending.size_bytes == 0
     assert document.expire(NOW + 3600 + EXPIRY_GRACE_S) == {NODES[0]}
     assert document.owners == ()
     assert document.fingerprint == Document(MESH).fingerprint
@@ -170,13 +170,13 @@ def test_a_certificate_names_the_version_that_stands() -> None:
 def test_a_certificate_is_judged_by_the_version_that_it_names() -> None:
     document = told([record(register="member", seq=2)], NOW)
     named = [document.judge(certificate(0, seq=seq), NOW) for seq in (1, 2, 3)]
-    assert named == [Verdict.STALE, Verdict.NEWS, Verdict.PENDING]
-    assert document.judge(certificate(2), NOW) is Verdict.PENDING
-    assert document.judge(certificate(0, seq=2, issued_at=NOW + 999), NOW) is Verdict.VOID
+    assert named == [MergeOutcome.STALE, MergeOutcome.NEWS, MergeOutcome.PENDING]
+    assert document.judge(certificate(2), NOW) is MergeOutcome.PENDING
+    assert document.judge(certificate(0, seq=2, issued_at=NOW + 999), NOW) is MergeOutcome.VOID
     assert not document.merge(certificate(0, seq=3), NOW)
-    merged = document.merge(first := certificate(0, seq=2), NOW, Verdict.NEWS)
-    assert merged == MergeResult(Verdict.NEWS, frozenset({NODES[0]}), (first.id,))
-    assert document.judge(certificate(0, (2,), seq=2), NOW) is Verdict.STALE
+    merged = document.merge(first := certificate(0, seq=2), NOW, MergeOutcome.NEWS)
+    assert merged == MergeResult(MergeOutcome.NEWS, frozenset({NODES[0]}), (first.id,))
+    assert document.judge(certificate(0, (2,), seq=2), NOW) is MergeOutcome.STALE
 
 
 def test_a_certificate_goes_with_the_lease() -> None:
@@ -204,9 +204,9 @@ def test_of_two_values_under_one_number_the_larger_stands_and_the_fork_is_told()
     pair = [record(register="member", body={"value": value}) for value in (1, 2)]
     smaller, larger = sorted(pair, key=lambda one: one.digest)
     document = told([smaller], NOW)
-    assert document.judge(larger, NOW) is Verdict.FORK
+    assert document.judge(larger, NOW) is MergeOutcome.EQUIVOCATION
     assert document.merge(larger, NOW)
-    assert document.judge(smaller, NOW) is Verdict.FORK
+    assert document.judge(smaller, NOW) is MergeOutcome.EQUIVOCATION
     assert not document.merge(smaller, NOW)
     assert document.registers(NODES[0]) == (larger,)
 
@@ -243,7 +243,7 @@ def test_facts_count_for_as_long_as_their_owner_is_authorised() -> None:
     theirs += [make_fork(*pair), certificate(0, (1,))]
     without = tell(document, [*others, *theirs], NOW).fingerprint
     assert raws(document) == [others[0].raw]
-    assert {document.judge(fact, NOW) for fact in theirs} == {Verdict.VOID}
+    assert {document.judge(fact, NOW) for fact in theirs} == {MergeOutcome.VOID}
     assert document.reauthorise([NODES[0]], NOW) == frozenset()
 
     allowed.add(NODES[0])
@@ -287,7 +287,7 @@ def test_one_owner_cannot_fill_everybodys_memory() -> None:
         document.merge(record(register=name), NOW)
     assert len(document.registers(NODES[0])) == REGISTERS_PER_OWNER_MAX
     assert document.get(NODES[0], "member") == lease
-    assert document.judge(record(register="zz"), NOW) is Verdict.REFUSED
+    assert document.judge(record(register="zz"), NOW) is MergeOutcome.REFUSED
     assert not document.merge(record(register="zz"), NOW)
     assert document.merge(record(register="a/99"), NOW)  # in front, so the last one makes way
     assert len(document.registers(NODES[0])) == REGISTERS_PER_OWNER_MAX
@@ -306,7 +306,7 @@ def test_there_are_only_so_many_owners(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(document) == 2
     assert NODES[0] in document
     assert NODES[2] not in document
-    assert document.judge(record(2, "member"), NOW) is Verdict.REFUSED
+    assert document.judge(record(2, "member"), NOW) is MergeOutcome.REFUSED
     assert document.merge(record(1, "caps"), NOW)
 
 
@@ -316,7 +316,7 @@ def test_there_is_always_room_for_its_keeper(monkeypatch: pytest.MonkeyPatch) ->
     for owner in range(3):
         document.merge(record(owner, "member"), NOW)
     assert document.owners == tuple(sorted(NODES[:2]))
-    assert document.judge(record(3, "member"), NOW) is Verdict.NEWS
+    assert document.judge(record(3, "member"), NOW) is MergeOutcome.NEWS
     assert document.merge(record(3, "member"), NOW)
 
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state import held as bounds
-from p2pmesh.state.document import Document, Verdict
+from p2pmesh.state.document import Document, MergeOutcome
 from p2pmesh.state.fingerprint import fingerprint_of
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.records import Record
@@ -92,15 +92,15 @@ def test_every_item_is_found_by_its_id(facts: list[int]) -> None:
 def test_stale_says_nothing_that_judging_would_not(records: list[int]) -> None:
     document = told(records)
     for one in RECORDS:
-        verdict = document.judge(one, LATER)
+        outcome = document.judge(one, LATER)
         if document.stale(one.owner, one.register, one.epoch, one.seq):
-            assert verdict is Verdict.STALE
-        elif verdict is Verdict.STALE:  # the very one that stands, or that waits
+            assert outcome is MergeOutcome.STALE
+        elif outcome is MergeOutcome.STALE:  # the very one that stands, or that waits
             mine = document.get(one.owner, one.register)
             assert mine == one or one.key[1] == "caps"
         rival = document.get(one.owner, one.register)
         same = rival is not None and (rival.epoch, rival.seq) == (one.epoch, one.seq)
-        assert (verdict is Verdict.FORK) == (
+        assert (outcome is MergeOutcome.EQUIVOCATION) == (
             same and rival is not None and rival.digest != one.digest
         )
 

@@ -28,9 +28,9 @@ def test_it_can_be_told_as_of_any_second_that_is_kept(
 ) -> None:
     fingerprint = Fingerprint()
     for item, born, died in items:
-        fingerprint.born(item, born)
+        fingerprint.add(item, born)
         if died is not None:
-            fingerprint.died(item, born, died)
+            fingerprint.remove(item, born, died)
     fingerprint.advance(20)
     assert fingerprint.value == fingerprint_of([item for item, _, died in items if died is None])
     for cutoff in range(22):
@@ -41,8 +41,8 @@ def test_it_can_be_told_as_of_any_second_that_is_kept(
 
 def test_what_died_before_it_was_born_never_counted() -> None:
     fingerprint = Fingerprint()
-    fingerprint.born(b"a" * 16, 10)
-    fingerprint.died(b"a" * 16, 10, 5)
+    fingerprint.add(b"a" * 16, 10)
+    fingerprint.remove(b"a" * 16, 10, 5)
     assert [fingerprint.at(second) for second in (4, 7, 12)] == [NOTHING] * 3
 
 
@@ -50,10 +50,10 @@ def test_only_the_last_seconds_are_kept() -> None:
     fingerprint = Fingerprint()
     for second in range(100_000):
         fingerprint.advance(second)
-        fingerprint.born(b"a" * 16, second)
+        fingerprint.add(b"a" * 16, second)
     assert len(fingerprint._changes) <= CHANGES_KEPT_S + 1
     fingerprint.advance(50_000)  # time does not go back
     assert fingerprint.at(60_000) is None
     for old in range(1000):  # as in a snapshot
-        fingerprint.born(b"b" * 16, old)
+        fingerprint.add(b"b" * 16, old)
     assert len(fingerprint._changes) <= CHANGES_KEPT_S + 1

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.state import forks as module
 from p2pmesh.state.forks import FORKS_MAX, HOLD_S, HOLD_S_MAX, Forks
-from p2pmesh.state.verdict import Verdict
+from p2pmesh.state.outcome import MergeOutcome
 from p2pmesh.wire.evidence import Fork
 from tests.state.make import NODES, NOW, fork
 
@@ -21,7 +21,7 @@ SOME = [
 def all_of(*some: Fork) -> Forks:
     forks = Forks()
     for one in some:
-        if forks.judge(one) is Verdict.NEWS:
+        if forks.judge(one) is MergeOutcome.NEWS:
             forks.add(one)
     return forks
 
@@ -42,9 +42,9 @@ def test_what_makes_way_is_told() -> None:
     forks = Forks()
     some = [fork(seq=seq) for seq in range(1, FORKS_MAX + 2)]
     assert [forks.add(one) for one in some[:-1]] == [()] * FORKS_MAX
-    assert forks.judge(some[0]) is Verdict.STALE
+    assert forks.judge(some[0]) is MergeOutcome.STALE
     assert forks.add(some[-1]) == (some[0],)
-    assert forks.judge(some[0]) is Verdict.STALE  # older than all
+    assert forks.judge(some[0]) is MergeOutcome.STALE  # older than all
     assert forks.of(NODES[0]) == tuple(some[1:])
 
 
@@ -71,5 +71,5 @@ def test_a_fork_is_remembered_as_long_as_a_hold_can_be() -> None:
 def test_only_so_many_owners_have_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORKED_OWNERS_MAX", 1)
     forks = all_of(fork())
-    assert forks.judge(fork(1)) is Verdict.REFUSED
+    assert forks.judge(fork(1)) is MergeOutcome.REFUSED
     assert forks.add(fork(seq=2)) == ()

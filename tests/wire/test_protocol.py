@@ -54,7 +54,7 @@ BOUNDED = (
     "wire/evidence",
     "wire/messages",
     "state/held",
-    "state/verdict",
+    "state/outcome",
     "state/forks",
     "state/document",
     "gossip/ranges",

@@ -17,20 +17,20 @@ AHEAD_S_MAX = 60  # what comes from further in the future is not believed yet
 EPOCH_AHEAD_S_MAX = 86400  # an epoch is at least the start's unix time; this much more is forged
 
 
-class Verdict(Enum):
+class MergeOutcome(Enum):
     """What merging a fact means."""
 
     NEWS = "news"
     STALE = "stale"  # this version or a newer one is known
     VOID = "void"  # of another mesh, run out, or from the future
     REFUSED = "refused"  # there is no room for more of its owner, or for more owners
-    FORK = "fork"  # another value stands under the same number
+    EQUIVOCATION = "equivocation"  # another value stands under the same number
     PENDING = "pending"  # the `member` record that it needs is not here yet
 
     @property
     def may_count(self) -> bool:
         """Whether the fact's signatures are worth checking."""
-        return self in (Verdict.NEWS, Verdict.FORK, Verdict.PENDING)
+        return self in (MergeOutcome.NEWS, MergeOutcome.EQUIVOCATION, MergeOutcome.PENDING)
 
 
 class MergeResult(NamedTuple):
@@ -42,7 +42,7 @@ class MergeResult(NamedTuple):
         ids: The ids of all that stands now and did not before.
     """
 
-    outcome: Verdict
+    outcome: MergeOutcome
     owners: frozenset[NodeId] = frozenset()
     ids: tuple[bytes, ...] = ()
 
@@ -50,16 +50,16 @@ class MergeResult(NamedTuple):
         return bool(self.ids)
 
 
-def judge(record: Record, held: Held, mesh: MeshId, now: float) -> Verdict:
-    """The verdict on `record` beside the other records of its owner."""
+def judge(record: Record, held: Held, mesh: MeshId, now: float) -> MergeOutcome:
+    """Judge `record` beside the other records of its owner."""
     if record.expires_at + EXPIRY_GRACE_S <= now or not is_credible(record, mesh, now):
-        return Verdict.VOID
+        return MergeOutcome.VOID
     mine = held.records.get(record.register)
     if mine is not None and record.seq == mine.seq and record.epoch == mine.epoch:
-        return Verdict.STALE if record.digest == mine.digest else Verdict.FORK
+        return MergeOutcome.STALE if record.digest == mine.digest else MergeOutcome.EQUIVOCATION
     if held.is_past(record.register, record.epoch, record.seq):
-        return Verdict.STALE
-    return Verdict.NEWS if held.has_room(record) else Verdict.REFUSED
+        return MergeOutcome.STALE
+    return MergeOutcome.NEWS if held.has_room(record) else MergeOutcome.REFUSED
 
 
 def is_credible(fact: Fact, mesh: MeshId, now: float) -> bool:

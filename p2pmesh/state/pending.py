@@ -8,15 +8,15 @@ Nothing here counts: what finds no room is merely offered again later.
 from __future__ import annotations
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.verdict import Verdict
+from p2pmesh.state.outcome import MergeOutcome
 from p2pmesh.wire.records import Record
 
-WAITING_S = 60.0  # the snapshot of 10,000 nodes takes about that long
-WAITING_BYTES_MAX = 8 * 1024 * 1024  # half of that snapshot's registers
+PENDING_S = 60.0  # the snapshot of 10,000 nodes takes about that long
+PENDING_BYTES_MAX = 8 * 1024 * 1024  # half of that snapshot's registers
 
 
-class Waiting:
-    """A waiting room."""
+class Pending:
+    """The records that wait for a lease."""
 
     def __init__(self) -> None:
         self._records: dict[NodeId, dict[bytes, Record]] = {}
@@ -28,18 +28,18 @@ class Waiting:
         """Of all that waits."""
         return self._size_bytes
 
-    def judge(self, record: Record) -> Verdict:
-        """The verdict on a record that would have to wait."""
+    def judge(self, record: Record) -> MergeOutcome:
+        """Judge a record that would have to wait."""
         if record.digest in self._records.get(record.owner, ()):
-            return Verdict.STALE
-        has_room = self._size_bytes + len(record.raw) <= WAITING_BYTES_MAX
-        return Verdict.PENDING if has_room else Verdict.VOID
+            return MergeOutcome.STALE
+        has_room = self._size_bytes + len(record.raw) <= PENDING_BYTES_MAX
+        return MergeOutcome.PENDING if has_room else MergeOutcome.VOID
 
     def add(self, record: Record, now: float) -> None:
         """Let `record` wait for the `member` record of its owner, if there is room."""
-        if self.judge(record) is Verdict.PENDING:
+        if self.judge(record) is MergeOutcome.PENDING:
             self._records.setdefault(record.owner, {})[record.digest] = record
-            self._until[record.owner] = now + WAITING_S
+            self._until[record.owner] = now + PENDING_S
             self._size_bytes += len(record.raw)
 
     def take(self, owner: NodeId) -> tuple[Record, ...]:
