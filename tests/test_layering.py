@@ -219,7 +219,7 @@ def test_nothing_imports_anyio() -> None:
 def test_an_impure_import_is_found(text: str) -> None:
     home = Source("p2pmesh/home.py", '"""Files."""')
     assert impurities([home, Source("p2pmesh/wire/codec.py", text)])
-    declared = Source("p2pmesh/engine/words.py", f'"""Words.\n\nPure: no files.\n"""\n{text}')
+    declared = Source("p2pmesh/engine/exit_reason.py", f'"""Words.\n\nPure: no files.\n"""\n{text}')
     assert impurities([home, declared])
     assert impurities([home, Source("p2pmesh/engine/other.py", text)]) == []
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from p2pmesh.engine import probe
 from p2pmesh.engine.argv import Command, Launch, environment_of, server_argv
-from p2pmesh.engine.words import last_words
+from p2pmesh.engine.exit_reason import exit_reason
 
 # Present and older forms: "listening on http://127.0.0.1:1234", "listening, hostname: …, port: 1".
 LISTENING = r"listening(?: on https?://|, hostname: )([0-9.]+|\[[0-9a-f:]+\])(?::|, port: )(\d+)"
@@ -80,7 +80,7 @@ class LlamaServer:
 
     def exit_reason(self, lines: Sequence[str], exit_code: int | None) -> str:
         """Its first complaint and how it ended."""
-        return last_words(lines, exit_code)
+        return exit_reason(lines, exit_code)
 
 
 def _size_of(paths: Iterable[PurePath]) -> int:

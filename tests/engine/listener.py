@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from p2pmesh.engine.argv import passed_on
-from p2pmesh.engine.words import last_words
+from p2pmesh.engine.exit_reason import exit_reason
 
 # It names its address before it listens there.
 PROGRAM = """
@@ -58,7 +58,7 @@ class Listener:
         return True
 
     def exit_reason(self, lines: Sequence[str], exit_code: int | None) -> str:
-        return last_words(lines, exit_code)
+        return exit_reason(lines, exit_code)
 
 
 class Echo(Listener):

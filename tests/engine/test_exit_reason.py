@@ -1,10 +1,10 @@
-"""Which line of a dying engine is shown."""
+"""Which line of an engine that ends is shown."""
 
 from __future__ import annotations
 
 import pytest
 
-from p2pmesh.engine.words import last_words
+from p2pmesh.engine.exit_reason import exit_reason
 
 B11434 = [
     "0.00.178.264 I srv          init: loading model",
@@ -44,9 +44,9 @@ OLDER = [
         ([], 0, "it ended with exit code 0"),
     ],
 )
-def test_last_words(lines: list[str], code: int | None, expected: str) -> None:
-    assert last_words(lines, code) == expected
+def test_exit_reason(lines: list[str], code: int | None, expected: str) -> None:
+    assert exit_reason(lines, code) == expected
 
 
 def test_an_endless_line_is_cut() -> None:
-    assert len(last_words(["error " + "x" * 10_000], 1)) < 400
+    assert len(exit_reason(["error " + "x" * 10_000], 1)) < 400

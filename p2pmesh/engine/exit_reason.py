@@ -1,4 +1,4 @@
-"""An engine's last words: which of its lines say why it ended.
+"""The reason why an engine ended, from the last lines that it wrote.
 
 Pure: lines in, one sentence out. llama.cpp reports one failure many times on its way out, so the
 *first* complaint of a kind names the cause and the last ones only that there was one.
@@ -29,8 +29,8 @@ _SIGNALS = {
 }
 
 
-def last_words(lines: Sequence[str], exit_code: int | None) -> str:
-    """Why the engine ended, as well as it said itself.
+def exit_reason(lines: Sequence[str], exit_code: int | None) -> str:
+    """Return why the engine ended, as well as it said itself.
 
     Args:
         lines: The last lines of its output, oldest first.
