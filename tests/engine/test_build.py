@@ -22,7 +22,7 @@ from p2pmesh.engine import sources
 from p2pmesh.engine.accelerators import Backend
 from p2pmesh.engine.build import TARGETS, install
 from p2pmesh.engine.find import find_engine, managed_directory
-from p2pmesh.engine.programs import Progress
+from p2pmesh.engine.subprocesses import Progress
 from p2pmesh.errors import EngineError, LocalError
 from p2pmesh.home import Home
 from tests.engine.packages import RPC_SERVER, SERVER, source_package

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from p2pmesh.engine import sources
-from p2pmesh.engine.programs import Progress
 from p2pmesh.engine.sources import fetch_source, find_tools, unpack
+from p2pmesh.engine.subprocesses import Progress
 from p2pmesh.errors import EngineError, LocalError
 from tests.engine.packages import SETUP, add, only_from, source_package, wheel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from p2pmesh.engine.programs import TAIL_LINES, CommandError, run
+from p2pmesh.engine.subprocesses import TAIL_LINES, CommandError, run
 from tests.engine.samples import lives
 
 

@@ -1,4 +1,4 @@
-"""Running the programs that a build needs, and saying in one sentence what went wrong.
+"""Run the programs that a build needs, and say in one sentence what went wrong.
 
 Blocking, for commands that a person waits for. Whatever ends the wait, Ctrl-C included, the
 program is ended as well: a build never goes on behind the user's back.
@@ -62,7 +62,7 @@ def run(
     log: Path | None = None,
     extra_environ: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Runs a program to its end.
+    """Run a program to its end.
 
     Args:
         argv: The program and its arguments.
