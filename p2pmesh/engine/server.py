@@ -66,7 +66,7 @@ class LlamaServer:
         return LOAD_BASE_S + self._size_bytes / LOAD_BYTES_PER_S
 
     def progress(self, resident_bytes: int) -> str:
-        """How much of the model is in memory, as far as the system can tell."""
+        """Return how much of the model is in memory, as far as the system can tell."""
         tenths = min(resident_bytes, self._size_bytes) * 10 // max(self._size_bytes, 1)
         return f"loading {self._size_bytes / 1e6:,.0f} MB, {tenths * 10} % in memory"
 
@@ -79,7 +79,7 @@ class LlamaServer:
         return await probe.ask_health(host, port)
 
     def exit_reason(self, lines: Sequence[str], exit_code: int | None) -> str:
-        """Its first complaint and how it ended."""
+        """Return its first complaint and how it ended."""
         return exit_reason(lines, exit_code)
 
 
