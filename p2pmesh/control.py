@@ -127,7 +127,7 @@ def find_node(home: Home) -> Control:
 
 
 def read_run_file(path: Path) -> RunFile:
-    """What the running node wrote.
+    """Read what the running node wrote about itself.
 
     Raises:
         NoNodeError: There is no such file.
@@ -177,7 +177,7 @@ def server_events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str
 
 
 def error_message(body: bytes) -> str:
-    """What an error answer in JSON says, here and in OpenAI's API; "" when it says nothing."""
+    """Return the message of a JSON error answer, here and in OpenAI's API; "" without one."""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What can go wrong, and whose fault it is.
+"""The classes of errors, each naming whose fault it is.
 
 Few classes, chosen by who has to act. Messages are sentences for a person: what is wrong, and
 what to do about it. Library exceptions are mapped to these once, at the edge where they appear.

@@ -1,4 +1,4 @@
-"""Where a node keeps what it writes, and how it writes it.
+"""The files of a node, and how they are written.
 
 Everything lies under one directory (`--home`, `P2PMESH_HOME`, else the system's data folder); the
 cache is beside it in the system's cache folder unless a home was named. Files are replaced

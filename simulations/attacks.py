@@ -1,4 +1,4 @@
-"""What hostile members do: nodes that hold a key of the mesh and send what no core would.
+"""Hostile members: nodes that hold a key of the mesh and send what no core would.
 
 They run the real core as well, so that they are linked like everybody else, and put messages of
 their own on those links. Nothing that they say may stand in an honest node's document but what

@@ -1,4 +1,4 @@
-"""What the mesh costs beside the engine alone: run `python -m simulations.bench_gateway`.
+"""The cost of the mesh beside the engine alone: `python -m simulations.bench_gateway`.
 
 In one run, side by side: latencies and rates at 1, 8 and 64 connections for an engine asked
 directly, for the API of the node that serves the model, and for the API of a node that has to ask
@@ -94,7 +94,7 @@ class Command:
 
 
 def launch_of(command: Sequence[str]) -> tuple[Command, Launch]:
-    """What an engine's command line was made from; checked by making it again.
+    """Return the launch behind an engine's command line; checked by making it again.
 
     Raises:
         RuntimeError: It says more than this understands, so a second engine would differ.

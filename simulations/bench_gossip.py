@@ -1,4 +1,4 @@
-"""What gossip costs one core: run `python -m simulations.bench_gossip`.
+"""The cost of gossip for one core: run `python -m simulations.bench_gossip`.
 
 Taking a record in with its signature, knowing that one is known or old, merging one that was
 checked, and comparing the ids of three thousand; beside each what it would cost to check the
@@ -69,7 +69,7 @@ def records(count: int, *, seq: int) -> list[Record]:
 
 
 def accept(document: Document, check: RecordCheck, raw: bytes) -> bool:
-    """What the core does with a record that a neighbour sends, but for counting its rate."""
+    """Do what the core does with a neighbour's record, but for counting its rate."""
     head = check.peek(raw)
     if head is not None:
         owner, register, epoch, seq = head
@@ -86,7 +86,7 @@ def accept(document: Document, check: RecordCheck, raw: bytes) -> bool:
 
 
 def hear(core: Gossip, raw: bytes) -> None:
-    """What a node does with a message in which a neighbour sends it one new record."""
+    """Do what a node does with a message that brings it one new record."""
     core.handle(Received(node=PEER, message=Facts(records=(raw,))), NOW_S)
 
 

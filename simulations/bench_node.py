@@ -1,4 +1,4 @@
-"""What a change in the mesh costs one node: `python -m simulations.bench_node`.
+"""The cost of a change in the mesh for one node: `python -m simulations.bench_node`.
 
 A whole node without sockets: document, views, inputs of placement, plan, reconciling, routes. Every
 other node wants one model and holds three; some serve theirs. For each size it prints the time on
@@ -214,7 +214,7 @@ async def measure(nodes: int, models: int, count: int) -> dict[str, float]:
 
 
 def _peer(peer: Peer) -> hello.Peer:
-    """What a finished hello tells of a node."""
+    """Return the peer that a finished hello proves."""
     return hello.Peer(
         node=peer.id,
         public=peer.public,

@@ -1,4 +1,4 @@
-"""What simulated nodes say of themselves: enough for plans in which nodes and wishes compete."""
+"""The bodies of simulated nodes: enough for plans in which nodes and wants compete."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def model(number: int) -> ModelDigest:
 
 
 def caps(budget_gib: int) -> Publish:
-    """That a node has so much memory to give."""
+    """Return the `caps` body of a node with so much memory to give."""
     body = Caps(budget_bytes=budget_gib * GIB, engine="simulated", rpc="").to_wire()
     return Publish(register=CAPS, body=body)
 
 
 def bodies_of(number: int, *, terse: bool) -> Iterator[tuple[str, dict[str, object]]]:
-    """What a node says when it starts, by register.
+    """Return the bodies of a node that starts, by register.
 
     Args:
         number: Which node.

@@ -1,4 +1,4 @@
-"""What must hold after every step, whatever fails.
+"""The invariants that must hold after every step, whatever fails.
 
 The checkers read documents and messages with means of their own: they check signatures against
 the keys that the simulation handed out and keep their own account of who wrote what, so that a
@@ -213,7 +213,7 @@ class Safety:
 
 
 class _Life:
-    """What was seen of one life of one node."""
+    """The observations of one life of one node."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch  # on disk

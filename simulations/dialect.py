@@ -1,4 +1,4 @@
-"""What a newer version of the protocol might say, for nodes of this one to get along with.
+"""Messages of a possible newer protocol, which nodes of this version must get along with.
 
 It has messages of another kind, fields beside those that are known here, a register of its own,
 and more in the `member` body. The first two are skipped wherever they arrive; the records have to
@@ -64,5 +64,5 @@ def _newer_row(row: Any) -> Any:
 
 
 def newer_body(number: int) -> dict[str, Any]:
-    """What a newer node says in its own register."""
+    """Return the body that a newer node adds in a register of its own."""
     return {"node": number, **_FIELDS}

@@ -1,4 +1,4 @@
-"""What can go wrong, by name: what a scenario asks for, with its numbers.
+"""The faults by name: a scenario asks for them, with their numbers.
 
 A fault picks its victims with the run's own random numbers and undoes itself after `for_s`
 seconds where that is given. `Stage.heal` undoes all that is left. One honest node always stays
@@ -19,7 +19,7 @@ from simulations.world import World, start_if_off
 
 
 class Stage:
-    """Where faults happen.
+    """The part of a simulation that faults act on.
 
     Args:
         world: Whose nodes and network they hit.

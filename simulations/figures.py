@@ -1,4 +1,4 @@
-"""What is measured during a run. All times are simulated seconds unless a name says otherwise."""
+"""The measurements of a run. Times are simulated seconds unless a name says otherwise."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Settling:
 
 
 class Idle:
-    """What nodes send while nothing happens: mean and largest, in kB per second.
+    """The traffic of idle nodes: mean and largest, in kB per second.
 
     Args:
         world: Counted from now on.

@@ -1,4 +1,4 @@
-"""What must not be believed, however well it is made: one function per kind."""
+"""Forgeries that no node may believe: one function per kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between what nodes see and how things are: nothing, once the mesh has settled.
+"""The differences between the nodes' views and the truth: none, once the mesh has settled.
 
 All that is judged here follows from documents, so of nodes with equal ones only the first is asked.
 """
@@ -53,7 +53,7 @@ def counts_on(core: Gossip, node: NodeId) -> bool:
 
 
 def unsettled(world: World) -> Iterator[tuple[Gap, str]]:
-    """What still differs, each with where."""
+    """Return what still differs, each with where."""
     nodes = world.honest
     first: dict[bytes, tuple[Node, Gossip]] = {}
     for node in nodes:
@@ -79,7 +79,7 @@ def unsettled(world: World) -> Iterator[tuple[Gap, str]]:
 
 
 def misread(world: World) -> Iterator[str]:
-    """What a node of this version does not read in a newer node's words as it is meant, in words.
+    """Describe the parts of a newer node's bodies that a node of this version misreads.
 
     Every register of a newer node has rows, columns, fields and values of its own beside what this
     version knows; all that it knows has to be read from it as from a node of this version.
@@ -99,7 +99,7 @@ def misread(world: World) -> Iterator[str]:
 
 
 def _rows(read: object) -> Iterator[object]:
-    """What was read, without the modality that a newer node knows of: that one is kept."""
+    """Return the rows that were read, without a newer node's modality, which is kept."""
     for row in read if isinstance(read, Iterable) else [read]:
         if isinstance(row, Held):
             yield replace(row, card=replace(row.card, takes=row.card.takes - {MODALITY}))

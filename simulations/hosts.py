@@ -1,4 +1,4 @@
-"""What a simulated network consists of: hosts, conditions, cuts, connections.
+"""The parts of a simulated network: hosts, conditions, cuts, connections.
 
 Values and bookkeeping only; what happens with them is the matter of `network`.
 """
@@ -52,7 +52,7 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Conditions:
-    """What every packet goes through.
+    """The conditions that every packet meets.
 
     Attributes:
         loss: Share of packets lost and sent again: a delay.
@@ -138,7 +138,7 @@ class End:
 
 @dataclass(slots=True)
 class Traffic:
-    """What one host sent, payload and overhead, and the longest that a queue of it ever was."""
+    """The traffic of one host, payload and overhead, and its longest queue so far."""
 
     messages: int = 0
     sent_bytes: int = 0

@@ -117,7 +117,7 @@ class Justice:
                 self.wronged.append(f"at {at:.3f} s node {subject.number}, found by {node.number}")
 
     def _accuser(self, node: Node, certificate: Certificate, raw: bytes) -> NodeId:
-        """Who signed one piece of evidence, if it says what it should."""
+        """Return the signer of one piece of evidence, if it says what it should."""
         fields: list[Any] = decode(raw[SIGNED_FROM:], bytes_max=RECORD_BYTES_MAX)
         owner = NodeId(fields[OWNER])
         named = [certificate.subject, certificate.epoch, certificate.seq]

@@ -30,7 +30,7 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where requests go.
+    """The endpoint that requests go to.
 
     Attributes:
         key: What to show there; empty for nothing.
@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What one run of requests took.
+    """The durations of one run of requests.
 
     Attributes:
         latencies_s: Of each request, sorted.
@@ -78,7 +78,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streamed:
-    """What one run of streams took.
+    """The durations of one run of streams.
 
     Attributes:
         events: Of all streams together.

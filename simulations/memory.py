@@ -1,4 +1,4 @@
-"""What simulated nodes share, and no node can tell but by the time that it saves.
+"""The caches that simulated nodes share; a node notices only the time that they save.
 
 Records are read once and their signatures are checked once for all, equal parts of documents exist
 once, and each set of members has one overlay. All of it follows from the arguments alone.

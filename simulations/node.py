@@ -42,7 +42,7 @@ NOBODY: frozenset[NodeId] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What survives a restart.
+    """The state that survives a restart.
 
     Attributes:
         epoch: As `PersistEpoch` last had it written.
@@ -71,13 +71,13 @@ class Handled:
 
 
 class Surroundings(Protocol):
-    """What a node finds around it."""
+    """The surroundings of a simulated node."""
 
     schedule: Schedule
     network: Network
 
     def at(self, address: Address) -> Node | None:
-        """Whose address that is at the moment."""
+        """Return the node that has that address at the moment."""
         ...
 
     def make_core(self, node: Node, *, epoch: int, instance: int) -> Gossip:

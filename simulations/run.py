@@ -75,7 +75,7 @@ class Timed:
 
 
 def cost(timed: Sequence[Timed], elapsed_s: float, idle_s: float = 0.0) -> dict[str, float]:
-    """What depends on the machine: speed, in simulated seconds per second of a core, and memory.
+    """The figures that depend on the machine: simulated seconds per core second, and memory.
 
     Args:
         timed: All runs.

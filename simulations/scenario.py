@@ -121,7 +121,7 @@ def parse_scenario(name: str, table: Mapping[str, Any]) -> Scenario:
 
 
 def limit_at(limit: Limit, nodes: int) -> float:
-    """What a limit is for so many nodes: that of the next larger number it names."""
+    """Return the limit for so many nodes: that of the next larger number it names."""
     if not isinstance(limit, Mapping):
         return limit
     sizes = sorted(int(size) for size in limit)

@@ -21,7 +21,7 @@ def branch(seed: int, name: str) -> Random:
 
 
 class Schedule:
-    """What happens next. Time is in seconds from the start of the run."""
+    """The queue of coming events. Time is in seconds from the start of the run."""
 
     __slots__ = ("_heap", "_order", "now", "steps")
 

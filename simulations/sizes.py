@@ -93,7 +93,7 @@ def _binaries(values: tuple[bytes, ...]) -> int:
 
 
 def _frame(message: Message, *, without: int) -> int:
-    """What stays of the smallest message of its kind when its values are taken out."""
+    """Return the bytes of a kind's smallest message without its values."""
     return len(encode_message(message)) - without
 
 

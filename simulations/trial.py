@@ -33,7 +33,7 @@ GARBAGE = 100_000  # objects made until young ones are looked through: nearly no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         figures: By name, the unit last.
@@ -114,7 +114,7 @@ class _Run:
         self._faults_end = False
 
     def _cast(self) -> None:
-        """Who is hostile, hard to reach, newer, or has a clock that is off."""
+        """Choose the nodes that are hostile, hard to reach, newer, or have a wrong clock."""
         scenario, nodes = self.scenario, self.world.nodes
         rng = branch(self.world.seed, "cast")
         for node in nodes[len(nodes) - scenario.hostile :]:

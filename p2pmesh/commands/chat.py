@@ -30,7 +30,7 @@ Message = dict[str, str]
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """What came back so far.
+    """The part of the answer that came back so far.
 
     Attributes:
         model: As the engine calls it.

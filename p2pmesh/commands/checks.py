@@ -1,4 +1,4 @@
-"""What `p2pmesh doctor` looks at: each check yields findings, with what to do about them.
+"""The checks of `p2pmesh doctor`: each yields findings, with what to do about them.
 
 Blocks: files, sockets, an engine that is asked. Leaves nothing but the cache of model headers.
 """

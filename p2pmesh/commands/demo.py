@@ -121,7 +121,7 @@ class _Demo:
 
 
 def _options(settings: Settings) -> list[str]:
-    """What was said to the demo, said to each of its nodes."""
+    """Return the options of the demo that each of its nodes gets too."""
     engine = settings.engine or managed_directory(Home.of(settings).engine)
     single: Mapping[str, object | None] = {
         "engine": engine,

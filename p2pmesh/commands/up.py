@@ -97,7 +97,7 @@ class TextUi:
         click.echo(sentence)
 
     def listening(self, status: Status) -> None:
-        """Where everything is."""
+        """Print the addresses of the API, the console and the mesh."""
         snapshot = status.snapshot()
         mesh, me = snapshot["mesh"], snapshot["node"]
         others = mesh["nodes"] - 1
@@ -115,7 +115,7 @@ class TextUi:
             click.echo(f"         {warning}")
 
     def ready(self, status: Status) -> None:
-        """What is served, where, and what is not."""
+        """Print which models are served, where, and which are not."""
         # What somebody asked for first: the demonstration model only stands in for it.
         models = status.snapshot()["models"]
         for model in sorted(models, key=lambda one: not one["wanted_by"]):

@@ -1,4 +1,4 @@
-"""Who may ask the console for what, beyond the `WebPolicy`: pure decisions over request headers.
+"""Access to the console beyond the `WebPolicy`: pure decisions over request headers.
 
 Rules: whoever can open the console may read the status, but no page from elsewhere calls its API;
 only the holder of the token may change anything. Knows nothing of quart, sockets or the node.

@@ -51,7 +51,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ConsoleSource(SnapshotSource, Protocol):
-    """What the console needs of a node; `node.py` implements it."""
+    """The part of a node that the console needs; `node.py` implements it."""
 
     @property
     def token(self) -> str:

@@ -36,7 +36,7 @@ class Asset:
 
 
 def web_root() -> Path:
-    """Where the page lies: inside the installed package, or beside it in a source checkout."""
+    """Return the page's folder: inside the installed package, or beside it in a source checkout."""
     package = Path(p2pmesh.__file__).parent
     packed = package / "web"
     return packed if packed.is_dir() else package.parent / "web"

@@ -23,7 +23,7 @@ KEEP_ALIVE = b": keep-alive\nevent: alive\ndata: {}\n\n"
 
 
 class SnapshotSource(Protocol):
-    """What the feed needs of a node."""
+    """The part of a node that the feed needs."""
 
     def snapshot(self) -> Mapping[str, Any]:
         """The whole status as JSON values; cheap, does not block."""

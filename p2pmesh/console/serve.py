@@ -68,7 +68,7 @@ class GuardedStream:
         raise trio.BrokenResourceError("the client does not read")
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """What has come; b"" at the end. Until closing, its deadline is hypercorn's idle timer."""
+        """Receive bytes; b"" at the end. Until closing, the deadline is hypercorn's idle timer."""
         with trio.CancelScope() as self._reading:
             if self._closing_at is not None:
                 self._reading.deadline = self._closing_at

@@ -42,7 +42,7 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where to look; the defaults are this machine."""
+    """The paths and commands to look at; the defaults are this machine's."""
 
     environ: Mapping[str, str]
     root: Path = Path("/")
@@ -77,7 +77,7 @@ def find_accelerators(machine: Machine) -> tuple[Accelerator, ...]:
 
 
 def choose_backend(machine: Machine) -> Backend:
-    """What an engine for this machine is best built with, of what can be built here."""
+    """Choose the best backend for this machine's engine, of those that can be built here."""
     for accelerator in find_accelerators(machine):
         if accelerator.backend != "cpu":
             return accelerator.backend

@@ -55,7 +55,7 @@ class Command(Protocol):
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What goes before the flags."""
+        """Return the words before the flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_of(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the engine of one launch gets: those variables and its API key."""
+    """Return the environment of one launch's engine: those variables and its API key."""
     key = {"LLAMA_API_KEY": launch.api_key} if launch.api_key else {}
     return passed_on(environ) | key
 

@@ -1,4 +1,4 @@
-"""What `llama-server --list-devices` says, as values.
+"""The output of `llama-server --list-devices`, as values.
 
 Pure: text in, devices out. The CPU is never in that list (llama.cpp leaves it out); main memory
 comes from the operating system instead. Lines that are not devices are skipped, since drivers

@@ -130,7 +130,7 @@ def survey(explicit: Path | None, managed: Path, environ: Mapping[str, str]) -> 
 
 
 def managed_directory(managed: Path) -> Path | None:
-    """Where the binaries of the managed engine are, if it was ever installed.
+    """Return the folder of the managed engine's binaries, if it was ever installed.
 
     `current` is a file with the name of a directory beside it: replacing a file is atomic on
     every system, and engines that run from the old directory go on.
@@ -144,7 +144,7 @@ def managed_directory(managed: Path) -> Path | None:
 
 
 def examine_native(source: Source, server: Path, environ: Mapping[str, str]) -> Finding:
-    """What the llama-server binary at `server` says about itself."""
+    """Ask the llama-server binary at `server` for its version and devices."""
     if not server.is_file():
         return Finding(source=source, where=str(server), problem="there is no such file")
     if not os.access(server, os.X_OK):
@@ -218,7 +218,7 @@ def _rpc_version(rpc_server: Path, environ: Mapping[str, str]) -> str | None:
 
 
 def _ask(argv: list[str], environ: Mapping[str, str]) -> str:
-    """What a short-lived engine prints."""
+    """Run an engine that prints and ends; return what it printed."""
     try:
         done = subprocess.run(
             argv,

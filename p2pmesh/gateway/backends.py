@@ -1,4 +1,4 @@
-"""What the gateway asks of the node: which models there are, where, and a stream to each.
+"""The gateway's view of the node: which models there are, where, and a stream to each.
 
 The node implements this over its view of the mesh, its engines and its links. The gateway knows
 nothing else of them, so that it runs the same over a fake in a test.
@@ -18,7 +18,7 @@ from p2pmesh.models.parts import PartId, ReplicaKey
 
 
 class Backends(Protocol):
-    """Who serves what, and the way there. Every call that is not async is instant."""
+    """The replicas of each model, and the way there. Every call that is not async is instant."""
 
     def models(self) -> Sequence[ServedModel]:
         """Every model that is served or wanted in the mesh, whatever its state, in a fixed order.

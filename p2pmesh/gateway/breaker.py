@@ -26,7 +26,7 @@ FORGET_S = 300.0
 
 @dataclass(slots=True)
 class _Fault:
-    """What is known of one replica that failed.
+    """The faults of one replica that failed.
 
     Attributes:
         until: When the pause, or the trial, is over.

@@ -104,7 +104,7 @@ def response_headers(headers: Iterable[Header], *, served_by: str) -> list[Heade
 
 
 def cors_headers(origin: bytes | None) -> list[Header]:
-    """What lets the page of an allowed origin read the answer; nothing for programs."""
+    """Return the headers that let an allowed origin's page read the answer; none for programs."""
     if origin is None:
         return []
     return [

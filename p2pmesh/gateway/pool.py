@@ -190,7 +190,7 @@ class Upstream:
 
 
 def _key(target: Target) -> ReplicaKey | NodeId:
-    """What a connection leads to: one engine, or a peer with all its models."""
+    """Return the key of a connection's far end: one engine, or a peer with all its models."""
     return target.key if target.local else target.node
 
 

@@ -221,7 +221,7 @@ class Gateway:
         return [connection for found in self._open.values() for connection in found]
 
     def statistics(self) -> Statistics:
-        """What was counted until now."""
+        """Return what was counted until now."""
         return self._counters.freeze(connections=len(self._connections()), queued=self._api.queued)
 
     async def drain(self, deadline_s: float) -> None:

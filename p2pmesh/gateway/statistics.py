@@ -1,4 +1,4 @@
-"""What the gateway counts, for metrics and the console."""
+"""The counters of the gateway, for metrics and the console."""
 
 from __future__ import annotations
 

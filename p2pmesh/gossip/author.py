@@ -29,7 +29,7 @@ KEPT_FOR_URGENT = 5  # versions of the burst: a refutation half a second late is
 
 
 class Author:
-    """What this node says.
+    """The author of this node's own records.
 
     Args:
         key: Signs it.
@@ -73,12 +73,12 @@ class Author:
             self._waiting.add(MEMBER)
 
     def introduce(self, node: NodeId) -> list[Out]:
-        """Who this node is, for a new neighbour; at once, since twins take each other's links."""
+        """Send this node's lease to a new neighbour, before twins take each other's links."""
         member = self._document.get(self._me, MEMBER)
         return [] if member is None else [Send(node=node, message=Facts(records=(member.raw,)))]
 
     def due(self, mesh_now: float, members: int) -> list[Record]:
-        """What to write now; the caller floods it.
+        """Write the records that are due; the caller floods them.
 
         Args:
             mesh_now: Mesh time in seconds.

@@ -1,4 +1,4 @@
-"""Who accuses whom in the document, and when that is enough to remove somebody. Pure.
+"""The accusations in the document, and the quorum that removes their subject. Pure.
 
 An accusation is a row in the accuser's `accused` register and names the version of the subject's
 `member` record, so that any later version refutes it. When enough members accuse the same version
@@ -87,7 +87,7 @@ class Charges:
             self._accused = None
 
     def accusers(self, subject: NodeId) -> dict[NodeId, Record]:
-        """Who accuses `subject` as it stands now, each with the record that says so."""
+        """Return the accusers of `subject`'s present version, each with the record that says so."""
         known = self._roster.known.get(subject)
         if known is None:
             return {}
@@ -105,7 +105,7 @@ class Charges:
 
     @property
     def discounted(self) -> frozenset[NodeId]:
-        """Whom two accuse, or this node: they do not count as observers, nor as voters."""
+        """Return subjects that two members or this node accuse: neither observers nor voters."""
         self._count()
         return self._discounted
 
@@ -258,7 +258,7 @@ class Charges:
             del self._by_subject[subject]
 
     def _named(self, record: Record) -> set[NodeId]:
-        """Whom one accuser accuses, each once."""
+        """Return the subjects of one accuser, each once."""
         return {row.subject for row in self._shared.accused(record)}
 
     def _forget(self, accuser: NodeId, record: Record) -> None:

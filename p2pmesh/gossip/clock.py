@@ -34,7 +34,7 @@ class MeshClock:
 
     @property
     def offset_s(self) -> float:
-        """What is at present added to this node's clock."""
+        """Return the seconds that are added to this node's clock at present."""
         return self._offset_s
 
     def observe(self, node: NodeId, offset_s: float) -> None:

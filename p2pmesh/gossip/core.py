@@ -1,4 +1,4 @@
-"""What one node does about each event: the parts of the gossip core, put in order. Pure.
+"""The gossip core of one node: calls its parts in order for each event. Pure.
 
 The parts each answer one question and do nothing by themselves:
 
@@ -74,7 +74,7 @@ TICK, TIMEOUT, REVIEW, ERRAND = "tick", "timeout", "review", "errand"
 
 
 class Core:
-    """What one node does in the gossip; `Gossip` is what others see of it and has its arguments."""
+    """The gossip core of one node; `Gossip` is its public face and documents its arguments."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Core:
         return [*out, *self.recovery.begin(), *self._dial(now), *self._write(now)]
 
     def handle(self, event: Event, now: float) -> list[Out]:
-        """What follows from `event`.
+        """Return the effects of `event`.
 
         Args:
             event: What happened.
@@ -294,7 +294,7 @@ class Core:
         return [Send(node=node, message=self.pulse.probe(node, token, now))]
 
     def _compare(self, node: NodeId, said: Probe | Answer, now: float) -> list[Out]:
-        """What follows from what a neighbour says that it knows."""
+        """Compare a neighbour's fingerprint with this node's; return the effects."""
         if said.keep:
             self._dialling.keep(node, now)
         complete = self.pulse.read(node, said, now)
@@ -378,7 +378,7 @@ class Core:
         return [*out, *self._write(now)]
 
     def _follow(self, taken: Taken, now: float) -> list[Out]:
-        """What follows here from facts that were taken in."""
+        """Return the effects of facts that were merged."""
         if taken.doubted:
             self.author.refute()
         if taken.ids:

@@ -100,7 +100,7 @@ class Dialling:
     def due(
         self, wanted: AbstractSet[NodeId], links: AbstractSet[NodeId], now: float
     ) -> Iterator[Dial]:
-        """What to dial now; each is under way until it is linked or reported failed."""
+        """Return nodes to dial now; each is in flight until it is linked or reported failed."""
         if not links and self._seeds and self._is_due(None, now, first_after_s=0):
             for seed in self._seeds:
                 yield Dial(node=None, addresses=(seed,))

@@ -24,7 +24,7 @@ class _Errand:
 
 
 class Errands:
-    """What this node was asked to find out and has not yet."""
+    """The indirect probes that this node was asked for and has not answered yet."""
 
     def __init__(self) -> None:
         self._errands: list[_Errand] = []
@@ -48,7 +48,7 @@ class Errands:
         return self._report(done, alive=alive)
 
     def overdue(self, now: float) -> list[Send]:
-        """What was not found out in time counts as not reached."""
+        """Answer probes that ran out of time: their subjects count as not reached."""
         return self._report(
             [one for one in self._errands if now >= one.until - DUE_SLACK_S], alive=False
         )

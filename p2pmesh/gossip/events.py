@@ -1,4 +1,4 @@
-"""What goes into the gossip core and what comes out of it. Pure."""
+"""The inputs and outputs of the gossip core. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from p2pmesh.wire.messages import Message
 
 
 class Health(Enum):
-    """What this node itself sees of another one. Local, immediate, reversible."""
+    """This node's own view of another node. Local, immediate, reversible."""
 
     LIVE = "live"
     SUSPECT = "suspect"  # not answering right now: routing avoids it
@@ -138,7 +138,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthChanged:
-    """What this node sees of `node` changed."""
+    """This node's own view of `node` changed."""
 
     node: NodeId
     health: Health

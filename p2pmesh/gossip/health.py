@@ -59,7 +59,7 @@ class Healths:
         self._touched.update(nodes)
 
     def changes(self) -> list[HealthChanged]:
-        """What changed since it was last asked."""
+        """Return the changes since the last call."""
         if not self._touched:
             return []
         changed: list[HealthChanged] = []

@@ -1,4 +1,4 @@
-"""What neighbours say, checked and merged: the cheapest question first. Pure.
+"""Facts from neighbours, checked and merged: the cheapest check first. Pure.
 
 What is known is recognised by its head alone (microseconds). The rest is taken from each neighbour
 at a bounded rate, since a signature costs a hundred. Only then is it read, judged, its signature
@@ -31,7 +31,7 @@ DOUBTFUL_BYTES_MAX = 1 << 20  # certificates that do not convince yet; repair br
 
 @dataclass(slots=True)
 class Taken:
-    """What became of one message of facts.
+    """The result of one message of facts.
 
     Attributes:
         fresh: What is to be passed on at once; certificates are not, everybody makes them.

@@ -60,7 +60,7 @@ class Gossip:
         return self._core.start(now)
 
     def handle(self, event: Event, now: float) -> list[Out]:
-        """What follows from `event`.
+        """Return the effects of `event`.
 
         Args:
             event: What happened.
@@ -109,12 +109,12 @@ class Gossip:
 
     @property
     def removed(self) -> frozenset[NodeId]:
-        """Whom the mesh has removed, by certificates."""
+        """Return the nodes that certificates have removed."""
         return self._core.document.removed
 
     @property
     def book(self) -> dict[NodeId, tuple[Address, ...]]:
-        """Where nodes are or were, to be kept for the next start."""
+        """Return the last known addresses of nodes, to be kept for the next start."""
         return self._core.roster.book
 
     def mesh_now(self, now: float) -> float:
@@ -122,7 +122,7 @@ class Gossip:
         return self._core.clock.now(now)
 
     def out_of_placement(self, now: float) -> frozenset[NodeId]:
-        """Whom placement does without: who was removed, and who is held for a fork."""
+        """Return nodes outside placement: those removed, and those held for an equivocation."""
         return self._core.document.removed | self._core.document.held(self.mesh_now(now))
 
     def health(self, node: NodeId) -> Health:

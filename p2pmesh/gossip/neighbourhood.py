@@ -8,7 +8,7 @@ from p2pmesh.identity.keys import NodeId
 
 
 class Neighbourhood:
-    """What follows for one node from the members, until they change and `update` is called.
+    """The neighbours of one node: derived from the members, until `update` is called.
 
     Attributes:
         wanted: Nodes to be linked with.

@@ -1,4 +1,4 @@
-"""Who links with whom, who observes whom: the same answer on every node. Pure.
+"""The graph of links and observers: the same on every node. Pure.
 
 Up to `FULL_MESH_MAX` members everybody is linked with everybody. Above that the members stand on
 five rings, each in another pseudo-random order. A node is linked with its neighbours on all of
@@ -28,7 +28,7 @@ _Place = tuple[int, NodeId]
 
 @lru_cache(PLACES_MAX)
 def _places(node: NodeId) -> tuple[_Place, ...]:
-    """Where a node stands on each ring; the id decides between two at the same place."""
+    """Return a node's place on each ring; the id decides between two at the same place."""
     return tuple(
         (int.from_bytes(blake2b(bytes([ring]) + node, digest_size=_PLACE_BYTES).digest()), node)
         for ring in range(RINGS)
@@ -85,7 +85,7 @@ class Overlay:
     def observers(
         self, subject: NodeId, skip: frozenset[NodeId] = frozenset()
     ) -> tuple[NodeId, ...]:
-        """Who watches over `subject`: as many as there are rings, or all who can.
+        """Return the observers of `subject`: as many as there are rings, or all who can be.
 
         Each ring is walked back from the subject to the first node that is not yet chosen.
 
@@ -103,7 +103,7 @@ class Overlay:
         return found
 
     def subjects(self, me: NodeId, skip: frozenset[NodeId] = frozenset()) -> frozenset[NodeId]:
-        """Whom `me` watches over: exactly those whose observers `me` is one of.
+        """Return the subjects of `me`: exactly those whose observers `me` is one of.
 
         Args:
             me: The observer.

@@ -47,7 +47,7 @@ class _Watched:
 
 
 class Prober:
-    """What this node measures of its neighbours."""
+    """The round trips and clock differences that this node measures."""
 
     def __init__(self) -> None:
         self._nodes: dict[NodeId, _Watched] = {}

@@ -33,7 +33,7 @@ class _Pull:
 
 
 class Pulls:
-    """What one node has asked for.
+    """The items that this node has asked for.
 
     Args:
         document: Says what is lacking.
@@ -62,7 +62,7 @@ class Pulls:
         return len(pull.queue) + len(pull.flight) if pull else 0
 
     def flight(self, node: NodeId) -> frozenset[bytes]:
-        """What `node` is asked for just now."""
+        """Return the request to `node` that is in flight."""
         pull = self._pulls.get(node)
         return frozenset(pull.flight) if pull else frozenset()
 
@@ -154,7 +154,7 @@ class Pulls:
         self._refused.clear()
 
     def link_down(self, node: NodeId) -> None:
-        """What `node` was asked for may be asked of others."""
+        """Free the items that `node` was asked for, so that other peers can be asked."""
         self._paused.pop(node, None)
         pull = self._pulls.pop(node, None)
         if pull is not None:

@@ -1,4 +1,4 @@
-"""What signs of life say beside "I am here": the time, what is known, what is planned. Pure."""
+"""The content of probes and answers: time, fingerprint, digest of the plan. Pure."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _RANGE_BYTES = 32
 
 
 def within(ids: Sequence[bytes], lower: bytes, upper: bytes) -> tuple[int, int]:
-    """Where the ids of a range begin and end among all; the end may be before the beginning.
+    """Return a range's bounds as indexes into all ids; the end may be before the beginning.
 
     Args:
         ids: Sorted.
@@ -37,7 +37,7 @@ def within(ids: Sequence[bytes], lower: bytes, upper: bytes) -> tuple[int, int]:
 
 
 def split(ids: Sequence[bytes], lower: bytes, upper: bytes) -> list[Range]:
-    """What is held in each part of a range with at least `SPLIT` ids, in parts of one size."""
+    """Split a range of at least `SPLIT` ids into parts of one size."""
     start, stop = within(ids, lower, upper)
     cuts = [start + (stop - start) * step // SPLIT for step in range(1, SPLIT)]
     bounds = [lower, *(_bound(ids[cut - 1], ids[cut]) for cut in cuts), upper]
@@ -68,7 +68,7 @@ def differing(ids: Sequence[bytes], ranges: Iterable[Range]) -> list[Range]:
 
 
 class Reply:
-    """What to say about ranges that differ, within the bytes of one chunk.
+    """The answer about ranges that differ, within the bytes of one chunk.
 
     Args:
         ids: What is held here, sorted.

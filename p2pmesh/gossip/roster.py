@@ -1,4 +1,4 @@
-"""Who is here, as the `member` records say, and where everybody was last seen. Pure.
+"""The members by their `member` records, and each node's last known addresses. Pure.
 
 Live is who has a lease, has not said goodbye and has not been removed. The address book keeps
 whoever was ever seen, beyond leases, so that the halves of a mesh that was cut in two find each
@@ -87,17 +87,17 @@ class Roster:
 
     @property
     def book(self) -> dict[NodeId, tuple[Address, ...]]:
-        """Where the others listen, or did when they were last heard of."""
+        """Return the addresses of other nodes, or the last known ones."""
         here = {node: known.addresses for node, known in self.known.items()}
         return {n: at for n, at in (self._absent | here).items() if at and n != self.me}
 
     def addresses(self, node: NodeId) -> tuple[Address, ...]:
-        """Where `node` listens now, or did when it was last heard of."""
+        """Return the addresses of `node`, or the last known ones."""
         known = self.known.get(node)
         return known.addresses if known else self._absent.get(node, ())
 
     def absent(self) -> list[NodeId]:
-        """Who was here once, did not say goodbye and is not live; who went last comes last."""
+        """Return nodes that vanished without goodbye and are not live, latest last."""
         removed = [n for n in self.document.removed if n in self.known and not self.known[n].left]
         return [node for node in (*self._absent, *sorted(removed)) if node != self.me]
 
@@ -130,5 +130,5 @@ class Roster:
 
 
 def _standing(known: Known | None) -> tuple[bool, bool] | None:
-    """What of it decides who is live and who is linked with whom."""
+    """Return the fields that decide who is live and who is linked with whom."""
     return None if known is None else (known.left, bool(known.addresses))

@@ -21,7 +21,7 @@ from p2pmesh.wire.records import Record, RecordCheck
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a standing `member` record says that matters to gossip.
+    """The fields of a standing `member` record that matter to gossip.
 
     Attributes:
         epoch: Of the record; at least the unix time at which its owner started.
@@ -39,12 +39,12 @@ class Known:
 
     @property
     def version(self) -> tuple[int, int]:
-        """What accusations and certificates name."""
+        """Return the version that accusations and certificates name."""
         return self.epoch, self.seq
 
 
 def read_member(record: Record) -> Known | None:
-    """What a `member` record says; None for signed nonsense, which is only its owner's loss."""
+    """Read a `member` record; None for signed nonsense, which is only its owner's loss."""
     try:
         member = Member.from_wire(record.body)
     except PeerError:
@@ -53,7 +53,7 @@ def read_member(record: Record) -> Known | None:
 
 
 def read_accused(record: Record) -> tuple[Accusation, ...]:
-    """Whom an `accused` record names; nobody for a withdrawn one or for nonsense."""
+    """Read the subjects of an `accused` record; none for a withdrawn one or for nonsense."""
     if not record.body:
         return ()
     try:
@@ -64,7 +64,7 @@ def read_accused(record: Record) -> tuple[Accusation, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What may be shared between nodes.
+    """The caches that simulated nodes of one process may share.
 
     Attributes:
         check: How records are read and their signatures checked.

@@ -23,7 +23,7 @@ EAGER_LINKS_MIN = 4  # with fewer of them up, everybody gets what is new
 
 
 class Spread:
-    """What one node passes on."""
+    """The facts that this node passes on."""
 
     def __init__(self) -> None:
         self._learned: deque[tuple[float, bytes]] = deque(maxlen=LEARNED_MAX)  # too young to name
@@ -37,7 +37,7 @@ class Spread:
     def onward(
         self, eager: AbstractSet[NodeId], links: AbstractSet[NodeId], source: NodeId
     ) -> AbstractSet[NodeId]:
-        """Who gets at once what came from `source`."""
+        """Return the peers that get at once what came from `source`."""
         linked = eager & links
         return (linked if len(linked) >= EAGER_LINKS_MIN else links) - {source}
 

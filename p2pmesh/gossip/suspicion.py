@@ -33,7 +33,7 @@ DENIERS_SURE = 2  # unless so many others, or all there are, cannot reach it eit
 
 @dataclass(slots=True)
 class _Suspect:
-    """What this node found out about one silent subject.
+    """This node's findings about one silent subject.
 
     Attributes:
         helpers: Whom it asked and who has not answered yet.
@@ -107,7 +107,7 @@ class Suspicion:
         helpers: Callable[[NodeId, int], list[NodeId]],
         now: float,
     ) -> list[Question]:
-        """Whom to ask about subjects that are missing answers.
+        """Return probe requests about subjects that miss answers.
 
         Args:
             subjects: Whom this node observes.
@@ -150,7 +150,7 @@ class Suspicion:
         self._suspects.clear()
 
     def _most_urgent(self, subjects: Iterable[NodeId], now: float) -> list[NodeId]:
-        """Whom to ask about in this turn: those that this node once reached come first.
+        """Choose the subjects of this turn: those that this node once reached come first.
 
         Records of members that never were anywhere cost their owner nothing, and are many: what
         they take of this node's time is bounded, and nobody else waits behind them.
@@ -166,7 +166,7 @@ class Suspicion:
         return [subject for *_, subject in nsmallest(SUSPECTS_PER_TURN, due)]
 
     def _suspect(self, subject: NodeId) -> _Suspect | None:
-        """What was found out about its present life."""
+        """Return the findings about the present version of `node`."""
         suspect = self._suspects.get(subject)
         return suspect if suspect is not None and suspect.epoch == self._epoch(subject) else None
 

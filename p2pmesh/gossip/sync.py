@@ -1,4 +1,4 @@
-"""What neighbours lack of each other's facts: found by comparing ranges, then pulled. Pure.
+"""Repair between neighbours: differing items are found by ranges, then fetched. Pure.
 
 Probes carry a fingerprint as of some seconds ago. One that differs twice in a row begins a
 session: the asker says ranges (see `ranges`), the other one, which keeps nothing in mind, answers
@@ -67,7 +67,7 @@ _EVERYTHING = Range(lower=b"", upper=b"", count=RANGES_MAX, fingerprint=bytes(FI
 
 @dataclass(slots=True)
 class _Session:
-    """What the node that began it keeps in mind.
+    """The state of the node that began the repair.
 
     Attributes:
         todo: Ranges known to differ and not yet taken up.
@@ -265,7 +265,7 @@ class Sync:
         return _sends(node, [next(in_chunks(facts))])
 
     def own(self, node: NodeId, now: float) -> list[Send]:
-        """What is held of the records of `node`, for one that may have lost its disk."""
+        """Return the held records of `node`, for a node that may have lost its disk."""
         records = self._document.registers(node)
         if not self._work.take(node, now, WORK_PER_OWN):
             return []

@@ -1,1 +1,1 @@
-"""Who a node is: keys, ids, and the proof of them on a connection. Pure."""
+"""The identity of a node: keys, ids, and the proof of them on a connection. Pure."""

@@ -65,7 +65,7 @@ class RefusedError(PeerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Self:
-    """What this node says of itself.
+    """The identity that this node states in a hello.
 
     Attributes:
         key: The node's key.
@@ -84,7 +84,7 @@ class Self:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Who the other side proved to be.
+    """The proven identity of the other side.
 
     Attributes:
         version: Of the protocol, the largest that both sides speak.

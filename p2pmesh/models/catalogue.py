@@ -1,4 +1,4 @@
-"""What models are called.
+"""The names of models.
 
 Pure. A model is its SHA-256; everything else is a name for it. The public id is the file's stem.
 The model's own name and the digest, or at least eight characters of it, are aliases. When two

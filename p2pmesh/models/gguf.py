@@ -101,7 +101,7 @@ Value: TypeAlias = Scalar | tuple[Scalar, ...] | Skipped
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a GGUF file says about itself.
+    """The header of a GGUF file.
 
     Attributes:
         alignment: Bytes; each tensor begins at a multiple of it.

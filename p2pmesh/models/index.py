@@ -1,4 +1,4 @@
-"""What was learned about model files, kept so that nothing is read or hashed twice.
+"""The cache of what is known about model files, so that nothing is read or hashed twice.
 
 Shell: one JSON file in the cache directory, replaced whole. An entry holds only while all parts
 of the model have the sizes and times it was made from. The file is a cache: damaged or unwritable,
@@ -32,7 +32,7 @@ Stamp: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known about one model file.
+    """The cached description of one model file.
 
     Attributes:
         stamp: The state of its parts that this is true for.
@@ -58,7 +58,7 @@ class Index:
         self._loaded = False
 
     def get(self, path: Path, stamp: Stamp) -> Known:
-        """What is known of the model whose first part is `path`, in this state of its parts."""
+        """Return the cached description of the model at `path`, in this state of its parts."""
         with self._lock:
             if not self._loaded:
                 self._known = self._load()

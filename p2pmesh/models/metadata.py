@@ -1,4 +1,4 @@
-"""What a GGUF header's metadata says about a model, read with bounds.
+"""The metadata of a GGUF header, read with bounds.
 
 Pure. Every number is checked to be one and to be possible before anything is computed from it.
 What llama.cpp takes for granted when a key is missing is taken for granted here as well.
@@ -119,7 +119,7 @@ class Metadata:
         return [self._checked(full, entry, limit) for entry in value[:layers]]
 
     def kv_bytes_per_token(self, layers: int) -> int:
-        """What all layers' caches need for one token, as f16."""
+        """Return the bytes that all layers' caches need for one token, as f16."""
         if self.architecture in _ENCODERS:
             return 0  # they see the whole text at once and keep nothing
         heads = self.per_layer("attention.head_count", HEADS_MAX, layers, default=0)
@@ -152,7 +152,7 @@ class Metadata:
         return self.number("vocab_size", CONTEXT_MAX, default=0)
 
     def gives(self) -> Modality:
-        """What an engine makes of the model's answers."""
+        """Return the modalities of the model's answers."""
         pooling = self.number("pooling_type", 255, default=_POOLING_NONE)
         if pooling == _POOLING_RANK:
             return "rerank"
@@ -161,7 +161,7 @@ class Metadata:
         return "chat" if self.has("tokenizer.chat_template") else "completion"
 
     def quantisation(self, tensors: Sequence[TensorInfo]) -> str:
-        """What the file says of itself, else the type that fills most of it."""
+        """Return the quantisation that the file states, else the type that fills most of it."""
         named = _file_types().get(cast("int", self._metadata.get("general.file_type")))
         if named:
             return named

@@ -1,4 +1,4 @@
-"""Where people already have GGUF files, and which lie there.
+"""The folders where people already have GGUF files, and the files in them.
 
 Shell: reads directories, never files' contents except Ollama's manifests. Knows each program's
 layout and nothing of what a model is. Walks are bounded; what cannot be read is skipped with a

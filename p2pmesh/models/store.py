@@ -91,7 +91,7 @@ class Store:
 
     @property
     def unusable(self) -> tuple[Unusable, ...]:
-        """What the last search skipped, and why."""
+        """Return the files that the last search skipped, and why."""
         with self._lock:
             return tuple(self._unusable.values())
 

@@ -52,7 +52,7 @@ def type_name(number: int) -> str:
 
 
 def tensor_bytes(name: str, shape: tuple[int, ...], number: int) -> int:
-    """What a tensor of this shape and type occupies, or why there can be none."""
+    """Return the bytes of a tensor of this shape and type, or raise why there can be none."""
     known = _types().get(number)
     if known is None:
         raise ModelError(

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What each part may hold.
+    """The number of descriptors that each part may hold.
 
     Attributes:
         connections: To the API from clients, and as many streams from peers.
@@ -50,7 +50,7 @@ class Bounds:
 
     @property
     def gateway(self) -> Limits:
-        """What of it is the gateway's."""
+        """Return the gateway's share."""
         return Limits(
             connections=self.connections, in_flight=self.in_flight, pool_idle=self.pool_idle
         )

@@ -68,7 +68,7 @@ class EngineManager:
         return {part: one.state for part, one in self._running.items()}
 
     def served(self) -> list[Served]:
-        """What this node tells a mesh that it runs."""
+        """Return the `serving` body: the parts that this node tells a mesh it runs."""
         return [
             Served(
                 digest=part.digest,

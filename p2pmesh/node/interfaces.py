@@ -1,4 +1,4 @@
-"""What this machine is called and where others can reach it."""
+"""The name of this machine and the addresses at which others can reach it."""
 
 from __future__ import annotations
 

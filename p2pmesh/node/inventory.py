@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """What a node starts with.
+    """The models and settings that a node starts with.
 
     Attributes:
         files: Its models: the embedded one and what the user named.
@@ -109,7 +109,7 @@ class ModelInventory:
         return self._files.get(digest)
 
     def held(self) -> list[Held]:
-        """What this node tells a mesh that it has."""
+        """Return the models that this node tells a mesh it holds."""
         return [
             Held(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
             for digest, file in self._files.items()

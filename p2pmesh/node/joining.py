@@ -32,7 +32,7 @@ class Introduction(Protocol):
     """Says hello at an address without belonging to a mesh yet."""
 
     async def __call__(self, address: Address) -> Peer:
-        """Who answers there.
+        """Return the identity of the node that answers there.
 
         Raises:
             LinkError: Nobody.

@@ -1,4 +1,4 @@
-"""What a node keeps of itself on disk: its key, its mesh, its epoch, its address book.
+"""The files of a node's identity: its key, its mesh, its epoch, its address book.
 
 Private keys are PEM files readable by their owner only. Everything else can be read by a person.
 """

@@ -101,7 +101,7 @@ class Mesh:
 
     @property
     def view(self) -> MeshView:
-        """What the records say; another one as soon as they say something else."""
+        """Return the view of the records; a new one after each change."""
         return self._reader.view
 
     @property
@@ -126,7 +126,7 @@ class Mesh:
         return PlanAgreement(same=plans.count(self._core.plan), asked=len(plans))
 
     def health(self, node: NodeId) -> Health:
-        """What this node sees of `node`; itself it sees live."""
+        """Return this node's own view of `node`; it sees itself live."""
         return Health.LIVE if node == self.me else self._core.health(node)
 
     def rtt_s(self, node: NodeId) -> float | None:
@@ -144,7 +144,7 @@ class Mesh:
 
     @property
     def book(self) -> Mapping[NodeId, tuple[Address, ...]]:
-        """Where others are or were; kept beyond their leases, as they may come back."""
+        """Return the last known addresses of others; kept beyond leases, as nodes may come back."""
         return self._core.book
 
     def publish(self, register: str, body: Mapping[str, Any] | None) -> None:
@@ -272,7 +272,7 @@ class Mesh:
             self.changes.notify()
 
     def _glance(self) -> tuple[object, ...]:
-        """What others read here and no event of the core announces."""
+        """Publish values that others read here and no event of the core announces."""
         core = self._core
         out = core.out_of_placement(self._clock())
         return core.linked, out, core.rejoining, self.agreement

@@ -1,4 +1,4 @@
-"""Who serves what, as the gateway asks for it: the mesh's view joined with this node's engines."""
+"""The gateway's backends: the mesh's view joined with this node's engines."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Routes:
     # --- also for the status --------------------------------------------------------------------
 
     def replicas(self, digest: ModelDigest) -> Sequence[tuple[NodeView, Served]]:
-        """Who says that it runs a model, in whatever state."""
+        """Return the replicas that nodes claim for a model, in whatever state."""
         model = self._mesh.view.models.get(digest)
         dead = self._mesh.dead
         return [pair for pair in model.replicas if pair[0].node not in dead] if model else ()
@@ -239,7 +239,7 @@ class Routes:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What follows from the state at one count of changes."""
+    """The values derived from the state at one count of changes."""
 
     count: int
     names: frozenset[Named]

@@ -62,7 +62,7 @@ log = structlog.get_logger(__name__)
 
 
 class Ui(Protocol):
-    """What a person or program sees of a start. Calls return at once."""
+    """The display of a start, to a person or a program. Calls return at once."""
 
     def hashing(self, name: str, done_bytes: int, total_bytes: int) -> None:
         """A model's file is being read; called from a thread."""

@@ -27,7 +27,7 @@ from p2pmesh.state.views import NodeView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where a node listens, as bound."""
+    """The addresses at which a node listens, as bound."""
 
     api: Address
     console: Address

@@ -1,4 +1,4 @@
-"""Who should serve what: the same answer on every node, without anybody asking anybody.
+"""Placement: which node serves which model, the same answer on every node without messages.
 
 Each node turns the signed records into `Facts`, computes `plan(facts)` and then changes only its
 own processes, as `reconcile` says. There is no leader whose loss would stop this, and nothing to

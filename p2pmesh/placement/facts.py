@@ -1,4 +1,4 @@
-"""What a plan is made from: the signed records, reduced to what placement may depend on.
+"""The inputs of a plan: the signed records, reduced to what placement may depend on.
 
 Pure. Facts are sets: neither order nor repetition of their parts means anything, and equal facts
 have equal bytes. They hold only what owners have signed, never what one node happens to measure
@@ -62,7 +62,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Want:
-    """What an owner asked the mesh to serve. It outlives its owner and ends by expiry.
+    """A model that an owner asked the mesh to serve. It outlives its owner and ends by expiry.
 
     Attributes:
         replicas: Copies wanted; less than one counts as one.
@@ -86,7 +86,7 @@ class Resident:
 
     @property
     def part(self) -> PartId:
-        """What it is a running copy of."""
+        """Return the part that this replica runs."""
         return PartId(self.digest, self.name)
 
 

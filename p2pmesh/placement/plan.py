@@ -73,7 +73,7 @@ class Whole:
         return WHOLE if node in self.nodes else None
 
     def decision(self) -> list[Any]:
-        """What nodes have to agree on."""
+        """Return the values that nodes have to agree on."""
         return [WHOLE, self.nodes]
 
 
@@ -105,11 +105,11 @@ class Assignment:
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
-        """Who should serve it, sorted by id."""
+        """Return the nodes that should serve the model, sorted by id."""
         return self.layout.nodes
 
     def decision(self) -> list[Any]:
-        """What nodes have to agree on: the choice, without the figures that explain it."""
+        """Return what nodes agree on: the choice, without the figures that explain it."""
         return [self.digest, self.layout.decision(), self.reason.value, self.copies]
 
     def replicas(self) -> Iterator[ReplicaKey]:
@@ -127,7 +127,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What becomes of each model that is wanted or described.
+    """The placement of each model that is wanted or described.
 
     Attributes:
         assignments: The wanted ones in the order in which they were placed, then the others.
@@ -187,7 +187,7 @@ def _priority(demand: _Demand) -> int:
 
 
 def _demands(facts: Facts) -> tuple[list[_Demand], list[ModelFacts]]:
-    """What is wanted, in the order of planning, and what is not, by digest.
+    """Return the wanted models in the order of planning, and the others, by digest.
 
     A wanted model that nobody describes has no known need and no holder: a running copy of it
     stays where it is, a new one has no place to go.
@@ -210,7 +210,7 @@ def _demands(facts: Facts) -> tuple[list[_Demand], list[ModelFacts]]:
 
 
 class _Table:
-    """Who holds what while a plan is being made: the room left, and the places given."""
+    """The state of a plan in the making: the room left, and the places given."""
 
     def __init__(self, facts: Facts) -> None:
         self._budgets = {part.node: part.budget_bytes for part in facts.nodes}
@@ -245,7 +245,7 @@ class _Table:
             self._give(demand, self._rank(demand, fitting))
 
     def assignment(self, demand: _Demand) -> Assignment:
-        """What came of a demand, once all of its priority have been served."""
+        """Return the assignment of a demand, once all of its priority have been served."""
         places = self._places[demand.model.digest]
         holders = self._holders(demand.model)
         free = self._free(demand)
@@ -304,7 +304,7 @@ class _Table:
         return [node for node in self._holders(demand.model) if node not in places]
 
     def _need(self, demand: _Demand, node: NodeId | None) -> int:
-        """What a copy takes on `node`, as that node says; anywhere, for None."""
+        """Return the bytes of a copy on `node`, as that node states them; anywhere, for None."""
         needs = self._own_needs.get(demand.model.digest, {})
         return demand.model.need_bytes if node is None else needs.get(node, demand.model.need_bytes)
 

@@ -70,7 +70,7 @@ def reconcile(
     running: Mapping[PartId, str],
     proven: Collection[ReplicaKey],
 ) -> tuple[Action, ...]:
-    """What this node should do now; stops come first.
+    """Return the starts and stops that are due; stops come first.
 
     Args:
         me: This node.
@@ -108,7 +108,7 @@ def _stops(
     running: Mapping[PartId, str],
     proven: Collection[ReplicaKey],
 ) -> tuple[dict[PartId, StopReason], list[ReplicaKey]]:
-    """What has to go for reasons of the plan, and the replicas that must answer before more may.
+    """Return the stops that the plan asks for, and the replicas that must answer before more.
 
     Both in the order of the parts.
     """
@@ -141,7 +141,7 @@ def _starts(
     needs: Mapping[PartId, int],
     running: Mapping[PartId, str],
 ) -> list[Start]:
-    """What can be loaded beside everything that holds memory now, the most important first."""
+    """Return the starts that fit beside all that holds memory now, the most important first."""
     room = budget_bytes - sum(needs.get(part, 0) for part in running)
     starts = []
     for part in here:

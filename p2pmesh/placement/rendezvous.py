@@ -36,7 +36,7 @@ def rank(digest: ModelDigest, weights: Iterable[tuple[NodeId, int]]) -> list[Nod
 
 
 def _place(digest: ModelDigest, node: NodeId, weight: int) -> tuple[int, int, NodeId]:
-    """What `node` is sorted by: its inverse score; the draw and the id make ties impossible.
+    """Return the sort key of `node`: its inverse score; the draw and the id break ties.
 
     The quotient keeps 64 fraction bits. Two different fractions whose denominators are below 2^32
     differ by more than 2^-64, so quotients order exactly as cross-multiplied scores would.

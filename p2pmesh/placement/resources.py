@@ -54,7 +54,7 @@ class Published:
 
 
 def budget_bytes(fixed_bytes: int | None, memories: Iterable[Memory]) -> int:
-    """What this node may hold now.
+    """Return the bytes that this node may hold now.
 
     Args:
         fixed_bytes: The user's `--memory`; None works it out.

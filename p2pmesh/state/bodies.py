@@ -1,4 +1,4 @@
-"""What stands in the registers: one class per register, to and from its body on the wire.
+"""The bodies of the registers: one class per register, to and from the wire.
 
 Pure. A body comes from a peer and is checked field by field. Within one version of the protocol
 newer nodes may say more, or less: unknown fields are left alone, missing ones have defaults, and
@@ -40,7 +40,7 @@ ServeState = Literal["loading", "ready", "failed", "stopping"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """That a node is here, and how to reach it.
+    """The body of `member`: a node is here, and how to reach it.
 
     Attributes:
         name: What people call it.
@@ -85,7 +85,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """What a node can give.
+    """The body of `caps`: what a node can give.
 
     Attributes:
         budget_bytes: Memory for models, all devices together.
@@ -127,7 +127,7 @@ class Served:
 
     @property
     def part(self) -> PartId:
-        """What it is a running copy of."""
+        """Return the part that this replica runs."""
         return PartId(self.digest, self.name)
 
 

@@ -159,7 +159,7 @@ class Document:
         return held is not None and held.is_past(register, epoch, seq)
 
     def judge(self, fact: Fact, now: float) -> MergeOutcome:
-        """What merging `fact` would mean.
+        """Judge what merging `fact` would change.
 
         Args:
             fact: Parsed, not yet verified.
@@ -306,7 +306,7 @@ class Document:
 
     @property
     def removed(self) -> frozenset[NodeId]:
-        """Whom a certificate removes."""
+        """Return the nodes that certificates remove."""
         if self._removed is None:
             self._removed = frozenset(self._certificates)
         return self._removed
@@ -328,7 +328,7 @@ class Document:
         return self._index.ids(self._ids)
 
     def item(self, item: bytes) -> Fact | None:
-        """What has that id, if it stands."""
+        """Return the item with that id, if it stands."""
         owner = self._index.home(item)
         if owner is None:
             return None

@@ -24,7 +24,7 @@ _MODULUS = 1 << (8 * FINGERPRINT_BYTES)
 
 
 def term_of(item: bytes) -> int:
-    """What one id adds to a fingerprint."""
+    """Return the term that one id adds to a fingerprint."""
     return int.from_bytes(item, "big")
 
 
@@ -50,7 +50,7 @@ class Fingerprint:
         return _shown(self._total)
 
     def at(self, cutoff_s: int) -> bytes | None:
-        """Of what counted at the end of that second; None when that is too long ago to say."""
+        """Return the fingerprint at the end of that second; None when that is too long ago."""
         if cutoff_s < self._horizon:
             return None
         told = self._told.get(cutoff_s)

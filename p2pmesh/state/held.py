@@ -76,14 +76,14 @@ class Held:
         return record.register in _bounded(self._merged(record))
 
     def with_record(self, record: Record) -> Held:
-        """What stands once `record`, for which there is room, does."""
+        """Return the records with `record`, for which there is room."""
         after = hold(self._merged(record))
         if after.size_bytes > OWNER_BYTES_MAX or len(after.records) > REGISTERS_PER_OWNER_MAX:
             return hold(_bounded(after.records))
         return after
 
     def at(self, now: float) -> Held:
-        """What has not run out by then."""
+        """Return the records that have not run out by then."""
         return hold({r.register: r for r in self.records.values() if self.end_of(r) > now})
 
     def lost(self, after: Held) -> Iterator[Record]:
@@ -127,7 +127,7 @@ NOTHING = hold({})
 
 
 def _bounded(records: Mapping[str, Record]) -> dict[str, Record]:
-    """What is within the bounds, in the order of the names."""
+    """Return the records within the bounds, in the order of their names."""
     within: dict[str, Record] = {}
     size_bytes = 0
     for register in sorted(records, key=lambda name: (name != MEMBER, name)):

@@ -1,4 +1,4 @@
-"""Where each item of a document is, by its id, and all ids in order.
+"""The index of a document's items by id, and all ids in order.
 
 Pure. Where an item is follows from what it is, so nodes that are simulated in one process may
 share one map of homes, which then only grows. The sorted ids are made when repair asks for them,
@@ -32,7 +32,7 @@ class Index:
         self._idle_since = 0.0
 
     def home(self, item: bytes) -> NodeId | None:
-        """Whose the item is, if it is known; it need not be there any more."""
+        """Return the owner of the item, if known; the item may be gone."""
         return self._homes.get(item)
 
     def add(self, item: bytes, owner: NodeId) -> None:

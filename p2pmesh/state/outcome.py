@@ -1,4 +1,4 @@
-"""What merging a fact means to a document: judged before its signatures are checked.
+"""The outcome of merging a fact: judged before its signatures are checked.
 
 Pure. A judgement costs microseconds where a signature costs a hundred, so it comes first.
 """
@@ -18,7 +18,7 @@ EPOCH_AHEAD_S_MAX = 86400  # an epoch is at least the start's unix time; this mu
 
 
 class MergeOutcome(Enum):
-    """What merging a fact means."""
+    """The outcome of merging a fact."""
 
     NEWS = "news"
     STALE = "stale"  # this version or a newer one is known
@@ -34,7 +34,7 @@ class MergeOutcome(Enum):
 
 
 class MergeResult(NamedTuple):
-    """What merging a fact did; true if it changed the document.
+    """The changes that merging a fact made; true if it changed the document.
 
     Attributes:
         outcome: The judgement on the fact.

@@ -118,14 +118,14 @@ class MeshView:
     catalogue: Catalogue
 
     def name_of(self, node: NodeId) -> str:
-        """What people call a node; "?" when it is not here."""
+        """Return the name of a node; "?" when it is not here."""
         view = self.nodes.get(node)
         return view.member.name if view else "?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Owner:
-    """What stands of one owner, read.
+    """The parsed records of one owner.
 
     Attributes:
         bodies: What was read, by register: an equal body reads the same.

@@ -1,4 +1,4 @@
-"""Who broke the protocol and has to stay away for a while.
+"""Peers that broke the protocol and are refused for a while.
 
 Pure. A hostile member would otherwise come straight back. A node's pause doubles with each time
 and is forgotten after long good conduct, so that a peer with a passing fault is back in a second.

@@ -1,4 +1,4 @@
-"""What every transport offers: authenticated message channels and byte streams between nodes.
+"""The interface of transports: authenticated channels and byte streams between nodes.
 
 Two implementations pass the same contract suite: TLS over TCP, and memory for tests. Whoever
 comes out of here has proved its identity; nothing above asks again. What is handed over for
@@ -65,7 +65,7 @@ class Channel(Protocol):
 
     @property
     def peer(self) -> Peer:
-        """Who is at the other end."""
+        """The authenticated peer at the other end."""
         ...
 
     @property
@@ -106,7 +106,7 @@ class Transport(Protocol):
 
     @property
     def address(self) -> Address:
-        """Where this node listens."""
+        """Return the address at which this node listens."""
         ...
 
     async def serve(

@@ -1,4 +1,4 @@
-"""What a node offers to its peers: one handler for each purpose that a connection may have.
+"""The services of a node to its peers: one handler for each purpose of a connection.
 
 Both transports hand over what they accept here, once the hello has proved who the peer is.
 """

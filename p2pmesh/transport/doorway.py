@@ -24,7 +24,7 @@ Visit = TypeVar("Visit", bound=Hashable)
 
 
 def network_of(host: str) -> str:
-    """Where `host` comes from: its IPv4 address, or the first half of its IPv6 address."""
+    """Return the network of `host`: its IPv4 address, or the first half of its IPv6 address."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

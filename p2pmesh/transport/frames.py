@@ -19,7 +19,7 @@ _MASK_BYTES = 4
 
 
 class Frames:
-    """What one side of a link receives, from the first byte of its handshake on."""
+    """The receiving side of a link, from the first byte of its handshake on."""
 
     def __init__(self) -> None:
         self._shaken = False

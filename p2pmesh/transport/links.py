@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 class LinkEvents(Protocol):
-    """What the node wants to know. None of these may block or raise."""
+    """The callbacks of the node. None of these may block or raise."""
 
     def link_up(self, peer: Peer) -> None:
         """A link to `peer` is there; also when it replaces an older one."""

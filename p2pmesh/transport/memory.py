@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class MemoryNetwork:
-    """Who listens where; `unreachable` names addresses that swallow what is sent to them."""
+    """The listeners of a network; `unreachable` addresses swallow what is sent to them."""
 
     def __init__(self) -> None:
         self.listening: dict[Address, Accept] = {}
@@ -61,7 +61,7 @@ class MemoryTransport:
 
     @property
     def address(self) -> Address:
-        """Where this node listens."""
+        """Return the address at which this node listens."""
         return self._address
 
     async def serve(

@@ -1,4 +1,4 @@
-"""What waits to be sent on one link: bounded, and small messages before bulk.
+"""The send queue of one link: bounded, and small messages before bulk.
 
 Bulk is what was asked for and can wait: chunks of a snapshot, ids and ranges of a repair. A probe
 behind it would make this node look slow. What is on its way to the kernel is not called back, so

@@ -77,7 +77,7 @@ class TlsTransport:
 
     @property
     def address(self) -> Address:
-        """Where this node listens, as bound."""
+        """Return the address at which this node listens, as bound."""
         host, port = self._listeners[0].socket.getsockname()[:2]
         return Address(host, port)
 

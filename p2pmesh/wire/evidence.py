@@ -1,4 +1,4 @@
-"""What nodes prove against each other: accusations, certificates of removal, forks.
+"""Evidence of one node against another: accusations, certificates of removal, forks.
 
 Pure. An accusation is a row in the accuser's own `accused` register and says that the subject,
 as of one version of its `member` record, does not answer. Enough of those registers, each exactly
@@ -38,7 +38,7 @@ _FORK_TAG = "fork"
 
 
 class Accusation(NamedTuple):
-    """That `subject` does not answer, as of the version of its `member` record named here.
+    """The claim that `subject` does not answer, as of this version of its `member` record.
 
     A later version of that record refutes it.
     """
@@ -78,12 +78,12 @@ class Certificate:
 
     @property
     def accusation(self) -> Accusation:
-        """What all the evidence says."""
+        """Return the accusation that all the evidence makes."""
         return Accusation(self.subject, self.epoch, self.seq)
 
     @property
     def accusers(self) -> frozenset[NodeId]:
-        """Who signed the evidence."""
+        """Return the owners that signed the evidence."""
         return frozenset(record.owner for record in self.evidence)
 
     @property
@@ -120,7 +120,7 @@ class Fork:
 
     @property
     def owner(self) -> NodeId:
-        """Whose key was used twice."""
+        """Return the owner whose key was used twice."""
         return self.first.owner
 
     @property

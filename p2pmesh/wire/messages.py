@@ -1,4 +1,4 @@
-"""What two nodes say to each other on a gossip link.
+"""The messages of a gossip link.
 
 Pure. A message is a canonical map whose `t` names its kind; unknown kinds are skipped and unknown
 fields ignored, so that a newer peer can say more. Everything is bounded before it is believed.
@@ -96,7 +96,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What became of an `Ask`.
+    """The result of an `Ask`.
 
     Attributes:
         alive: Whether the subject answered the sender within the time-out.
@@ -109,7 +109,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """What the sender holds between two ids.
+    """The items that the sender holds between two ids, as count and fingerprint.
 
     Attributes:
         lower: The first id that counts; any prefix of an id will do, and nothing means the start.

@@ -91,7 +91,7 @@ class Record:
 
     @property
     def key(self) -> tuple[NodeId, str]:
-        """What the record is a version of."""
+        """Return the owner and register of the record."""
         return self.owner, self.register
 
     @property
@@ -106,7 +106,7 @@ class Record:
 
 
 class Head(NamedTuple):
-    """What the beginning of a record claims."""
+    """The claims at the beginning of a record."""
 
     owner: NodeId
     register: str
@@ -140,7 +140,7 @@ def seal(
 
 
 def peek(raw: bytes) -> Head | None:
-    """What a record is a version of, without decoding it; only a hint.
+    """Return the key and version of a record without decoding it; only a hint.
 
     Whatever `parse` accepts has exactly this head. Of other bytes it says something or nothing.
     """

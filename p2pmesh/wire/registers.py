@@ -19,7 +19,7 @@ REFRESHES_PER_S = 5  # of all members together: the price of leases is the same 
 
 
 class Life(Enum):
-    """What a record of a register lives on."""
+    """The condition under which a record of a register stands."""
 
     LEASE = "lease"  # it is the lease itself, and a higher epoch of it voids all that live on it
     LEASED = "leased"  # the lease of its owner, of the same epoch, and no longer than its own ttl
