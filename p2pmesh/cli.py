@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from p2pmesh import __version__
-from p2pmesh.commands.words import line
+from p2pmesh.commands.formatting import line
 from p2pmesh.config import BY_NAME, Setting, resolve
 from p2pmesh.errors import MeshError
 from p2pmesh.home import Home

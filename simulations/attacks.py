@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from p2pmesh.gossip.events import Publish
 from p2pmesh.wire.evidence import ACCUSED_MAX, Accusation, accused_to_wire
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import seal
 from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER
 from simulations.bodies import caps
@@ -45,10 +45,10 @@ def replay(stage: Stage, *, count: int = 20, oldest: bool = True) -> None:
     for node in hostile_nodes(stage):
         some = archive[:count] if oldest else stage.rng.sample(archive, min(count, len(archive)))
         if some:
-            say(stage, node, Facts(records=tuple(some)))
+            say(stage, node, Push(records=tuple(some)))
 
 
-def exhume(stage: Stage, *, hours: int = 2) -> None:
+def replay_expired(stage: Stage, *, hours: int = 2) -> None:
     """Say again what honest nodes signed hours before the run, in earlier lives of theirs."""
     at = START_S - hours * HOUR_S
     for node in hostile_nodes(stage):
@@ -67,7 +67,7 @@ def exhume(stage: Stage, *, hours: int = 2) -> None:
             )
             for seq, (register, body) in enumerate(victim.bodies.items(), 1)
         ]
-        say(stage, node, Facts(records=tuple(record.raw for record in past)))
+        say(stage, node, Push(records=tuple(record.raw for record in past)))
 
 
 def forge(stage: Stage, *, count: int = 1, kind: str = "any") -> None:
@@ -96,10 +96,10 @@ def equivocate(stage: Stage) -> None:
                 body=caps(budget_gib).body,
             )
             stage.world.signed.add(record.raw)
-            say(stage, node, Facts(records=(record.raw,)), links=(len(node.links.ends) + 1) // 2)
+            say(stage, node, Push(records=(record.raw,)), links=(len(node.links.ends) + 1) // 2)
 
 
-def hoard(stage: Stage, *, count: int = 40, size_bytes: int = 12_000) -> None:
+def exceed_quota(stage: Stage, *, count: int = 40, size_bytes: int = 12_000) -> None:
     """Sign more, and longer, than one owner may have."""
     for node in hostile_nodes(stage):
         assert node.core is not None
@@ -110,7 +110,7 @@ def hoard(stage: Stage, *, count: int = 40, size_bytes: int = 12_000) -> None:
                 stage, node, register=f"x/{page}", epoch=epoch, body={"x": "y" * size_bytes}
             )
             stage.world.signed.add(record.raw)
-            say(stage, node, Facts(records=(record.raw,)))
+            say(stage, node, Push(records=(record.raw,)))
 
 
 # --- lying observers ------------------------------------------------------------------------------
@@ -137,5 +137,6 @@ def _row(node: Node, victim: Node) -> Accusation | None:
 
 
 ATTACKS: Mapping[str, Callable[..., None]] = {
-    attack.__name__: attack for attack in (replay, exhume, forge, equivocate, hoard, accuse)
+    attack.__name__: attack
+    for attack in (replay, replay_expired, forge, equivocate, exceed_quota, accuse)
 }

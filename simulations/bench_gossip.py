@@ -20,9 +20,9 @@ from p2pmesh.gossip.events import LinkUp, Received
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.ranges import SPLIT, split
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.bodies import Caps
 from p2pmesh.state.document import Document
-from p2pmesh.wire.messages import Facts
+from p2pmesh.state.registers import Caps
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import Record, RecordCheck, seal
 from p2pmesh.wire.registers import MEMBER
 
@@ -87,7 +87,7 @@ def accept(document: Document, check: RecordCheck, raw: bytes) -> bool:
 
 def hear(core: Gossip, raw: bytes) -> None:
     """Do what a node does with a message that brings it one new record."""
-    core.handle(Received(node=PEER, message=Facts(records=(raw,))), NOW_S)
+    core.handle(Received(node=PEER, message=Push(records=(raw,))), NOW_S)
 
 
 def measure(count: int = RECORDS, rounds: int = ROUNDS) -> dict[str, float]:

@@ -41,24 +41,24 @@ from p2pmesh.identity import hello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
+from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.inventory import ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
-from p2pmesh.node.routes import Routes
-from p2pmesh.state.bodies import (
+from p2pmesh.state.registers import (
     Caps,
-    Held,
+    HeldModel,
     Member,
+    ModelRequest,
     Served,
-    Wanted,
     held_pages,
     held_register,
     serves_to_wire,
     wants_to_wire,
 )
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import RecordCheck, seal
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 from simulations.bodies import GIB, card, model
@@ -113,10 +113,10 @@ class Peer:
         """All its registers, as at a start."""
         yield self.lease()
         yield self.gives(4 + self.number % 29)
-        held = [Held(digest=one, stem=f"model-{one[-4:]}", card=card(1)) for one in self._held]
+        held = [HeldModel(digest=one, stem=f"model-{one[-4:]}", card=card(1)) for one in self._held]
         for number, page in enumerate(held_pages(held)):
             yield self.say(held_register(number), page)
-        wish = Wanted(
+        wish = ModelRequest(
             digest=model(self.number % self._models),
             stem=f"model-{self.number % self._models}",
             replicas=1,
@@ -134,13 +134,13 @@ class Node:
     """The node that is measured."""
 
     mesh: Mesh
-    routes: Routes
+    routes: MeshBackends
     peers: list[Peer]
 
     async def hear(self, *records: bytes) -> float:
         """Take records in and bring everything up to date; returns the seconds it took."""
         begun_s = time.thread_time()
-        self.mesh.message_received(self.peers[0].id, Facts(records=records))
+        self.mesh.message_received(self.peers[0].id, Push(records=records))
         await trio.testing.wait_all_tasks_blocked()
         for served in self.routes.models():
             self.routes.targets(served.digest)
@@ -165,14 +165,12 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
     engine = Engine(kind="embedded", command=("none",), source="wheel", version="0")
     engines = EngineManager(engine, logs=folder)
     reconciler = Reconciler(mesh, engines, inventory, slots=4, ask=_ask_nobody)
-    node = Node(mesh, Routes(mesh, reconciler, engines, slots=4), [])
+    node = Node(mesh, MeshBackends(mesh, reconciler, engines, slots=4), [])
     node.peers = [Peer(number + 1, models, now) for number in range(nodes - 1)]
     mesh.link_up(_peer(node.peers[0]))
     records = [record for peer in node.peers for record in peer.everything()]
     for begun in range(0, len(records), BATCH):
-        mesh.message_received(
-            node.peers[0].id, Facts(records=tuple(records[begun : begun + BATCH]))
-        )
+        mesh.message_received(node.peers[0].id, Push(records=tuple(records[begun : begun + BATCH])))
     nursery.start_soon(reconciler.run)
     await reconciler.planned.wait()
     await node.hear()

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from p2pmesh.gossip.events import Publish
 from p2pmesh.models.cards import Card, ModelDigest
-from p2pmesh.state.bodies import (
+from p2pmesh.state.registers import (
     Caps,
-    Held,
+    HeldModel,
+    ModelRequest,
     Served,
-    Wanted,
     held_pages,
     held_register,
     serves_to_wire,
@@ -44,13 +44,13 @@ def bodies_of(number: int, *, terse: bool) -> Iterator[tuple[str, dict[str, obje
     if terse:
         return
     held = [
-        Held(digest=model(one), stem=f"model-{one}", card=card(one))
+        HeldModel(digest=model(one), stem=f"model-{one}", card=card(one))
         for one in range(MODELS)
         if (number + one) % 3 == 0
     ]
     for page, body in enumerate(held_pages(held)):
         yield held_register(page), body
-    wanted = Wanted(
+    wanted = ModelRequest(
         digest=model(number % MODELS),
         stem=f"model-{number % MODELS}",
         replicas=1 + number % 3,

@@ -22,7 +22,7 @@ from p2pmesh.state.document import (
     Document,
 )
 from p2pmesh.state.views import read
-from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Facts, Message
+from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Message, Push
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import WANTS
 from simulations.node import Handled, Node
@@ -126,7 +126,7 @@ class Safety:
         node = step.node
         if size_of(message) > MESSAGE_BYTES_MAX:
             raise self._violation(node, f"sends a message of {size_of(message)} bytes")
-        if not isinstance(message, Facts):
+        if not isinstance(message, Push):
             return
         for raw in message.records:
             record = self._signed(raw)

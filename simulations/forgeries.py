@@ -12,7 +12,7 @@ from p2pmesh.wire.evidence import (
     make_certificate,
     make_fork,
 )
-from p2pmesh.wire.messages import Facts, encode_message
+from p2pmesh.wire.messages import Push, encode_message
 from p2pmesh.wire.records import Record, parse, seal
 from p2pmesh.wire.registers import ACCUSED, MEMBER
 from simulations.faults import Stage
@@ -48,14 +48,14 @@ def _altered(stage: Stage, node: Node) -> Payload:
         return _junk(stage, node)
     own = sealed(stage, node, seq=record.seq + 1, register=record.register, epoch=record.epoch)
     raw = record.raw[:SIGNED_FROM] + own.raw[SIGNED_FROM:].replace(node.id, record.owner)
-    return Facts(records=(raw,))
+    return Push(records=(raw,))
 
 
 def _unsigned(stage: Stage, node: Node) -> Payload:
     """An own record whose signature has one bit wrong."""
     raw = bytearray(sealed(stage, node).raw)
     raw[stage.rng.randrange(SIGNATURE_BYTES)] ^= 1
-    return Facts(records=(bytes(raw),))
+    return Push(records=(bytes(raw),))
 
 
 def _stranger(stage: Stage, node: Node) -> Payload:
@@ -63,7 +63,7 @@ def _stranger(stage: Stage, node: Node) -> Payload:
     other = stage.rng.choice([one for one in stage.world.nodes if one is not node])
     signed = sealed(stage, node).raw[SIGNED_FROM:].replace(node.id, other.id)
     key = key_of(stage.world.seed, node.number)
-    return Facts(records=(key.sign(signed) + key.public + signed,))
+    return Push(records=(key.sign(signed) + key.public + signed,))
 
 
 def _framed(stage: Stage, node: Node) -> Payload:
@@ -79,7 +79,7 @@ def _framed(stage: Stage, node: Node) -> Payload:
     mine = sealed(stage, node, register=ACCUSED, body=accused_to_wire([row]))
     theirs = mine.raw[SIGNED_FROM:].replace(node.id, record.owner)
     forged = parse(record.raw[:SIGNED_FROM] + theirs)
-    return Facts(certificates=(make_certificate(row, [mine, forged]).raw,))
+    return Push(certificates=(make_certificate(row, [mine, forged]).raw,))
 
 
 def _lone_word(stage: Stage, node: Node) -> Payload:
@@ -90,7 +90,7 @@ def _lone_word(stage: Stage, node: Node) -> Payload:
         return _junk(stage, node)
     row = Accusation(member.owner, member.epoch, member.seq)
     mine = sealed(stage, node, register=ACCUSED, body=accused_to_wire([row]))
-    return Facts(certificates=(make_certificate(row, [mine]).raw,))
+    return Push(certificates=(make_certificate(row, [mine]).raw,))
 
 
 def _false_fork(stage: Stage, node: Node) -> Payload:
@@ -100,7 +100,7 @@ def _false_fork(stage: Stage, node: Node) -> Payload:
         return _junk(stage, node)
     own = sealed(stage, node, register=record.register, epoch=record.epoch, seq=record.seq)
     signed = own.raw[SIGNED_FROM:].replace(node.id, record.owner)
-    return Facts(forks=(make_fork(record, parse(record.raw[:SIGNED_FROM] + signed)).raw,))
+    return Push(forks=(make_fork(record, parse(record.raw[:SIGNED_FROM] + signed)).raw,))
 
 
 def _run_out(stage: Stage, node: Node) -> Payload:
@@ -124,7 +124,7 @@ def _junk(stage: Stage, _: Node) -> Payload:
 
 
 def _cut_short(stage: Stage, node: Node) -> Payload:
-    message = encode_message(Facts(records=(sealed(stage, node).raw,)))
+    message = encode_message(Push(records=(sealed(stage, node).raw,)))
     return message[: stage.rng.randrange(len(message))]
 
 
@@ -133,7 +133,7 @@ def _deep(stage: Stage, _: Node) -> Payload:
 
 
 def _own(stage: Stage, node: Node, **changes: Any) -> Payload:
-    return Facts(records=(sealed(stage, node, **changes).raw,))
+    return Push(records=(sealed(stage, node, **changes).raw,))
 
 
 def _of_another(stage: Stage, node: Node) -> Record | None:

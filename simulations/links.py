@@ -15,10 +15,10 @@ from p2pmesh.config import Address
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.events import DialFailed, Event, LinkDown, LinkUp, Received
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport.barred import Barred
+from p2pmesh.transport.banlist import Banlist
 from p2pmesh.transport.links import CROSSING_S
 from p2pmesh.wire.messages import decode_message
-from simulations.dialect import NEWER, in_newer_words
+from simulations.future_protocol import NEWER, in_newer_words
 from simulations.hosts import End, Failure, Host, Payload
 from simulations.network import Network
 from simulations.schedule import Schedule
@@ -56,7 +56,7 @@ class Links:
         self.ends: dict[NodeId, End] = {}
         self._owner, self._schedule, self._network, self._at = owner, schedule, network, at
         self._dialling: set[NodeId | Address] = set()
-        self._barred = Barred()
+        self._barred = Banlist()
 
     def send(self, node: NodeId, payload: Payload) -> None:
         """Queue a message, if there is a link."""
@@ -128,7 +128,7 @@ class Links:
                 self._network.vanish(end)
         self.ends.clear()
         self._dialling.clear()
-        self._barred = Barred()
+        self._barred = Banlist()
 
     def _dialled(self, attempt: _Attempt, found: End | Failure) -> None:
         if not self._owner.listening or attempt.instance != self._owner.instance:

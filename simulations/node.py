@@ -28,9 +28,9 @@ from p2pmesh.gossip.events import (
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity import hello
 from p2pmesh.identity.keys import NodeId, SigningKey
-from p2pmesh.state.bodies import Member
+from p2pmesh.state.registers import Member
 from p2pmesh.wire.registers import MEMBER
-from simulations.dialect import NEWER, REGISTER, newer_body, newer_words
+from simulations.future_protocol import NEWER, REGISTER, newer_body, newer_words
 from simulations.hosts import End, Payload
 from simulations.links import Links
 from simulations.machine import Machine

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from p2pmesh.errors import ConfigError
-from simulations.figures import percentile
+from simulations.metrics import percentile
+from simulations.runner import Result, play
 from simulations.scenario import Scenario, limit_at, load
-from simulations.trial import Result, play
 
 FAILURES_SHOWN = 5
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from p2pmesh.errors import ConfigError
 from simulations.attacks import ATTACKS
+from simulations.convergence import Gap
 from simulations.faults import FAULTS
-from simulations.gaps import Gap
 
 FOLDER = Path(__file__).parent / "scenarios"
 ACTIONS: Mapping[str, Callable[..., None]] = {**FAULTS, **ATTACKS}

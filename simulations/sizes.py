@@ -15,13 +15,13 @@ from p2pmesh.wire.facts import FACT_KINDS
 from p2pmesh.wire.messages import (
     FINGERPRINT_BYTES,
     PLAN_DIGEST_BYTES,
-    Answer,
-    Facts,
+    Ack,
+    FetchRequest,
     Items,
     Message,
-    Probe,
+    Ping,
+    Push,
     Ranges,
-    Want,
     decode_message,
     encode_message,
 )
@@ -97,7 +97,7 @@ def _frame(message: Message, *, without: int) -> int:
     return len(encode_message(message)) - without
 
 
-def _sign(kind: type[Probe | Answer]) -> Callable[[Any], int]:
+def _sign(kind: type[Ping | Ack]) -> Callable[[Any], int]:
     smallest = kind(
         token=0,
         at_ms=0,
@@ -108,7 +108,7 @@ def _sign(kind: type[Probe | Answer]) -> Callable[[Any], int]:
     )
     frame = _frame(smallest, without=4)
 
-    def size(sign: Probe | Answer) -> int:
+    def size(sign: Ping | Ack) -> int:
         numbers = _number(sign.token) + _number(sign.at_ms) + _number(sign.cutoff)
         recent = len(sign.recent)  # ids, all of one length
         return frame + numbers + (1 if recent < 16 else 3) + recent * _ID
@@ -117,13 +117,13 @@ def _sign(kind: type[Probe | Answer]) -> Callable[[Any], int]:
 
 
 _ID = _binary(DIGEST_BYTES)
-_FACTS = _frame(Facts(), without=3)
+_FACTS = _frame(Push(), without=3)
 _RANGES = _frame(Ranges(ranges=()), without=1)
 _ITEMS = _frame(Items(lower=b"", upper=b"", ids=(), answer=False), without=5)
-_WANT = _frame(Want(ids=()), without=1)
+_WANT = _frame(FetchRequest(ids=()), without=1)
 
 
-def _facts(facts: Facts) -> int:
+def _facts(facts: Push) -> int:
     return _FACTS + sum(_binaries(facts.of(kind)) for kind in FACT_KINDS.values())
 
 
@@ -139,15 +139,15 @@ def _items(items: Items) -> int:
     return _ITEMS + _binary(len(items.lower)) + _binary(len(items.upper)) + _binaries(items.ids)
 
 
-def _want(want: Want) -> int:
+def _want(want: FetchRequest) -> int:
     return _WANT + _binaries(want.ids)
 
 
 _SIZES: dict[type, Callable[[Any], int]] = {
-    Probe: _sign(Probe),
-    Answer: _sign(Answer),
-    Facts: _facts,
+    Ping: _sign(Ping),
+    Ack: _sign(Ack),
+    Push: _facts,
     Ranges: _ranges,
     Items: _items,
-    Want: _want,
+    FetchRequest: _want,
 }

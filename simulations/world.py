@@ -14,8 +14,8 @@ from p2pmesh.config import Address
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from simulations.bodies import bodies_of
+from simulations.cache import Memory
 from simulations.hosts import Traffic
-from simulations.memory import Memory
 from simulations.network import Network
 from simulations.node import Handled, Node
 from simulations.schedule import Schedule, branch

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mesh.nodes import cli, end, environment, start
-from tests.models.make import other_files
+from tests.models.builders import other_files
 from tests.repository import ROOT
 
 TALKING = """

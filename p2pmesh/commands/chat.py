@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import click
 
-from p2pmesh.commands.words import clean, line
+from p2pmesh.commands.formatting import clean, line
 from p2pmesh.config import Address, Settings
 from p2pmesh.control import HOST, dial, error_message, find_node, server_events
 from p2pmesh.errors import ConfigError, EngineError, LocalError

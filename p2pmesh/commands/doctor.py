@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import click
 
-from p2pmesh.commands.checks import Check, Doctor
+from p2pmesh.commands.doctor_checks import Check, Doctor
+from p2pmesh.commands.formatting import count, line
 from p2pmesh.commands.table import coloured
-from p2pmesh.commands.words import count, line
 from p2pmesh.config import Settings
 from p2pmesh.errors import LocalError
 from p2pmesh.home import Home

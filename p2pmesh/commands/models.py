@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from p2pmesh.commands import words
+from p2pmesh.commands import formatting
 from p2pmesh.commands.status import models_table
 from p2pmesh.commands.table import Column, table
 from p2pmesh.config import Settings
@@ -58,7 +58,7 @@ def models(settings: Settings, *, as_json: bool) -> None:
         _show_served(served, width)
     _show_files(files, home, width)
     for one in store.unusable:
-        click.echo(f"Skipped: {words.line(one.reason)}", err=True)
+        click.echo(f"Skipped: {formatting.line(one.reason)}", err=True)
 
 
 def _show_served(served: Any, width: int) -> None:
@@ -82,7 +82,7 @@ def _show_files(files: list[ModelFile], home: Home, width: int) -> None:
     rows = [
         (
             file.stem,
-            words.size(file.size_bytes),
+            formatting.size(file.size_bytes),
             ", ".join(sorted(file.card.gives)),
             file.card.architecture,
             file.parts[0],
@@ -91,7 +91,7 @@ def _show_files(files: list[ModelFile], home: Home, width: int) -> None:
     ]
     click.echo("On this machine:")
     click.echo(table(_FILES, rows, width=width))
-    click.echo(f"Serve one: p2pmesh up --model {words.line(files[0].stem)}")
+    click.echo(f"Serve one: p2pmesh up --model {formatting.line(files[0].stem)}")
 
 
 def _as_object(file: ModelFile) -> dict[str, Any]:

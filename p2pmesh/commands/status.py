@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from p2pmesh.commands import words
+from p2pmesh.commands import formatting
 from p2pmesh.commands.table import Column, table
 from p2pmesh.config import Settings
 from p2pmesh.control import find_node
@@ -117,7 +117,7 @@ def models_table(models: list[Mapping[str, Any]], width: int = 0) -> str:
         (
             model["id"],
             model["state"],
-            words.size(model["size_bytes"]),
+            formatting.size(model["size_bytes"]),
             ", ".join(_replica(replica) for replica in model["replicas"]) or "-",
             model["reason"] or "-",
         )
@@ -132,31 +132,31 @@ def _head(
     live = sum(node["state"] == "live" for node in nodes)
     ready = sum(model["state"] == "ready" for model in models)
     parts = (
-        words.count(live, "node")
+        formatting.count(live, "node")
         if live == len(nodes)
-        else f"{live} of {words.count(len(nodes), 'node')} live",
-        f"{ready} of {words.count(len(models), 'model')} ready",
+        else f"{live} of {formatting.count(len(nodes), 'node')} live",
+        f"{ready} of {formatting.count(len(models), 'model')} ready",
         "all nodes agree on the plan" if mesh["agreed"] else "nodes are agreeing on a plan",
     )
-    name = click.style(words.line(mesh["name"]), bold=True)
+    name = click.style(formatting.line(mesh["name"]), bold=True)
     return f"Mesh {name}: {', '.join(parts)}"
 
 
 def _facts(node: Mapping[str, Any]) -> list[str]:
     memory = node["memory"]
-    used, budget = words.size(memory["used_bytes"]), words.size(memory["budget_bytes"])
+    used, budget = formatting.size(memory["used_bytes"]), formatting.size(memory["budget_bytes"])
     name = f"{node['name']} ({node['id']}), p2pmesh {node['version']}, process {node['pid']}"
     facts = [
-        ("This node", f"{name}, up {words.duration(node['uptime_s'])}"),
-        ("API", f"{words.url(node['api'])}/v1"),
-        ("Console", f"{words.url(node['console'])}/"),
+        ("This node", f"{name}, up {formatting.duration(node['uptime_s'])}"),
+        ("API", f"{formatting.url(node['api'])}/v1"),
+        ("Console", f"{formatting.url(node['console'])}/"),
         ("Peers", node["peer"]),
         ("Home", node["home"]),
         ("Memory", f"{used} of {budget} for models in use"),
-        ("Engine", words.engine(node["engine"]) if node["engine"] else "none"),
+        ("Engine", formatting.engine(node["engine"]) if node["engine"] else "none"),
     ]
-    lines = [f"  {term:<9}  {words.line(text)}" for term, text in facts]
-    warnings = [f"  Warning    {words.line(text)}" for text in node["warnings"]]
+    lines = [f"  {term:<9}  {formatting.line(text)}" for term, text in facts]
+    warnings = [f"  Warning    {formatting.line(text)}" for text in node["warnings"]]
     return lines + [click.style(text, fg="yellow") for text in warnings]
 
 
@@ -165,9 +165,9 @@ def _nodes_table(nodes: list[Mapping[str, Any]], width: int) -> str:
         (
             f"{node['name']}{' (this)' if node['self'] else ''}",
             node["state"],
-            words.size(node["memory_bytes"]),
+            formatting.size(node["memory_bytes"]),
             node["engine"] or "none",
-            words.milliseconds(node["rtt_ms"]),
+            formatting.milliseconds(node["rtt_ms"]),
             ", ".join(_model(model) for model in node["models"]) or "-",
         )
         for node in nodes

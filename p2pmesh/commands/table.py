@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from p2pmesh.commands.words import line
+from p2pmesh.commands.formatting import line
 
 GAP = "  "
 LAST_WIDTH_MIN = 8  # narrower than that nothing can be read; the terminal wraps instead

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from p2pmesh.commands import words
+from p2pmesh.commands import formatting
 from p2pmesh.config import Settings, parse_address
 from p2pmesh.home import Home
 from p2pmesh.log import configure
 from p2pmesh.node.interfaces import advertised, is_loopback
 
 if TYPE_CHECKING:
-    from p2pmesh.node.snapshot import Status
+    from p2pmesh.node.status import NodeStatus
 
 LOG_FILE = "node.log"
 STDIN_CHUNK_BYTES = 4096  # of what comes before the end, and is not looked at
@@ -70,10 +70,10 @@ class JsonUi:
         """On standard error, so that the line stays alone."""
         click.echo(sentence, err=True)
 
-    def listening(self, status: Status) -> None:
+    def listening(self, status: NodeStatus) -> None:
         """Nothing: a program waits for the line."""
 
-    def ready(self, status: Status) -> None:
+    def ready(self, status: NodeStatus) -> None:
         """The line."""
         mesh = status.snapshot()["mesh"]
         line = {"mesh": {"id": mesh["id"], "name": mesh["name"]}, "nodes": [status.ready_line()]}
@@ -96,7 +96,7 @@ class TextUi:
         """As it is."""
         click.echo(sentence)
 
-    def listening(self, status: Status) -> None:
+    def listening(self, status: NodeStatus) -> None:
         """Print the addresses of the API, the console and the mesh."""
         snapshot = status.snapshot()
         mesh, me = snapshot["mesh"], snapshot["node"]
@@ -104,7 +104,7 @@ class TextUi:
         company = f"{others} other node{'s' * (others != 1)}" if others else "no other node yet"
         click.echo(f"Mesh     {mesh['name']}, {company}")
         for term, address, path in (("API", me["api"], "/v1"), ("Console", me["console"], "/")):
-            click.echo(f"{term:<7}  {words.url(address)}{path}")
+            click.echo(f"{term:<7}  {formatting.url(address)}{path}")
             if elsewhere := url_elsewhere(address):
                 click.echo(f"         {elsewhere}{path} for other machines")
         for line in join_lines(snapshot):
@@ -114,7 +114,7 @@ class TextUi:
         for warning in me["warnings"]:
             click.echo(f"         {warning}")
 
-    def ready(self, status: Status) -> None:
+    def ready(self, status: NodeStatus) -> None:
         """Print which models are served, where, and which are not."""
         # What somebody asked for first: the demonstration model only stands in for it.
         models = status.snapshot()["models"]

@@ -18,7 +18,7 @@ MARKS_MAX = 2_000_000
 # The top-level values that are read are names and switches; a longer one is not.
 VALUE_BYTES_MAX = 4096
 
-# A request's body: bytes, or a mapping for a large one (`bodies.py`).
+# A request's body: bytes, or a mapping for a large one (`registers.py`).
 Body = bytes | mmap.mmap
 
 _MARK = re.compile(rb'["\[\]{}]')

@@ -76,16 +76,16 @@ class Gossip:
     @property
     def plan(self) -> bytes:
         """Digest of this node's plan, for its probes; in no record, so it never feeds back."""
-        return self._core.pulse.plan
+        return self._core.heartbeat.plan
 
     @plan.setter
     def plan(self, digest: bytes) -> None:
-        self._core.pulse.plan = digest
+        self._core.heartbeat.plan = digest
 
     @property
     def plans(self) -> Mapping[NodeId, bytes]:
         """Digests of the neighbours' plans, as they last said."""
-        return self._core.pulse.plans
+        return self._core.heartbeat.plans
 
     @property
     def linked(self) -> frozenset[NodeId]:
@@ -100,12 +100,12 @@ class Gossip:
     @property
     def rejoining(self) -> bool:
         """Whether this node may be behind the others: nothing destructive may be done now."""
-        return not self._core.settling.done
+        return not self._core.catch_up.done
 
     @property
     def isolated(self) -> bool:
         """Whether this node knows of others and is linked with none: it is itself cut off."""
-        return len(self._core.roster.known) > 1 and not self._core.links
+        return len(self._core.members.known) > 1 and not self._core.links
 
     @property
     def removed(self) -> frozenset[NodeId]:
@@ -115,7 +115,7 @@ class Gossip:
     @property
     def book(self) -> dict[NodeId, tuple[Address, ...]]:
         """Return the last known addresses of nodes, to be kept for the next start."""
-        return self._core.roster.book
+        return self._core.members.book
 
     def mesh_now(self, now: float) -> float:
         """Mesh time at the machine's time `now`, both in seconds."""

@@ -35,7 +35,7 @@ class _Watched:
     heard_at: float | None = None
     missing_since: float | None = None  # not linked although it should be
     misses: int = 0
-    enough: int = MISSES_MIN
+    miss_limit: int = MISSES_MIN
     alarm_at: float = 0.0
     asked: int | None = None  # token of the probe that is under way
     asked_at: float = 0.0
@@ -58,14 +58,14 @@ class Prober:
         watched = self._nodes.get(node)
         return watched.misses if watched else 0
 
-    def enough(self, node: NodeId) -> int:
+    def miss_limit(self, node: NodeId) -> int:
         """How many misses make `node` suspect."""
         watched = self._nodes.get(node)
-        return watched.enough if watched else MISSES_MIN
+        return watched.miss_limit if watched else MISSES_MIN
 
     def doubts(self, node: NodeId) -> bool:
         """Whether one more miss makes `node` suspect."""
-        return self.misses(node) >= self.enough(node) - 1
+        return self.misses(node) >= self.miss_limit(node) - 1
 
     def heard_at(self, node: NodeId) -> float | None:
         """When anything last came from `node`; None: never."""
@@ -97,13 +97,13 @@ class Prober:
         """Its machine says that it does not run: as good as all misses."""
         watched = self._nodes.setdefault(node, _Watched())
         if not watched.linked:
-            watched.misses = max(watched.misses, watched.enough)
+            watched.misses = max(watched.misses, watched.miss_limit)
 
     def heard(self, node: NodeId, now: float) -> None:
         """Anything came from `node` over its link."""
         watched = self._nodes.setdefault(node, _Watched())
         if watched.linked and watched.misses >= MISSES_MIN - 1:
-            watched.enough = min(watched.enough + 1, MISSES_MAX)
+            watched.miss_limit = min(watched.miss_limit + 1, MISSES_MAX)
             watched.alarm_at = now
         watched.heard_at, watched.misses = now, 0
 
@@ -112,7 +112,7 @@ class Prober:
         watched = self._nodes.get(node)
         return watched is not None and watched.silent_s(now) > SILENCE_S
 
-    def mute(self, now: float) -> list[NodeId]:
+    def unresponsive_links(self, now: float) -> list[NodeId]:
         """Linked nodes that have been silent for so long that the link is to blame.
 
         Args:
@@ -163,8 +163,8 @@ class Prober:
                 watched.asked = None
                 watched.misses += 1
                 grew.append(node)
-            if watched.enough > MISSES_MIN and now - watched.alarm_at >= CALM_S:
-                watched.enough, watched.alarm_at = watched.enough - 1, now
+            if watched.miss_limit > MISSES_MIN and now - watched.alarm_at >= CALM_S:
+                watched.miss_limit, watched.alarm_at = watched.miss_limit - 1, now
             if not watched.linked and node not in wanted:
                 # Nothing is missing; when it is wanted again its time begins anew.
                 watched.missing_since, watched.misses = None, 0

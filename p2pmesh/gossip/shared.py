@@ -13,14 +13,14 @@ from p2pmesh.config import Address
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.overlay import Overlay, Overlays
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import Member
-from p2pmesh.state.held import Held
+from p2pmesh.state.owner_records import OwnerRecords
+from p2pmesh.state.registers import Member
 from p2pmesh.wire.evidence import Accusation, accused_from_wire
 from p2pmesh.wire.records import Record, RecordCheck
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class MemberInfo:
     """The fields of a standing `member` record that matter to gossip.
 
     Attributes:
@@ -43,13 +43,13 @@ class Known:
         return self.epoch, self.seq
 
 
-def read_member(record: Record) -> Known | None:
+def read_member(record: Record) -> MemberInfo | None:
     """Read a `member` record; None for signed nonsense, which is only its owner's loss."""
     try:
         member = Member.from_wire(record.body)
     except PeerError:
         return None
-    return Known(record.epoch, record.seq, record.issued_at, member.addresses, member.left)
+    return MemberInfo(record.epoch, record.seq, record.issued_at, member.addresses, member.left)
 
 
 def read_accused(record: Record) -> tuple[Accusation, ...]:
@@ -78,8 +78,8 @@ class Shared:
 
     check: RecordCheck = field(default_factory=RecordCheck)
     overlay: Overlays = Overlay
-    member: Callable[[Record], Known | None] = read_member
+    member: Callable[[Record], MemberInfo | None] = read_member
     accused: Callable[[Record], tuple[Accusation, ...]] = read_accused
-    held: Callable[[Held], Held] | None = None
-    grown: Callable[[Held, Record], Held] = Held.with_record
+    held: Callable[[OwnerRecords], OwnerRecords] | None = None
+    grown: Callable[[OwnerRecords, Record], OwnerRecords] = OwnerRecords.with_record
     homes: dict[bytes, NodeId] | None = None

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from itertools import islice
 
+from p2pmesh.gossip.members import Members
 from p2pmesh.gossip.probe import Prober
-from p2pmesh.gossip.roster import Roster
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import ACCUSED_MAX, Accusation
 
@@ -51,7 +51,7 @@ class _Suspect:
 
 
 @dataclass(slots=True)
-class _Rest:
+class _Backoff:
     until: float
     rest_s: float
 
@@ -69,15 +69,15 @@ class Suspicion:
     """This node's accusations and how it comes to them.
 
     Args:
-        roster: The members.
+        members: The members.
         prober: What was measured.
     """
 
-    def __init__(self, roster: Roster, prober: Prober) -> None:
+    def __init__(self, members: Members, prober: Prober) -> None:
         self.accusations: dict[NodeId, Accusation] = {}
-        self._roster, self._prober = roster, prober
+        self._members, self._prober = members, prober
         self._suspects: dict[NodeId, _Suspect] = {}
-        self._rests: dict[NodeId, _Rest] = {}
+        self._rests: dict[NodeId, _Backoff] = {}
         self._reached: dict[NodeId, int] = {}
         self._removed_at: dict[NodeId, float] = {}
         self._token = 0
@@ -85,7 +85,7 @@ class Suspicion:
     def heard(self, node: NodeId) -> None:
         """Anything came from `node`: it is alive in its present epoch."""
         self._suspects.pop(node, None)
-        known = self._roster.known.get(node)
+        known = self._members.known.get(node)
         if known is not None:
             self._reached[node] = known.epoch
 
@@ -137,7 +137,7 @@ class Suspicion:
         before = dict(self.accusations)
         self._withdraw(frozenset(removed), now)
         for subject in sorted(subjects, key=lambda one: (not self._was_reached(one), one)):
-            known = self._roster.known.get(subject)
+            known = self._members.known.get(subject)
             if known is None or known.left or subject in self.accusations:
                 continue
             if self._has_row_for(subject) and self._is_due(subject, known.epoch, now):
@@ -171,7 +171,7 @@ class Suspicion:
         return suspect if suspect is not None and suspect.epoch == self._epoch(subject) else None
 
     def _epoch(self, subject: NodeId) -> int:
-        known = self._roster.known.get(subject)
+        known = self._members.known.get(subject)
         return known.epoch if known is not None else 0
 
     def _was_reached(self, subject: NodeId) -> bool:
@@ -196,11 +196,11 @@ class Suspicion:
             return False
         reached, others = self._was_reached(subject), self._count_others(subject)
         sure = reached or len(suspect.deniers) >= max(1, others)
-        enough = self._prober.enough(subject) * (1 if sure else STRANGER_FACTOR)
+        miss_limit = self._prober.miss_limit(subject) * (1 if sure else STRANGER_FACTOR)
         waiting = suspect.helpers and now - suspect.asked_at < TOLD_WITHIN_S
         vouched = suspect.vouched_at is not None and now - suspect.vouched_at < ASK_AGAIN_S
         return (
-            self._prober.misses(subject) >= enough
+            self._prober.misses(subject) >= miss_limit
             and not waiting
             and not vouched
             and (reached or bool(suspect.deniers) or not others)
@@ -208,13 +208,13 @@ class Suspicion:
 
     def _count_others(self, subject: NodeId) -> int:
         """How many else could know whether a node is there; as many as are asked for, at most."""
-        known = {subject, self._roster.me}
-        others = (n for n in self._roster.live if n not in known and n not in self.accusations)
+        known = {subject, self._members.me}
+        others = (n for n in self._members.live if n not in known and n not in self.accusations)
         return sum(1 for _ in islice(others, DENIERS_SURE))
 
     def _withdraw(self, removed: frozenset[NodeId], now: float) -> None:
         for subject, accusation in list(self.accusations.items()):
-            known = self._roster.known.get(subject)
+            known = self._members.known.get(subject)
             if known is None or known.left:
                 del self.accusations[subject]
             elif known.version != (accusation.epoch, accusation.seq):
@@ -232,11 +232,11 @@ class Suspicion:
                     del self.accusations[subject]
             if subject not in self.accusations:
                 self._removed_at.pop(subject, None)
-        for subject in [s for s in self._reached if s not in self._roster.known]:
+        for subject in [s for s in self._reached if s not in self._members.known]:
             del self._reached[subject]
 
     def _take_a_rest(self, subject: NodeId, now: float) -> None:
         rest = self._rests.get(subject)
         rest_s = REST_FIRST_S if rest is None else min(2 * rest.rest_s, REST_MAX_S)
         self._rests = {s: r for s, r in self._rests.items() if now - r.until < 10 * REST_MAX_S}
-        self._rests[subject] = _Rest(now + rest_s, rest_s)
+        self._rests[subject] = _Backoff(now + rest_s, rest_s)

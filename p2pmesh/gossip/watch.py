@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from p2pmesh.gossip.errands import Errands
 from p2pmesh.gossip.events import Send
-from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.indirect import ProbeRelay
+from p2pmesh.gossip.members import Members
+from p2pmesh.gossip.neighbours import Neighbours
 from p2pmesh.gossip.probe import Prober
-from p2pmesh.gossip.roster import Roster
 from p2pmesh.gossip.suspicion import Suspicion
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.wire.messages import Ask
+from p2pmesh.wire.messages import ProbeRequest
 
 
 class Watch:
     """One observer.
 
     Args:
-        roster: The members.
+        members: The members.
         prober: What is measured.
         near: Whom it observes.
         links: Whom it is linked with.
     """
 
     def __init__(
-        self, roster: Roster, prober: Prober, near: Neighbourhood, links: AbstractSet[NodeId]
+        self, members: Members, prober: Prober, near: Neighbours, links: AbstractSet[NodeId]
     ) -> None:
-        self.suspicion = Suspicion(roster, prober)
-        self.errands = Errands()
-        self._me, self._prober, self._near, self._links = roster.me, prober, near, links
+        self.suspicion = Suspicion(members, prober)
+        self.indirect = ProbeRelay()
+        self._me, self._prober, self._near, self._links = members.me, prober, near, links
 
     def heard(self, node: NodeId) -> list[Send]:
         """There was a sign of life of `node`: whoever asked about it is told."""
         self.suspicion.heard(node)
-        return self.errands.found(node, alive=True)
+        return self.indirect.found(node, alive=True)
 
     def is_mine_to_probe(self, node: NodeId, now: float) -> bool:
         """Each link is probed from one end: by the observer, else by the smaller id.
@@ -58,7 +58,7 @@ class Watch:
 
         questions = self.suspicion.ask(self._near.subjects, helpers, now)
         return [
-            Send(node=one.helper, message=Ask(subject=one.subject, token=one.token))
+            Send(node=one.helper, message=ProbeRequest(subject=one.subject, token=one.token))
             for one in questions
         ]
 

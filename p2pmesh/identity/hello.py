@@ -64,7 +64,7 @@ class RefusedError(PeerError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Self:
+class LocalIdentity:
     """The identity that this node states in a hello.
 
     Attributes:
@@ -115,7 +115,7 @@ class ClientHello:
 
     def __init__(
         self,
-        me: Self,
+        me: LocalIdentity,
         *,
         purpose: Purpose,
         expected: NodeId | None,
@@ -206,7 +206,7 @@ class ServerHello:
 
     def __init__(
         self,
-        me: Self,
+        me: LocalIdentity,
         *,
         purposes: Collection[Purpose],
         certificate: bytes,
@@ -291,7 +291,7 @@ def _fields(message: bytes) -> dict[str, Any]:
     return fields
 
 
-def _common_version(me: Self, said: dict[str, Any]) -> int:
+def _common_version(me: LocalIdentity, said: dict[str, Any]) -> int:
     theirs = take_list(said, "v", int, size_max=VERSIONS_MAX)
     if common := set(me.versions).intersection(theirs):
         return max(common)

@@ -22,10 +22,10 @@ import structlog
 from p2pmesh.errors import ConfigError, LocalError, MeshError, ModelError
 from p2pmesh.home import Home
 from p2pmesh.models import catalogue, gguf
+from p2pmesh.models.cache import CachedModel, ModelCache, Stamp
 from p2pmesh.models.cards import Card, ModelDigest, card_of
-from p2pmesh.models.index import Index, Known, Stamp
 from p2pmesh.models.metadata import OtherKindError
-from p2pmesh.models.places import Candidate, find_candidates, usual_places
+from p2pmesh.models.search_paths import Candidate, find_candidates, usual_places
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ class Store:
     def __init__(self, home: Home, *, environ: Mapping[str, str]) -> None:
         self._places = usual_places(home.models, environ)
         self._user = environ.get("HOME") or environ.get("USERPROFILE") or "~"
-        self._index = Index(home.cache / "models.json")
+        self._index = ModelCache(home.cache / "models.json")
         self._lock = threading.Lock()
         self._unusable: dict[Path, Unusable] = {}
 
@@ -149,7 +149,7 @@ class Store:
         card = self._index.get(parts[0], stamp).card
         if card is None:
             card = _read_card(parts)
-            self._index.put(parts[0], Known(stamp=stamp, card=card))
+            self._index.put(parts[0], CachedModel(stamp=stamp, card=card))
         return ModelFile(
             parts=parts,
             stem=catalogue.public_id(candidate.stem or parts[0].name),
@@ -184,7 +184,7 @@ class Store:
             raise _changed(model.parts[0])
         joined = "".join(digests).encode()
         digest = digests[0] if len(digests) == 1 else hashlib.sha256(joined).hexdigest()
-        self._index.put(model.parts[0], Known(stamp=stamp, digest=ModelDigest(digest)))
+        self._index.put(model.parts[0], CachedModel(stamp=stamp, digest=ModelDigest(digest)))
         self._index.save()
         return ModelDigest(digest)
 

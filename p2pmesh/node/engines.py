@@ -22,7 +22,7 @@ from p2pmesh.engine.find import Engine
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.engine.supervisor import EngineStatus, Supervisor
 from p2pmesh.models.parts import PartId
-from p2pmesh.state.bodies import Served, ServeState
+from p2pmesh.state.registers import Served, ServeState
 
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
 

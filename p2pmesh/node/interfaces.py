@@ -8,7 +8,7 @@ import socket
 import psutil
 
 from p2pmesh.config import NAME_CHARS_MAX, Address
-from p2pmesh.state.bodies import ADDRESSES_MAX
+from p2pmesh.state.registers import ADDRESSES_MAX
 
 
 def default_name() -> str:

@@ -21,10 +21,10 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.placement.inputs import default_context
-from p2pmesh.state.bodies import (
+from p2pmesh.state.registers import (
     HELD_PAGES_MAX,
-    Held,
-    Wanted,
+    HeldModel,
+    ModelRequest,
     held_pages,
     held_register,
 )
@@ -46,7 +46,7 @@ class Opened:
 
     files: Mapping[ModelDigest, ModelFile]
     demo: ModelDigest
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[ModelRequest, ...]
 
 
 def open_models(
@@ -67,7 +67,7 @@ def open_models(
     embedded = store.embedded()
     demo = store.digest(embedded)
     files = {demo: embedded}
-    wanted: dict[ModelDigest, Wanted] = {}
+    wanted: dict[ModelDigest, ModelRequest] = {}
     for text in settings.model:
         file = store.locate(text)
         digest = store.digest(file, partial(hashing, file.stem))
@@ -77,7 +77,7 @@ def open_models(
                 "tokens; ask for that or less"
             )
         files[digest] = file
-        wanted[digest] = Wanted(
+        wanted[digest] = ModelRequest(
             digest=digest,
             stem=file.stem,
             replicas=1,
@@ -108,10 +108,10 @@ class ModelInventory:
         """The file of a model, if this node has it."""
         return self._files.get(digest)
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[HeldModel]:
         """Return the models that this node tells a mesh it holds."""
         return [
-            Held(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
+            HeldModel(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
             for digest, file in self._files.items()
         ]
 

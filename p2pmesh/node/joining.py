@@ -13,7 +13,7 @@ from p2pmesh.errors import LinkError, LocalError, PeerError
 from p2pmesh.home import Home
 from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer, RefusedError
 from p2pmesh.node.clocks import check_clock
-from p2pmesh.node.keystore import MeshCard, found_mesh, load_mesh, save_mesh
+from p2pmesh.node.keystore import MeshInfo, found_mesh, load_mesh, save_mesh
 
 JOIN_WAIT_S = 5.0  # the node to join may be starting at the same moment
 JOIN_RETRY_S = 0.25
@@ -72,7 +72,7 @@ async def choose_mesh(
     introduce: Introduction,
     note: Callable[[str], None],
     identify: Callable[[Address], Awaitable[str]] = what_answers,
-) -> MeshCard:
+) -> MeshInfo:
     """The mesh of this node, remembered for the next start.
 
     Args:
@@ -100,7 +100,7 @@ async def choose_mesh(
     if abs(peer.clock_ahead_s) > CLOCK_SKEW_S_MAX:
         others = [one for one in join if one != address]
         check_clock([peer.clock_ahead_s, *await _clocks(others, introduce)])
-    card = MeshCard(id=peer.mesh, name=peer.mesh_name)
+    card = MeshInfo(id=peer.mesh, name=peer.mesh_name)
     if card != earlier:
         save_mesh(home, card)
     return card

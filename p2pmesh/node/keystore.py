@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeshCard:
+class MeshInfo:
     """Which mesh a node belongs to.
 
     Attributes:
@@ -52,7 +52,7 @@ def node_key(home: Home) -> SigningKey:
     return _read_key(home.node_key)
 
 
-def load_mesh(home: Home) -> MeshCard | None:
+def load_mesh(home: Home) -> MeshInfo | None:
     """The mesh this node belonged to when it last ran.
 
     Raises:
@@ -62,7 +62,7 @@ def load_mesh(home: Home) -> MeshCard | None:
         fields = json.loads(home.mesh_file.read_text("utf-8"))
         # Cleaned again: an earlier version wrote down whatever the node there had said.
         name = plain_text(str(fields["name"])) or UNNAMED
-        return MeshCard(id=MeshId(parse_id(fields["id"])), name=name)
+        return MeshInfo(id=MeshId(parse_id(fields["id"])), name=name)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
@@ -71,17 +71,17 @@ def load_mesh(home: Home) -> MeshCard | None:
         ) from exc
 
 
-def save_mesh(home: Home, mesh: MeshCard) -> None:
+def save_mesh(home: Home, mesh: MeshInfo) -> None:
     """Remember the mesh; raises as `write_atomic`."""
     text = json.dumps({"id": show_id(mesh.id), "name": mesh.name}, indent=2) + "\n"
     write_atomic(home.mesh_file, text.encode())
 
 
-def found_mesh(home: Home) -> MeshCard:
+def found_mesh(home: Home) -> MeshInfo:
     """Make a new mesh, whose key stays with this node; raises as `write_atomic`."""
     seed = secrets.token_bytes(SEED_BYTES)
     _write_key(home.mesh_key, seed)
-    mesh = MeshCard(
+    mesh = MeshInfo(
         id=MeshId(SigningKey(seed).id),
         name=f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}",
     )

@@ -38,8 +38,8 @@ from p2pmesh.gossip.events import (
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer, Purpose
 from p2pmesh.identity.keys import NodeId, show_id
-from p2pmesh.node.changes import Changes
 from p2pmesh.node.clocks import check_clock
+from p2pmesh.node.watchable import Watchable
 from p2pmesh.state.views import MeshReader, MeshView
 from p2pmesh.transport.base import Handlers, Transport
 from p2pmesh.transport.links import Links
@@ -79,7 +79,7 @@ class Mesh:
         clock: Callable[[], float],
     ) -> None:
         self.me = core.me
-        self.changes = Changes()
+        self.changes = Watchable()
         self.settled = trio.Event()
         self._core = core
         self._transport = transport

@@ -17,11 +17,11 @@ from p2pmesh.node.engines import EngineManager, compute_threads
 from p2pmesh.node.inventory import ModelInventory
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.proofs import Ask, Proofs
-from p2pmesh.placement.facts import Facts
+from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, reconcile
-from p2pmesh.state.bodies import serves_to_wire
+from p2pmesh.state.registers import serves_to_wire
 from p2pmesh.wire.registers import SERVING
 
 log = structlog.get_logger(__name__)
@@ -51,9 +51,9 @@ class Reconciler:
         slots: int,
         ask: Ask,
     ) -> None:
-        self.plan: Plan = plan(Facts())
+        self.plan: Plan = plan(PlacementInputs())
         self.planned = trio.Event()
-        self._facts = Facts()
+        self._facts = PlacementInputs()
         self._mesh = mesh
         self._engines = engines
         self._inventory = inventory
@@ -102,7 +102,7 @@ class Reconciler:
                     self._engines.drain(part)
         self._publish()
 
-    def _claims(self, facts: Facts) -> dict[ReplicaKey, int]:
+    def _claims(self, facts: PlacementInputs) -> dict[ReplicaKey, int]:
         """The replicas that other nodes say are ready, with those nodes' instances."""
         nodes = self._mesh.view.nodes
         return {

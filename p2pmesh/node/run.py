@@ -29,25 +29,25 @@ from p2pmesh.errors import LocalError
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
-from p2pmesh.identity.hello import HTTP, Self
+from p2pmesh.identity.hello import HTTP, LocalIdentity
 from p2pmesh.identity.keys import show_id
 from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.models.store import Store
+from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.descriptors import budget, raise_limit
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.interfaces import advertised, default_name, own_host
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened, open_models
 from p2pmesh.node.joining import choose_mesh
-from p2pmesh.node.keystore import MeshCard, load_book, next_epoch, node_key, save_book, save_epoch
+from p2pmesh.node.keystore import MeshInfo, load_book, next_epoch, node_key, save_book, save_epoch
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.ports import Listening, listen
 from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.reconciler import Reconciler
-from p2pmesh.node.routes import Routes
-from p2pmesh.node.snapshot import Addresses, Status
+from p2pmesh.node.status import Addresses, NodeStatus
 from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
-from p2pmesh.state.bodies import Caps, Member, wants_to_wire
+from p2pmesh.state.registers import Caps, Member, wants_to_wire
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.web_policy import WebPolicy
 from p2pmesh.wire.registers import CAPS, MEMBER, WANTS
@@ -72,11 +72,11 @@ class Ui(Protocol):
         """Something the user did not ask for and should know."""
         ...
 
-    def listening(self, status: Status) -> None:
+    def listening(self, status: NodeStatus) -> None:
         """The addresses answer."""
         ...
 
-    def ready(self, status: Status) -> None:
+    def ready(self, status: NodeStatus) -> None:
         """Every model that the mesh should serve is served, or cannot be."""
         ...
 
@@ -118,7 +118,7 @@ class Node:
     def __init__(self, settings: Settings, home: Home, ui: Ui) -> None:
         self._settings, self._home, self._ui = settings, home, ui
         self._name = settings.name or default_name()
-        self._self = Self(key=node_key(home), instance=secrets.randbits(63), mesh=None)
+        self._self = LocalIdentity(key=node_key(home), instance=secrets.randbits(63), mesh=None)
         self._store = Store(home, environ=os.environ)
         self._clock = SteadyClock()
         self._stop = trio.Event()
@@ -160,7 +160,7 @@ class Node:
         card = await choose_mesh(
             self._home, self._settings.join, transport.introduce, self._ui.note
         )
-        self._self = Self(
+        self._self = LocalIdentity(
             key=self._self.key, instance=self._self.instance, mesh=card.id, mesh_name=card.name
         )
         mesh = self._make_mesh(card, transport)
@@ -174,7 +174,7 @@ class Node:
             slots=self._settings.slots,
             ask=partial(self._ask, mesh, inventory),
         )
-        routes = Routes(mesh, reconciler, engines, slots=self._settings.slots)
+        routes = MeshBackends(mesh, reconciler, engines, slots=self._settings.slots)
         policy = self._web_policy()
         gateway = Gateway(routes, limits=bounds.gateway, policy=policy)
         status = self._make_status(card, mesh, reconciler, engines, routes)
@@ -216,7 +216,7 @@ class Node:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _make_mesh(self, card: MeshCard, transport: TlsTransport) -> Mesh:
+    def _make_mesh(self, card: MeshInfo, transport: TlsTransport) -> Mesh:
         core = Gossip(
             key=self._self.key,
             mesh=card.id,
@@ -234,13 +234,13 @@ class Node:
 
     def _make_status(
         self,
-        card: MeshCard,
+        card: MeshInfo,
         mesh: Mesh,
         reconciler: Reconciler,
         engines: EngineManager,
-        routes: Routes,
-    ) -> Status:
-        return Status(
+        routes: MeshBackends,
+    ) -> NodeStatus:
+        return NodeStatus(
             name=self._name,
             home=self._home,
             card=card,
@@ -279,7 +279,7 @@ class Node:
             left=left,
         )
 
-    def _write_run_file(self, status: Status, card: MeshCard) -> None:
+    def _write_run_file(self, status: NodeStatus, card: MeshInfo) -> None:
         fields = {
             **status.ready_line(),
             "token": status.token,
@@ -341,7 +341,7 @@ class Node:
         mesh.publish(CAPS, caps.to_wire())
         return now
 
-    async def _keep_book(self, mesh: Mesh, card: MeshCard) -> None:
+    async def _keep_book(self, mesh: Mesh, card: MeshInfo) -> None:
         """Remember where the others are, for the next start."""
         written = load_book(self._home, card.id)
         while True:
@@ -357,7 +357,7 @@ class Node:
             await mesh.changes.wait(seen)
 
     async def _announce_ready(
-        self, mesh: Mesh, reconciler: Reconciler, routes: Routes, status: Status
+        self, mesh: Mesh, reconciler: Reconciler, routes: MeshBackends, status: NodeStatus
     ) -> None:
         await reconciler.planned.wait()
         while any(model.state == "loading" for model in routes.models()):

@@ -22,7 +22,7 @@ FORMAT = 2
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
-Part = TypeVar("Part", bound="NodeFacts | ModelFacts | Want | Resident")
+Part = TypeVar("Part", bound="NodeFacts | ModelFacts | PlacementRequest | Resident")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -61,7 +61,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Want:
+class PlacementRequest:
     """A model that an owner asked the mesh to serve. It outlives its owner and ends by expiry.
 
     Attributes:
@@ -91,7 +91,7 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class PlacementInputs:
     """Everything that a plan depends on, in canonical form from the moment it is made.
 
     Should two parts claim the same thing (two budgets of one node), the larger stands, which for a
@@ -100,7 +100,7 @@ class Facts:
 
     nodes: tuple[NodeFacts, ...] = ()
     models: tuple[ModelFacts, ...] = ()
-    wants: tuple[Want, ...] = ()
+    wants: tuple[PlacementRequest, ...] = ()
     residents: tuple[Resident, ...] = ()
 
     def __post_init__(self) -> None:
@@ -119,9 +119,9 @@ class Facts:
         *,
         nodes: tuple[NodeFacts, ...],
         models: tuple[ModelFacts, ...],
-        wants: tuple[Want, ...],
+        wants: tuple[PlacementRequest, ...],
         residents: tuple[Resident, ...],
-    ) -> Facts:
+    ) -> PlacementInputs:
         """Make facts out of parts that are in the canonical order already, each key once."""
         facts = object.__new__(cls)
         for name, parts in (
@@ -146,7 +146,7 @@ class Facts:
         )
 
 
-def facts_digest(facts: Facts) -> bytes:
+def facts_digest(facts: PlacementInputs) -> bytes:
     """BLAKE2b-16 of the canonical bytes, by which nodes compare what they know."""
     return blake2b(facts.encode(), digest_size=FACTS_DIGEST_BYTES).digest()
 

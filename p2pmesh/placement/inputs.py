@@ -12,8 +12,14 @@ from statistics import median_low
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
-from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
-from p2pmesh.state.bodies import Wanted
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+)
+from p2pmesh.state.registers import ModelRequest
 from p2pmesh.state.views import MeshView, ModelView, NodeView
 
 CONTEXT_DEFAULT_MAX = 32768  # more is a wish: it costs memory that few conversations need
@@ -26,7 +32,7 @@ def default_context(card: Card) -> int:
     return min(card.context, CONTEXT_DEFAULT_MAX)
 
 
-def launch_context(wanted: Wanted | None, card: Card, budget_bytes: int) -> int:
+def launch_context(wanted: ModelRequest | None, card: Card, budget_bytes: int) -> int:
     """Tokens of context that a node's engine gives to a model, for all its slots together.
 
     Never more than the model was made for, nor so much that the model would not fit for that alone,
@@ -46,7 +52,7 @@ def launch_context(wanted: Wanted | None, card: Card, budget_bytes: int) -> int:
     return context
 
 
-def launch_slots(wanted: Wanted | None, own: Wanted | None, default: int) -> int:
+def launch_slots(wanted: ModelRequest | None, own: ModelRequest | None, default: int) -> int:
     """Requests that the engine of a model works on at once.
 
     Args:
@@ -73,7 +79,7 @@ class InputsReader:
         self._nodes: dict[NodeId, tuple[NodeView, NodeFacts]] = {}
         self._models: dict[ModelDigest, tuple[ModelView, bool, _OfModel]] = {}
 
-    def read(self, view: MeshView, dead: Iterable[NodeId]) -> Facts:
+    def read(self, view: MeshView, dead: Iterable[NodeId]) -> PlacementInputs:
         """Return the inputs behind a plan; what did not change is what was returned before.
 
         Args:
@@ -90,7 +96,7 @@ class InputsReader:
         for cache, current in ((self._nodes, view.nodes), (self._models, view.models)):
             if len(cache) > 2 * len(current):
                 cache.clear()
-        return Facts.sorted(
+        return PlacementInputs.sorted(
             nodes=tuple(
                 self._node(node)
                 for node in view.nodes.values()
@@ -121,11 +127,11 @@ class _OfModel:
     """The part of the inputs that is about one model."""
 
     facts: ModelFacts | None
-    wants: tuple[Want, ...]
+    wants: tuple[PlacementRequest, ...]
     residents: tuple[Resident, ...]
 
 
-def facts_of(view: MeshView, dead: Iterable[NodeId]) -> Facts:
+def facts_of(view: MeshView, dead: Iterable[NodeId]) -> PlacementInputs:
     """The inputs of placement, for one look; see `InputsReader`."""
     return InputsReader().read(view, dead)
 
@@ -151,7 +157,9 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
     return _OfModel(
         facts,
         tuple(
-            Want(owner=one.owner, digest=digest, replicas=min(one.wanted.replicas, owners))
+            PlacementRequest(
+                owner=one.owner, digest=digest, replicas=min(one.wanted.replicas, owners)
+            )
             for one in model.wishes
         ),
         tuple(

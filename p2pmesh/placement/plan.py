@@ -29,7 +29,7 @@ from typing import Any
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import WHOLE, PartId, ReplicaKey
-from p2pmesh.placement.facts import Facts, ModelFacts
+from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.wire.codec import encode
 
@@ -151,9 +151,9 @@ class Plan:
         )
 
 
-def plan(facts: Facts) -> Plan:
+def plan(facts: PlacementInputs) -> Plan:
     """The plan that follows from `facts`, on whichever node it is computed."""
-    table = _Table(facts)
+    table = _Allocation(facts)
     demands, idle = _demands(facts)
     assignments = [a for _, group in groupby(demands, key=_priority) for a in table.serve(group)]
     fallbacks = {model.digest for model in facts.models if model.fallback}
@@ -186,7 +186,7 @@ def _priority(demand: _Demand) -> int:
     return demand.priority
 
 
-def _demands(facts: Facts) -> tuple[list[_Demand], list[ModelFacts]]:
+def _demands(facts: PlacementInputs) -> tuple[list[_Demand], list[ModelFacts]]:
     """Return the wanted models in the order of planning, and the others, by digest.
 
     A wanted model that nobody describes has no known need and no holder: a running copy of it
@@ -209,10 +209,10 @@ def _demands(facts: Facts) -> tuple[list[_Demand], list[ModelFacts]]:
     return demands, [models[digest] for digest in sorted(models) if digest not in copies]
 
 
-class _Table:
+class _Allocation:
     """The state of a plan in the making: the room left, and the places given."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: PlacementInputs) -> None:
         self._budgets = {part.node: part.budget_bytes for part in facts.nodes}
         self._room = dict(self._budgets)
         self._places: dict[ModelDigest, list[NodeId]] = {}

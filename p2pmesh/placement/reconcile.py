@@ -24,7 +24,7 @@ from enum import StrEnum
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.parts import PartId, ReplicaKey
-from p2pmesh.placement.facts import Facts
+from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.plan import Plan
 
 
@@ -66,7 +66,7 @@ def reconcile(
     *,
     me: NodeId,
     plan: Plan,
-    facts: Facts,
+    facts: PlacementInputs,
     running: Mapping[PartId, str],
     proven: Collection[ReplicaKey],
 ) -> tuple[Action, ...]:
@@ -104,7 +104,7 @@ def reconcile(
 def _stops(
     here: tuple[PartId, ...],
     plan: Plan,
-    facts: Facts,
+    facts: PlacementInputs,
     running: Mapping[PartId, str],
     proven: Collection[ReplicaKey],
 ) -> tuple[dict[PartId, StopReason], list[ReplicaKey]]:

@@ -10,7 +10,8 @@ that it replaces.
 
 `judge` is cheap and says what merging a fact would mean; the caller checks the signatures of what
 may count, and whether a certificate has enough accusers; then `merge` takes the fact together with
-the judgement. Memory: per owner one `Held`, which documents simulated in one process may share.
+the judgement. Memory: per owner one `OwnerRecords`, which documents simulated in one process may
+share.
 """
 
 from __future__ import annotations
@@ -20,15 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.state.fingerprint import Fingerprint, term_of
 from p2pmesh.state.forks import Forks, fork_ends_at
-from p2pmesh.state.held import (
-    EXPIRY_GRACE_S,
-    NEVER,
-    NOTHING,
-    OWNER_BYTES_MAX,
-    REGISTERS_PER_OWNER_MAX,
-    Held,
-)
-from p2pmesh.state.index import Index
+from p2pmesh.state.item_index import ItemIndex
 from p2pmesh.state.outcome import (
     AHEAD_S_MAX,
     EPOCH_AHEAD_S_MAX,
@@ -36,6 +29,14 @@ from p2pmesh.state.outcome import (
     MergeResult,
     is_credible,
     judge,
+)
+from p2pmesh.state.owner_records import (
+    EXPIRY_GRACE_S,
+    NEVER,
+    NOTHING,
+    OWNER_BYTES_MAX,
+    REGISTERS_PER_OWNER_MAX,
+    OwnerRecords,
 )
 from p2pmesh.state.pending import Pending
 from p2pmesh.wire.evidence import Certificate, Fork
@@ -80,7 +81,7 @@ class Document:
         authorised: Whether the facts of an owner count now. Nodes that answer differently do not
             come to hold the same.
         share: Returns the one copy of equal values, in a simulation.
-        grow: What stands of an owner once a record does, as `Held.with_record`.
+        grow: What stands of an owner once a record does, as `OwnerRecords.with_record`.
         homes: Whose each item is, by id; one map for all documents of a simulation.
     """
 
@@ -90,18 +91,18 @@ class Document:
         *,
         keeper: NodeId | None = None,
         authorised: Authorised = everybody,
-        share: Callable[[Held], Held] | None = None,
-        grow: Callable[[Held, Record], Held] = Held.with_record,
+        share: Callable[[OwnerRecords], OwnerRecords] | None = None,
+        grow: Callable[[OwnerRecords, Record], OwnerRecords] = OwnerRecords.with_record,
         homes: dict[bytes, NodeId] | None = None,
     ) -> None:
         self._mesh, self._keeper, self._authorised = mesh, keeper, authorised
         self._share, self._grow = share, grow
-        self._held: dict[NodeId, Held] = {}
+        self._held: dict[NodeId, OwnerRecords] = {}
         self._certificates: dict[NodeId, Certificate] = {}
         self._forks = Forks()
         self._pending = Pending()
         self._fingerprint = Fingerprint()
-        self._index = Index(homes)
+        self._index = ItemIndex(homes)
         self._ends_at = NEVER  # nothing runs out before
         self._owners: tuple[NodeId, ...] | None = None
         self._removed: frozenset[NodeId] | None = None
@@ -356,7 +357,9 @@ class Document:
             return False
         return len(self._held) >= OWNERS_MAX
 
-    def _set(self, owner: NodeId, before: Held, after: Held, at_s: int | None) -> None:
+    def _set(
+        self, owner: NodeId, before: OwnerRecords, after: OwnerRecords, at_s: int | None
+    ) -> None:
         """Let `after` stand; what is lost died at `at_s`, or else when it ran out."""
         for lost in before.lost(after):
             self._remove(lost.digest, lost.issued_at, before.end_of(lost) if at_s is None else at_s)

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.state.held import EXPIRY_GRACE_S, Held
+from p2pmesh.state.owner_records import EXPIRY_GRACE_S, OwnerRecords
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
 
@@ -50,7 +50,7 @@ class MergeResult(NamedTuple):
         return bool(self.ids)
 
 
-def judge(record: Record, held: Held, mesh: MeshId, now: float) -> MergeOutcome:
+def judge(record: Record, held: OwnerRecords, mesh: MeshId, now: float) -> MergeOutcome:
     """Judge `record` beside the other records of its owner."""
     if record.expires_at + EXPIRY_GRACE_S <= now or not is_credible(record, mesh, now):
         return MergeOutcome.VOID

@@ -20,19 +20,19 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId
-from p2pmesh.state.bodies import (
+from p2pmesh.state.document import Document
+from p2pmesh.state.registers import (
     HELD_PAGES_MAX,
     Caps,
-    Held,
+    HeldModel,
     Member,
+    ModelRequest,
     Served,
-    Wanted,
     held_from_wire,
     held_register,
     serves_from_wire,
     wants_from_wire,
 )
-from p2pmesh.state.document import Document
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 
@@ -58,7 +58,7 @@ class NodeView:
     member: Member
     caps: Caps | None
     serves: Mapping[PartId, Served]
-    held: Mapping[ModelDigest, Held]
+    held: Mapping[ModelDigest, HeldModel]
 
     @property
     def budget_bytes(self) -> int:
@@ -67,11 +67,11 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantView:
+class RequestView:
     """One wish; it counts although its owner is away."""
 
     owner: NodeId
-    wanted: Wanted
+    wanted: ModelRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,8 +92,8 @@ class ModelView:
     digest: ModelDigest
     holders: tuple[NodeView, ...]
     replicas: tuple[tuple[NodeView, Served], ...]
-    wishes: tuple[WantView, ...]
-    wanted: Wanted | None
+    wishes: tuple[RequestView, ...]
+    wanted: ModelRequest | None
     card: Card | None
     names: frozenset[Named]
 
@@ -134,7 +134,7 @@ class _Owner:
 
     bodies: Mapping[str, Mapping[str, Any]]
     node: NodeView | None
-    wants: tuple[Wanted, ...]
+    wants: tuple[ModelRequest, ...]
     live: bool
 
     def digests(self) -> set[ModelDigest]:
@@ -281,7 +281,7 @@ class MeshReader:
         live = [one.node for one in said if one.node is not None and one.live]
         holders = tuple(node for node in live if digest in node.held)
         wishes = tuple(
-            WantView(owner=owner, wanted=wanted)
+            RequestView(owner=owner, wanted=wanted)
             for owner, one in zip(owners, said, strict=True)
             for wanted in one.wants
             if wanted.digest == digest
@@ -316,12 +316,12 @@ def read(document: Document, *, me: NodeId | None = None) -> MeshView:
     return MeshReader(document, me).view
 
 
-def merge_wants(wishes: Iterable[Wanted]) -> Wanted | None:
+def merge_wants(wishes: Iterable[ModelRequest]) -> ModelRequest | None:
     """One wish for all of one model: the largest of each number, so that it serves them all."""
-    merged: Wanted | None = None
+    merged: ModelRequest | None = None
     for one in wishes:
         other = merged or one
-        merged = Wanted(
+        merged = ModelRequest(
             digest=one.digest,
             stem=min(one.stem, other.stem),
             replicas=max(one.replicas, other.replicas),
@@ -335,7 +335,7 @@ def merge_wants(wishes: Iterable[Wanted]) -> Wanted | None:
 def _names(
     digest: ModelDigest,
     holders: Iterable[NodeView],
-    wishes: Collection[WantView],
+    wishes: Collection[RequestView],
     *,
     demo: bool,
 ) -> Iterator[Named]:
@@ -355,8 +355,8 @@ def _is_ready(node: NodeView, digest: ModelDigest) -> bool:
     return any(one.state == "ready" for part, one in node.serves.items() if part.digest == digest)
 
 
-def _held(pages: Iterable[Record]) -> Mapping[ModelDigest, Held]:
-    found: dict[ModelDigest, Held] = {}
+def _held(pages: Iterable[Record]) -> Mapping[ModelDigest, HeldModel]:
+    found: dict[ModelDigest, HeldModel] = {}
     for page in pages:
         rows = _read(page, lambda body: tuple(held_from_wire(body))) or ()
         found.update((one.digest, one) for one in rows)

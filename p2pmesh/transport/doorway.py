@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from p2pmesh.transport.barred import Troublesome
+from p2pmesh.transport.banlist import Troublesome
 
 STRANGERS_PER_NETWORK_MAX = 4  # one network cannot take all the places of the others
 FRIENDS_MAX = 1024  # networks remembered; beyond that the one that was proved longest ago goes

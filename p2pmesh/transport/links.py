@@ -19,14 +19,14 @@ from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, MeshError, PeerError
 from p2pmesh.identity.hello import Peer
 from p2pmesh.identity.keys import NodeId, show_id
-from p2pmesh.transport.barred import Barred
+from p2pmesh.transport.banlist import Banlist
 from p2pmesh.transport.base import Channel, Handlers, NobodyThereError, Transport
 from p2pmesh.transport.outbox import Outbox
 from p2pmesh.transport.pace import Pace
 from p2pmesh.wire.messages import (
-    Facts,
     Items,
     Message,
+    Push,
     Ranges,
     decode_message,
     encode_message,
@@ -79,7 +79,7 @@ class Links:
         self._events = events
         self._links: dict[NodeId, _Link] = {}
         self._dialling: set[NodeId | Address] = set()
-        self._barred = Barred()
+        self._barred = Banlist()
         self._encoded: deque[tuple[Message, bytes]] = deque(maxlen=ENCODED_KEPT)
         self._nursery: trio.Nursery | None = None
 
@@ -234,7 +234,7 @@ class Links:
 def is_bulk(message: Message) -> bool:
     """Whether everything else goes before it: it was asked for, and nobody measures its time."""
     match message:
-        case Facts(asked=asked):
+        case Push(asked=asked):
             return asked
         case Ranges() | Items():
             return True

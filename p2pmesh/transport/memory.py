@@ -15,7 +15,7 @@ from trio.testing import memory_stream_pair
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError
-from p2pmesh.identity.hello import GOSSIP, HELLO, Peer, Purpose, Self
+from p2pmesh.identity.hello import GOSSIP, HELLO, LocalIdentity, Peer, Purpose
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import (
     DIAL_TIMEOUT_S,
@@ -27,7 +27,7 @@ from p2pmesh.transport.base import (
 )
 from p2pmesh.transport.channel import open_channel
 from p2pmesh.transport.dispatch import Services
-from p2pmesh.transport.greet import answer, introduce
+from p2pmesh.transport.handshake import client_handshake, server_handshake
 
 _CERTIFICATE = b"there is nobody in the middle of a process"
 
@@ -49,7 +49,7 @@ class MemoryTransport:
 
     def __init__(
         self,
-        me: Callable[[], Self],
+        me: Callable[[], LocalIdentity],
         network: MemoryNetwork,
         address: Address,
         clock: Callable[[], float] = time.time,
@@ -91,7 +91,7 @@ class MemoryTransport:
     async def _accept(self, stream: trio.abc.Stream, services: Services) -> None:
         async with stream:
             with link_errors("the hello failed"), trio.fail_after(DIAL_TIMEOUT_S):
-                peer = await answer(
+                peer = await server_handshake(
                     stream,
                     self._me(),
                     purposes=services.purposes,
@@ -114,7 +114,7 @@ class MemoryTransport:
         return (await self._connect(address, purpose, expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
-        """Say hello and hang up; see `Transport.introduce`."""
+        """Say hello and hang up; see `Transport.client_handshake`."""
         stream, peer = await self._connect(address, HELLO, None)
         await trio.aclose_forcefully(stream)
         return peer
@@ -133,7 +133,7 @@ class MemoryTransport:
                 link_errors(f"the hello with {address} failed"),
                 trio.fail_after(DIAL_TIMEOUT_S),
             ):
-                peer = await introduce(
+                peer = await client_handshake(
                     ours,
                     self._me(),
                     certificate=_CERTIFICATE,

@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
-from p2pmesh.identity.hello import GOSSIP, HELLO, Peer, Purpose, Self
+from p2pmesh.identity.hello import GOSSIP, HELLO, LocalIdentity, Peer, Purpose
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, Handlers, OnChannel, link_errors
 from p2pmesh.transport.channel import open_channel
 from p2pmesh.transport.dispatch import Services
 from p2pmesh.transport.doorway import Doorway
-from p2pmesh.transport.greet import answer, introduce
+from p2pmesh.transport.handshake import client_handshake, server_handshake
 
 UNAUTHENTICATED_MAX = 64  # connections that have not proved who they are, see `Doorway`
 HOLD_S = 1.0  # before a connection from a troublesome network is closed unheard, or listened to
@@ -59,7 +59,7 @@ class TlsTransport:
 
     def __init__(
         self,
-        me: Callable[[], Self],
+        me: Callable[[], LocalIdentity],
         listeners: list[trio.SocketListener],
         clock: Callable[[], float] = time.time,
         *,
@@ -115,7 +115,7 @@ class TlsTransport:
                 if self._doorway.must_wait(remote.host, trio.current_time()):
                     await trio.sleep(HOLD_S)
                 await tls.do_handshake()
-                peer = await answer(
+                peer = await server_handshake(
                     tls,
                     self._me(),
                     purposes=services.purposes,
@@ -168,7 +168,7 @@ class TlsTransport:
         return (await self._connect(address, purpose, expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
-        """Say hello and hang up; see `Transport.introduce`."""
+        """Say hello and hang up; see `Transport.client_handshake`."""
         tls, peer = await self._connect(address, HELLO, None)
         await trio.aclose_forcefully(tls)
         return peer
@@ -182,7 +182,7 @@ class TlsTransport:
         try:
             with _greeting_errors(address):
                 await tls.do_handshake()
-                peer = await introduce(
+                peer = await client_handshake(
                     tls,
                     self._me(),
                     certificate=tls.getpeercert(binary_form=True),

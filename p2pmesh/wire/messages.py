@@ -33,11 +33,11 @@ KIND_CHARS_MAX = 32  # of a name that nobody may know yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Push:
     """Facts, each exactly as it was signed.
 
     Attributes:
-        asked: Whether this is the reply to a `Want` or `Own`, even if there is nothing to send.
+        asked: Whether this replies to a `FetchRequest` or `Own`, even with nothing to send.
     """
 
     records: tuple[bytes, ...] = ()
@@ -74,20 +74,20 @@ class _Sign:
     recent: tuple[bytes, ...] = ()
 
 
-class Probe(_Sign):
+class Ping(_Sign):
     """Are you there, and do we know the same?"""
 
     __slots__ = ()
 
 
-class Answer(_Sign):
+class Ack(_Sign):
     """The reply to a probe."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class ProbeRequest:
     """Probe `subject` on my behalf and tell me."""
 
     subject: NodeId
@@ -95,8 +95,8 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """The result of an `Ask`.
+class ProbeReport:
+    """The result of an `ProbeRequest`.
 
     Attributes:
         alive: Whether the subject answered the sender within the time-out.
@@ -146,7 +146,7 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
+class FetchRequest:
     """Send me these items, as many of the first ones as fit one chunk."""
 
     ids: tuple[bytes, ...]
@@ -164,7 +164,9 @@ class Unknown:
     kind: str
 
 
-Message = Facts | Probe | Answer | Ask | Told | Ranges | Items | Want | Own | Unknown
+Message = (
+    Push | Ping | Ack | ProbeRequest | ProbeReport | Ranges | Items | FetchRequest | Own | Unknown
+)
 
 
 def encode_message(message: Message) -> bytes:
@@ -188,7 +190,7 @@ def decode_message(data: bytes) -> Message:
     return reader(fields) if reader else Unknown(kind=kind)
 
 
-def gather(facts: Iterable[Fact], *, asked: bool = False) -> Facts:
+def gather(facts: Iterable[Fact], *, asked: bool = False) -> Push:
     """Return the message that holds `facts`, of whatever size."""
     pieces: dict[str, list[bytes]] = {}
     for fact in facts:
@@ -196,7 +198,7 @@ def gather(facts: Iterable[Fact], *, asked: bool = False) -> Facts:
     return _facts(pieces, asked=asked)
 
 
-def in_chunks(facts: Facts) -> Iterator[Facts]:
+def in_chunks(facts: Push) -> Iterator[Push]:
     """Pack facts into as few messages as the bound on their size allows.
 
     A piece that is larger than the bound goes alone. If somebody asked for them the messages are
@@ -216,18 +218,18 @@ def in_chunks(facts: Facts) -> Iterator[Facts]:
         yield _facts(batch, asked=facts.asked)
 
 
-def _facts(pieces: dict[str, list[bytes]], *, asked: bool) -> Facts:
-    return Facts(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
+def _facts(pieces: dict[str, list[bytes]], *, asked: bool) -> Push:
+    return Push(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
 
 
 def _to_wire(message: Message) -> dict[str, Any]:
     match message:
-        case Facts():
+        case Push():
             pieces = {kind.key: message.of(kind) for kind in FACT_KINDS.values()}
             return {"t": "facts", **pieces, "a": message.asked}
-        case Probe() | Answer():
+        case Ping() | Ack():
             return {
-                "t": "probe" if isinstance(message, Probe) else "answer",
+                "t": "probe" if isinstance(message, Ping) else "answer",
                 "n": message.token,
                 "at": message.at_ms,
                 "c": message.cutoff,
@@ -236,16 +238,16 @@ def _to_wire(message: Message) -> dict[str, Any]:
                 "k": message.keep,
                 "r": message.recent,
             }
-        case Ask(subject=subject, token=token):
+        case ProbeRequest(subject=subject, token=token):
             return {"t": "ask", "s": subject, "n": token}
-        case Told(subject=subject, token=token, alive=alive):
+        case ProbeReport(subject=subject, token=token, alive=alive):
             return {"t": "told", "s": subject, "n": token, "a": alive}
         case Ranges(ranges=ranges):
             rows = [[one.lower, one.upper, one.count, one.fingerprint] for one in ranges]
             return {"t": "ranges", "r": rows}
         case Items(lower=lower, upper=upper, ids=ids, answer=answer):
             return {"t": "items", "l": lower, "u": upper, "i": ids, "a": answer}
-        case Want(ids=ids):
+        case FetchRequest(ids=ids):
             return {"t": "want", "i": ids}
         case Own():
             return {"t": "own"}
@@ -258,7 +260,7 @@ def _read_facts(fields: dict[str, Any]) -> Message:
         kind.name: take_bytes(fields, kind.key, count_max=PIECES_MAX, size_max=kind.bytes_max)
         for kind in FACT_KINDS.values()
     }
-    return Facts(**pieces, asked=take(fields, "a", bool))
+    return Push(**pieces, asked=take(fields, "a", bool))
 
 
 def _sign_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -274,12 +276,14 @@ def _sign_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_ask(fields: dict[str, Any]) -> Message:
-    return Ask(subject=NodeId(take_exactly(fields, "s", ID_BYTES)), token=take(fields, "n", int))
+    return ProbeRequest(
+        subject=NodeId(take_exactly(fields, "s", ID_BYTES)), token=take(fields, "n", int)
+    )
 
 
 def _read_told(fields: dict[str, Any]) -> Message:
     subject = NodeId(take_exactly(fields, "s", ID_BYTES))
-    return Told(subject=subject, token=take(fields, "n", int), alive=take(fields, "a", bool))
+    return ProbeReport(subject=subject, token=take(fields, "n", int), alive=take(fields, "a", bool))
 
 
 def _read_ranges(fields: dict[str, Any]) -> Message:
@@ -315,12 +319,12 @@ def _ids(fields: dict[str, Any], name: str, count_max: int) -> tuple[bytes, ...]
 
 _READERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "facts": _read_facts,
-    "probe": lambda fields: Probe(**_sign_fields(fields)),
-    "answer": lambda fields: Answer(**_sign_fields(fields)),
+    "probe": lambda fields: Ping(**_sign_fields(fields)),
+    "answer": lambda fields: Ack(**_sign_fields(fields)),
     "ask": _read_ask,
     "told": _read_told,
     "ranges": _read_ranges,
     "items": _read_items,
-    "want": lambda fields: Want(ids=_ids(fields, "i", WANT_MAX)),
+    "want": lambda fields: FetchRequest(ids=_ids(fields, "i", WANT_MAX)),
     "own": lambda _fields: Own(),
 }

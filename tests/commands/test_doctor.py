@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from p2pmesh.commands import doctor as module
-from p2pmesh.commands.checks import Check
 from p2pmesh.commands.doctor import doctor
+from p2pmesh.commands.doctor_checks import Check
 from p2pmesh.config import Settings
 from p2pmesh.errors import LocalError
 

@@ -19,7 +19,7 @@ import trio.testing
 from p2pmesh.commands.up import JsonUi, TextUi, join_lines, url_elsewhere, wait_stdin_eof
 from p2pmesh.node import interfaces
 from p2pmesh.node.run import Ui
-from p2pmesh.node.snapshot import Status
+from p2pmesh.node.status import NodeStatus
 from tests.console.fake import three_nodes
 from tests.mesh.nodes import ANY_PORTS, environment, program
 
@@ -47,8 +47,8 @@ class Told:
         return LINE
 
 
-def told(snapshot: dict[str, Any] | None = None) -> Status:
-    return cast("Status", Told(snapshot or three_nodes()))
+def told(snapshot: dict[str, Any] | None = None) -> NodeStatus:
+    return cast("NodeStatus", Told(snapshot or three_nodes()))
 
 
 class Terminal(StringIO):

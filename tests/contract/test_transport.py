@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.hello import HTTP, Peer, RefusedError, Self
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer, RefusedError
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport.base import Channel, NobodyThereError, Transport
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
@@ -48,7 +48,7 @@ class Host:
 
 
 @asynccontextmanager
-async def hosting(nodes: Nodes, me: Self) -> AsyncIterator[Host]:
+async def hosting(nodes: Nodes, me: LocalIdentity) -> AsyncIterator[Host]:
     host = Host(await nodes.add(me))
     async with trio.open_nursery() as nursery:
         handlers = {HTTP: host.on_stream, "files": host.on_files}

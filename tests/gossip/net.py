@@ -27,7 +27,7 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.messages import decode_message, encode_message
 from p2pmesh.wire.registers import MEMBER
-from tests.state.make import KEYS, MESH, NODES, NOW, member
+from tests.state.builders import KEYS, MESH, NODES, NOW, member
 
 LATENCY_S = 0.01
 DIAL_TIMEOUT_S = 3.0
@@ -35,7 +35,7 @@ SETTLED_S = 8.0
 
 
 class Net:
-    """Nodes by number, those of `tests.state.make`; each listens at an address of its own.
+    """Nodes by number, those of `tests.state.builders`; each listens at an address of its own.
 
     Args:
         size: How many there are; all but the first know its address.

@@ -8,8 +8,8 @@ from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, Prober
 from p2pmesh.gossip.suspicion import Question, Suspicion
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.records import Record
-from tests.gossip.make import View, mesh_of
-from tests.state.make import NODES
+from tests.gossip.builders import View, mesh_of
+from tests.state.builders import NODES
 
 SUBJECT, HELPERS = NODES[1], list(NODES[2:5])
 
@@ -25,7 +25,7 @@ class Observer:
     subjects: set[NodeId] = field(default_factory=lambda: {SUBJECT})
 
     def __post_init__(self) -> None:
-        self.suspicion = Suspicion(self.view.roster, self.prober)
+        self.suspicion = Suspicion(self.view.members, self.prober)
 
     @property
     def accuses(self) -> bool:

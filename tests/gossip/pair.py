@@ -1,4 +1,4 @@
-"""Two documents that repair each other with nothing but `Sync` between them."""
+"""Two documents that repair each other with nothing but `AntiEntropy` between them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from p2pmesh.gossip.antientropy import AntiEntropy
 from p2pmesh.gossip.events import Send
-from p2pmesh.gossip.sync import Sync
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.state.document import Document
 from p2pmesh.wire.evidence import (
@@ -19,14 +19,14 @@ from p2pmesh.wire.evidence import (
     make_fork,
 )
 from p2pmesh.wire.facts import FACT_KINDS, Fact
-from p2pmesh.wire.messages import Facts, Items, Message, Ranges, Want, encode_message
+from p2pmesh.wire.messages import FetchRequest, Items, Message, Push, Ranges, encode_message
 from p2pmesh.wire.records import (
     DIGEST_BYTES,
     Record,
     RecordCheck,
 )
 from p2pmesh.wire.registers import ACCUSED, MEMBER
-from tests.state.make import MESH, NOW, sealed
+from tests.state.builders import MESH, NOW, sealed
 
 LINK_BYTES = 100  # what the figures of the simulator count for each message beside its payload
 PEER, OTHER = NodeId(b"p" * 16), NodeId(b"o" * 16)  # with whom one side alone talks
@@ -84,7 +84,7 @@ class Side:
     def __init__(self, number: int, document: Document, *, accept: bool = True) -> None:
         self.node = NodeId(key(1_000_000 + number).id)
         self.document = document
-        self.sync = Sync(document)
+        self.sync = AntiEntropy(document)
         self.accept = accept
 
     def receive(self, peer: NodeId, message: Message, now: float) -> list[Send]:
@@ -93,9 +93,9 @@ class Side:
                 return self.sync.ranges(peer, message, now)
             case Items():
                 return self.sync.items(peer, message, now)
-            case Want():
+            case FetchRequest():
                 return self.sync.want(peer, message, now)
-            case Facts():
+            case Push():
                 facts = [
                     kind.parse(raw, RecordCheck())
                     for kind in FACT_KINDS.values()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.gossip.charges import REFUTED_BURST
 from p2pmesh.gossip.events import (
     AuthorisationChanged,
     Disconnect,
@@ -18,14 +17,15 @@ from p2pmesh.gossip.events import (
 )
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.probe import MUTE_S
+from p2pmesh.gossip.removal import REFUTED_BURST
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import Accusation, accused_to_wire
-from p2pmesh.wire.messages import Ask, Facts, Told
+from p2pmesh.wire.messages import ProbeReport, ProbeRequest, Push
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER, WANTS
-from tests.gossip.make import facts, fork_of
+from tests.gossip.builders import facts, fork_of
 from tests.gossip.net import LATENCY_S, SETTLED_S, Net, address, settled
-from tests.state.make import KEYS, MESH, NODES, NOW, record
+from tests.state.builders import KEYS, MESH, NODES, NOW, record
 
 VALUE = {"value": 1}
 
@@ -266,11 +266,11 @@ def test_a_member_that_is_gone_for_others_is_suspect_also_without_a_link() -> No
 
 def test_asked_about_a_neighbour_it_asks_it_and_tells() -> None:
     net = settled(3)
-    net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[2], token=77)))
+    net.tell(0, Received(node=NODES[1], message=ProbeRequest(subject=NODES[2], token=77)))
     net.told[0].clear()
     net.run(0.7)
     told = [out.message for out in net.told[0] if isinstance(out, Send)]
-    assert Told(subject=NODES[2], token=77, alive=True) in told
+    assert ProbeReport(subject=NODES[2], token=77, alive=True) in told
 
 
 def test_asked_about_a_neighbour_that_misses_answers_it_tries_a_new_connection() -> None:
@@ -278,16 +278,16 @@ def test_asked_about_a_neighbour_that_misses_answers_it_tries_a_new_connection()
     net.lost = {frozenset({0, 2})}
     net.run(2)
     net.told[0].clear()
-    net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[2], token=77)))
+    net.tell(0, Received(node=NODES[1], message=ProbeRequest(subject=NODES[2], token=77)))
     net.run(5 * LATENCY_S)
     told = [out.message for out in net.told[0] if isinstance(out, Send)]
-    assert Told(subject=NODES[2], token=77, alive=True) in told
+    assert ProbeReport(subject=NODES[2], token=77, alive=True) in told
 
 
 def test_asked_about_somebody_unknown_it_says_no() -> None:
     net = settled(2)
-    outs = net.tell(0, Received(node=NODES[1], message=Ask(subject=NODES[7], token=5)))
-    told = Told(subject=NODES[7], token=5, alive=False)
+    outs = net.tell(0, Received(node=NODES[1], message=ProbeRequest(subject=NODES[7], token=5)))
+    told = ProbeReport(subject=NODES[7], token=5, alive=False)
     assert Send(node=NODES[1], message=told) in outs
 
 
@@ -298,7 +298,7 @@ def test_asked_about_somebody_unknown_it_says_no() -> None:
 def test_what_is_forged_costs_the_link_and_what_came_before_it_stands(bad: bytes) -> None:
     net = settled(3)
     good = record(1, CAPS, epoch=NOW, seq=5)
-    message = Facts(records=(good.raw, bad))
+    message = Push(records=(good.raw, bad))
     outs = net.tell(0, Received(node=NODES[1], message=message))
     assert [out.node for out in outs if isinstance(out, Disconnect)] == [NODES[1]]
     assert net.cores[0].document.get(NODES[1], CAPS) == good
@@ -307,7 +307,7 @@ def test_what_is_forged_costs_the_link_and_what_came_before_it_stands(bad: bytes
 def test_a_fork_keeps_its_owner_out_of_placement_everywhere() -> None:
     net = settled(3)
     fork = fork_of(7, issued_at=int(net.now))
-    net.tell(0, Received(node=NODES[1], message=Facts(forks=(fork.raw,))))
+    net.tell(0, Received(node=NODES[1], message=Push(forks=(fork.raw,))))
     net.run(1)
     for core in net.cores.values():
         assert core.out_of_placement(net.now) == {NODES[7]}

@@ -24,11 +24,11 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.messages import Unknown
 from p2pmesh.wire.registers import CAPS, MEMBER, WANTS
-from tests.gossip.make import accused_by, certificate_by, fork_of, member_of
+from tests.gossip.builders import accused_by, certificate_by, fork_of, member_of
 from tests.gossip.net import address
-from tests.state.make import KEYS, MESH, NODES, NOW, record
-from tests.wire import anything
-from tests.wire.anything import PAIRS, messages
+from tests.state.builders import KEYS, MESH, NODES, NOW, record
+from tests.wire import strategies
+from tests.wire.strategies import PAIRS, messages
 
 NUMBERS = st.sampled_from([0, 1, 2, 77, NOW, 2**63, 2**64 - 1])
 RAWS = st.lists(
@@ -48,7 +48,7 @@ RAWS = st.lists(
     max_size=3,
 ).map(tuple)
 MESSAGES = messages(
-    numbers=NUMBERS, nodes=st.sampled_from(NODES) | anything.NODES, pieces=RAWS, bounds=PAIRS
+    numbers=NUMBERS, nodes=st.sampled_from(NODES) | strategies.NODES, pieces=RAWS, bounds=PAIRS
 ) | st.builds(Unknown, kind=st.text(max_size=5))
 PEERS = st.sampled_from(NODES[:4])
 EVENTS = st.one_of(

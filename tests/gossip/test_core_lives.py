@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.gossip.author import TWIN_SLACK_S
 from p2pmesh.gossip.events import PersistEpoch, Publish, Received, Send, TwinFound
+from p2pmesh.gossip.publisher import TWIN_SLACK_S
 from p2pmesh.state.document import EXPIRY_GRACE_S
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import peek
 from p2pmesh.wire.registers import CAPS, MEMBER, REGISTERS, WANTS
-from tests.gossip.make import facts
+from tests.gossip.builders import facts
 from tests.gossip.net import address, settled
-from tests.state.make import NODES, NOW, record
+from tests.state.builders import NODES, NOW, record
 
 VALUE = {"value": 1}
 LEASE_REFRESH_S = REGISTERS[MEMBER].refresh_s
@@ -60,7 +60,7 @@ def test_nothing_is_written_before_the_epoch_is_on_disk() -> None:
     for out in net.told[2]:
         if isinstance(out, PersistEpoch):
             epoch = out.epoch
-        if isinstance(out, Send) and isinstance(out.message, Facts):
+        if isinstance(out, Send) and isinstance(out.message, Push):
             heads = map(peek, out.message.records)
             assert all(head.epoch <= epoch for head in heads if head and head.owner == NODES[2])
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from p2pmesh.gossip.events import Health, HealthChanged
 from p2pmesh.gossip.health import Healths
-from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.neighbours import Neighbours
 from p2pmesh.gossip.probe import PROBE_TIMEOUT_S, Prober
 from p2pmesh.identity.keys import NodeId
-from tests.gossip.make import View, accused_by, certificate_by, member_of, mesh_of
-from tests.state.make import NODES
+from tests.gossip.builders import View, accused_by, certificate_by, member_of, mesh_of
+from tests.state.builders import NODES
 
 ME, ANNA, STRANGER = NODES[0], NODES[1], NODES[7]
 
@@ -22,12 +22,12 @@ class Seen:
     links: set[NodeId] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.near = Neighbourhood(self.view.roster, self.view.shared)
+        self.near = Neighbours(self.view.members, self.view.shared)
         self.healths = Healths(
-            self.view.roster,
+            self.view.members,
             self.prober,
             self.near,
-            self.view.charges,
+            self.view.removal,
             self.links,
         )
 

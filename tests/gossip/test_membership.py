@@ -4,12 +4,12 @@ from p2pmesh.config import Address
 from p2pmesh.gossip.events import Health, LinkUp, Received
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.shared import Shared
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import Record, RecordCheck
 from p2pmesh.wire.registers import CAPS
-from tests.gossip.make import THERE, fork_of
+from tests.gossip.builders import THERE, fork_of
 from tests.gossip.net import Net, address
-from tests.state.make import KEYS, MESH, NODES, NOW, record
+from tests.state.builders import KEYS, MESH, NODES, NOW, record
 
 SETTLED_S = 8.0
 
@@ -82,7 +82,7 @@ def test_who_is_held_for_a_fork_comes_back_after_a_while() -> None:
     core.start(NOW)
     core.handle(LinkUp(node=NODES[1], version=1), NOW)
     fork = fork_of(2)
-    core.handle(Received(node=NODES[1], message=Facts(forks=(fork.raw,))), NOW)
+    core.handle(Received(node=NODES[1], message=Push(forks=(fork.raw,))), NOW)
     assert core.out_of_placement(NOW + 29) == {NODES[2]}
     assert core.out_of_placement(NOW + 31) == frozenset()
     assert core.removed == frozenset()
@@ -101,5 +101,5 @@ def test_records_are_checked_as_the_core_was_told_to() -> None:
     told = record(2, CAPS, epoch=NOW)
     forged = b"\0" * 64 + told.raw[64:]
     for _ in range(2):
-        core.handle(Received(node=NODES[1], message=Facts(records=(forged,))), NOW)
+        core.handle(Received(node=NODES[1], message=Push(records=(forged,))), NOW)
     assert [one.digest for one in seen] == [told.digest]

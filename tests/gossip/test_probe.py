@@ -36,7 +36,7 @@ def test_nothing_is_known_of_strangers() -> None:
     prober = Prober()
     assert not prober.answering(ANNA)
     assert prober.misses(ANNA) == 0
-    assert prober.enough(ANNA) == MISSES_MIN
+    assert prober.miss_limit(ANNA) == MISSES_MIN
     assert prober.rtt_s(ANNA) is None
     assert prober.heard_at(ANNA) is None
     assert not prober.quiet(ANNA, 1e9)
@@ -141,7 +141,7 @@ def test_word_of_absence_counts_as_all_misses_but_only_without_a_link() -> None:
     assert prober.misses(ANNA) == 0
     prober.link_down(ANNA, 1.0)
     prober.nobody_there(ANNA)
-    assert prober.misses(ANNA) == prober.enough(ANNA)
+    assert prober.misses(ANNA) == prober.miss_limit(ANNA)
 
 
 def false_alarm(prober: Prober, at: float) -> None:
@@ -154,7 +154,7 @@ def test_each_false_alarm_buys_a_lossy_link_more_time_up_to_a_bound() -> None:
     prober = linked()
     for number in range(1, 10):
         false_alarm(prober, 5.0 * number)
-        assert prober.enough(ANNA) == min(MISSES_MIN + number, MISSES_MAX)
+        assert prober.miss_limit(ANNA) == min(MISSES_MIN + number, MISSES_MAX)
 
 
 def test_calm_takes_it_back_step_by_step() -> None:
@@ -163,10 +163,10 @@ def test_calm_takes_it_back_step_by_step() -> None:
     false_alarm(prober, 5.0)
     calm_from = 5.0 + MISSES_MIN
     prober.count({ANNA}, calm_from + CALM_S - 1)
-    assert prober.enough(ANNA) == MISSES_MIN + 2
+    assert prober.miss_limit(ANNA) == MISSES_MIN + 2
     for step in (1, 2, 3):
         prober.count({ANNA}, calm_from + CALM_S * step)
-    assert prober.enough(ANNA) == MISSES_MIN
+    assert prober.miss_limit(ANNA) == MISSES_MIN
 
 
 def test_a_single_miss_and_a_link_that_came_back_are_no_false_alarm() -> None:
@@ -177,7 +177,7 @@ def test_a_single_miss_and_a_link_that_came_back_are_no_false_alarm() -> None:
     prober.nobody_there(ANNA)
     prober.link_up(ANNA, 9.0)
     prober.heard(ANNA, 9.1)
-    assert prober.enough(ANNA) == MISSES_MIN
+    assert prober.miss_limit(ANNA) == MISSES_MIN
 
 
 def test_quiet_is_who_should_have_probed_by_now() -> None:
@@ -192,14 +192,14 @@ def test_a_link_on_which_nothing_comes_for_long_is_mute() -> None:
     prober = linked()
     prober.link_up(BEN, MUTE_S - PROBE_TIMEOUT_S)  # this machine itself hears something
     prober.ask(ANNA, MUTE_S - PROBE_TIMEOUT_S)
-    assert prober.mute(MUTE_S) == [], "the answer may still come"
+    assert prober.unresponsive_links(MUTE_S) == [], "the answer may still come"
     miss(prober, MUTE_S)
-    assert prober.mute(MUTE_S - 0.1) == []
-    assert prober.mute(MUTE_S) == [ANNA]
+    assert prober.unresponsive_links(MUTE_S - 0.1) == []
+    assert prober.unresponsive_links(MUTE_S) == [ANNA]
     prober.heard(ANNA, MUTE_S)
-    assert prober.mute(2 * MUTE_S) == []
+    assert prober.unresponsive_links(2 * MUTE_S) == []
     prober.link_down(ANNA, 2 * MUTE_S)
-    assert prober.mute(3 * MUTE_S) == [], "there is no link"
+    assert prober.unresponsive_links(3 * MUTE_S) == [], "there is no link"
 
 
 def test_one_miss_before_a_suspicion_there_is_doubt() -> None:
@@ -215,12 +215,12 @@ def test_one_miss_before_a_suspicion_there_is_doubt() -> None:
 def test_when_nobody_says_anything_all_links_are_dead() -> None:
     prober = linked()
     prober.link_up(BEN, 0.5)
-    assert prober.mute(0.5 + ALL_MUTE_S) == [], "nobody was asked"
+    assert prober.unresponsive_links(0.5 + ALL_MUTE_S) == [], "nobody was asked"
     miss(prober, ALL_MUTE_S)
-    assert prober.mute(0.4 + ALL_MUTE_S) == []
-    assert prober.mute(0.5 + ALL_MUTE_S) == [ANNA, BEN]
+    assert prober.unresponsive_links(0.4 + ALL_MUTE_S) == []
+    assert prober.unresponsive_links(0.5 + ALL_MUTE_S) == [ANNA, BEN]
     prober.heard(BEN, 0.5 + ALL_MUTE_S)
-    assert prober.mute(0.5 + ALL_MUTE_S) == []
+    assert prober.unresponsive_links(0.5 + ALL_MUTE_S) == []
 
 
 def test_own_absence_is_nobodys_fault() -> None:
@@ -280,4 +280,4 @@ def test_misses_never_outrun_time(steps: list[tuple[Step, float]]) -> None:
             last_well_at, told_gone = now, False
         # A miss takes the time-out of a probe, or a second without a link.
         assert told_gone or prober.misses(ANNA) <= 1 + (now - last_well_at) / PROBE_TIMEOUT_S
-        assert MISSES_MIN <= prober.enough(ANNA) <= MISSES_MAX
+        assert MISSES_MIN <= prober.miss_limit(ANNA) <= MISSES_MAX

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.gossip.charges import REFUTED_BURST, REFUTED_PER_S
-from tests.gossip.make import View, accused_by, member_of, mesh_of
-from tests.state.make import NODES, NOW
+from p2pmesh.gossip.removal import REFUTED_BURST, REFUTED_PER_S
+from tests.gossip.builders import View, accused_by, member_of, mesh_of
+from tests.state.builders import NODES, NOW
 
 
 def answers(view: View, accusers: range, now: float) -> int:
     """How often node 0 speaks up if these, one after the other, keep accusing it."""
-    known = view.roster.known[NODES[0]]
+    known = view.members.known[NODES[0]]
     count, seq = 0, known.seq
     for turn in accusers:
         view.learn(accused_by(1, (0, seq), seq=turn))
-        if view.charges.must_refute(now):
+        if view.removal.must_refute(now):
             count, seq = count + 1, seq + 1
             view.learn(member_of(0, seq))
     return count
@@ -24,7 +24,7 @@ def answers(view: View, accusers: range, now: float) -> int:
 def test_who_is_not_accused_has_nothing_to_answer() -> None:
     view = mesh_of(4)
     view.learn(accused_by(1, 2))
-    assert not view.charges.must_refute(NOW)
+    assert not view.removal.must_refute(NOW)
 
 
 def test_a_lone_accuser_is_answered_a_few_times_and_then_rarely() -> None:
@@ -39,17 +39,17 @@ def test_a_lone_accuser_is_answered_a_few_times_and_then_rarely() -> None:
 def test_a_second_accuser_is_answered_at_once() -> None:
     view = mesh_of(4)
     seq = 1 + answers(view, range(1, 50), NOW)
-    assert not view.charges.must_refute(NOW)
+    assert not view.removal.must_refute(NOW)
     view.learn(accused_by(2, (0, seq)))
-    assert view.charges.must_refute(NOW)
-    assert view.charges.must_refute(NOW), "as often as it takes"
+    assert view.removal.must_refute(NOW)
+    assert view.removal.must_refute(NOW), "as often as it takes"
 
 
 def test_other_accusers_have_answers_of_their_own() -> None:
     view = mesh_of(4)
     seq = 1 + answers(view, range(1, 50), NOW)
     view.learn(accused_by(1, seq=50), accused_by(2, (0, seq)))
-    assert view.charges.must_refute(NOW)
+    assert view.removal.must_refute(NOW)
 
 
 @pytest.mark.parametrize("gone", [(), (2,), (2, 3)])

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.gossip.overlay import Overlay
-from p2pmesh.gossip.shared import Known, Shared, read_accused, read_member
-from p2pmesh.state.held import Held
+from p2pmesh.gossip.shared import MemberInfo, Shared, read_accused, read_member
+from p2pmesh.state.owner_records import OwnerRecords
 from p2pmesh.wire.evidence import ACCUSED_MAX
 from p2pmesh.wire.registers import ACCUSED, MEMBER
-from tests.gossip.make import HERE, STARTED, accusation, accused_by, member_of
-from tests.state.make import NODES, NOW, record
+from tests.gossip.builders import HERE, STARTED, accusation, accused_by, member_of
+from tests.state.builders import NODES, NOW, record
 
 VALUES = st.recursive(
     st.none()
@@ -27,7 +27,7 @@ VALUES = st.recursive(
 
 def test_a_member_record_is_read() -> None:
     known = read_member(member_of(1, 7, left=True))
-    assert known == Known(STARTED, 7, NOW, (HERE,), left=True)
+    assert known == MemberInfo(STARTED, 7, NOW, (HERE,), left=True)
     assert known.version == (STARTED, 7)
 
 
@@ -39,7 +39,7 @@ def test_accusations_are_read() -> None:
 @given(st.dictionaries(st.sampled_from(["name", "addresses", "version", "left", "x"]), VALUES))
 def test_signed_nonsense_is_nobody(body: dict[str, Any]) -> None:
     known = read_member(record(1, MEMBER, body=body))
-    assert known is None or isinstance(known, Known)
+    assert known is None or isinstance(known, MemberInfo)
 
 
 @given(st.dictionaries(st.sampled_from(["s", "x"]), VALUES))
@@ -70,4 +70,4 @@ def test_a_node_calls_the_functions_as_they_are() -> None:
     assert shared.accused is read_accused
     assert shared.overlay is Overlay
     assert shared.held is None
-    assert shared.grown is Held.with_record
+    assert shared.grown is OwnerRecords.with_record

@@ -17,9 +17,9 @@ from p2pmesh.gossip.suspicion import (
 )
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.evidence import ACCUSED_MAX
-from tests.gossip.make import STARTED, accusation, certificate_by, member_of, mesh_of
+from tests.gossip.builders import STARTED, accusation, certificate_by, member_of, mesh_of
 from tests.gossip.observer import HELPERS, SUBJECT, Observer, accusing, silent
-from tests.state.make import NODES, NOW
+from tests.state.builders import NODES, NOW
 
 # Asking
 
@@ -175,7 +175,7 @@ def test_accusations_fit_their_register() -> None:
     observer = silent()
     others = [NodeId(number.to_bytes(16, "big")) for number in range(ACCUSED_MAX)]
     for node in others:
-        observer.view.roster.known[node] = observer.view.roster.known[SUBJECT]
+        observer.view.members.known[node] = observer.view.members.known[SUBJECT]
         observer.suspicion.accusations[node] = accusation(1)._replace(subject=node)
         observer.suspicion.heard(node)
     observer.tell(observer.ask(), alive=False)
@@ -188,7 +188,7 @@ def test_whoever_was_never_there_gives_way_to_a_subject_that_was() -> None:
     observer = silent()
     strangers = [NodeId(number.to_bytes(16, "big")) for number in range(ACCUSED_MAX)]
     for node in strangers:
-        observer.view.roster.known[node] = observer.view.roster.known[SUBJECT]
+        observer.view.members.known[node] = observer.view.members.known[SUBJECT]
         observer.suspicion.accusations[node] = accusation(1)._replace(subject=node)
     observer.tell(observer.ask(), alive=False)
     assert observer.review()

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from p2pmesh.gossip.probe import MISSES_MIN
 from p2pmesh.gossip.suspicion import ASK_AGAIN_S, REST_FIRST_S, Question
 from p2pmesh.identity.keys import NodeId
-from tests.gossip.make import STARTED, member_of
+from tests.gossip.builders import STARTED, member_of
 from tests.gossip.observer import HELPERS, SUBJECT, Observer
 
 

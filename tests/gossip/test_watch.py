@@ -3,15 +3,15 @@ from __future__ import annotations
 import time
 
 from p2pmesh.gossip.events import Send
-from p2pmesh.gossip.neighbourhood import Neighbourhood
+from p2pmesh.gossip.neighbours import Neighbours
 from p2pmesh.gossip.probe import MISSES_MIN, PROBE_TIMEOUT_S, SILENCE_S, Prober
 from p2pmesh.gossip.suspicion import HELPERS_MAX, SUSPECTS_PER_TURN
 from p2pmesh.gossip.watch import Watch
 from p2pmesh.identity.keys import NodeId, SigningKey
-from p2pmesh.wire.messages import Ask, Told
+from p2pmesh.wire.messages import ProbeReport, ProbeRequest
 from p2pmesh.wire.registers import MEMBER
-from tests.gossip.make import accusation, mesh_of
-from tests.state.make import NODES, member, sealed
+from tests.gossip.builders import accusation, mesh_of
+from tests.state.builders import NODES, member, sealed
 
 SMALLER, SUBJECT, ME, *_, LARGER = sorted(NODES)
 
@@ -21,12 +21,12 @@ class Observer:
 
     def __init__(self) -> None:
         self.view, self.prober = mesh_of(8, ME), Prober()
-        self.near = Neighbourhood(self.view.roster, self.view.shared)
+        self.near = Neighbours(self.view.members, self.view.shared)
         self.near.subjects = frozenset({SUBJECT})
         self.links = set(NODES) - {ME}
         for node in self.links:
             self.prober.link_up(node, 0.0)
-        self.watch = Watch(self.view.roster, self.prober, self.near, self.links)
+        self.watch = Watch(self.view.members, self.prober, self.near, self.links)
         for node in self.links:
             self.watch.heard(node)
         self.now = 0.0
@@ -70,8 +70,10 @@ def test_links_that_answer_are_asked_about_one_that_does_not() -> None:
     asked = observer.watch.ask_around(observer.now)
     assert len({one.node for one in asked}) == HELPERS_MAX
     assert {one.node for one in asked} <= observer.links - {SUBJECT, silent}
-    assert {type(one.message) for one in asked} == {Ask}
-    assert {one.message.subject for one in asked if isinstance(one.message, Ask)} == {SUBJECT}
+    assert {type(one.message) for one in asked} == {ProbeRequest}
+    assert {one.message.subject for one in asked if isinstance(one.message, ProbeRequest)} == {
+        SUBJECT
+    }
 
 
 def test_other_helpers_are_asked_the_next_time() -> None:
@@ -96,7 +98,7 @@ def test_what_the_helpers_say_decides() -> None:
     observer = Observer()
     observer.miss(SUBJECT, MISSES_MIN)
     for one in observer.watch.ask_around(observer.now):
-        assert isinstance(one.message, Ask)
+        assert isinstance(one.message, ProbeRequest)
         observer.watch.suspicion.told(
             one.node, SUBJECT, one.message.token, alive=False, now=observer.now
         )
@@ -108,8 +110,8 @@ def test_what_the_helpers_say_decides() -> None:
 
 def test_a_sign_of_life_answers_those_who_asked() -> None:
     observer = Observer()
-    observer.watch.errands.accept(LARGER, Ask(subject=SUBJECT, token=4), 0.0)
-    told = Told(subject=SUBJECT, token=4, alive=True)
+    observer.watch.indirect.accept(LARGER, ProbeRequest(subject=SUBJECT, token=4), 0.0)
+    told = ProbeReport(subject=SUBJECT, token=4, alive=True)
     assert observer.watch.heard(SUBJECT) == [Send(node=LARGER, message=told)]
     assert observer.watch.heard(SUBJECT) == []
 
@@ -117,12 +119,12 @@ def test_a_sign_of_life_answers_those_who_asked() -> None:
 def test_members_that_never_were_anywhere_cost_little_time_and_hold_nobody_up() -> None:
     """A guard against the wrong order of growth, ten times above what is measured."""
     view, prober = mesh_of(2), Prober()
-    near = Neighbourhood(view.roster, view.shared)
+    near = Neighbours(view.members, view.shared)
     body = member(addresses=()).to_wire()
     for number in range(1000):
         key = SigningKey((1000 + number).to_bytes(32, "big"))
         view.learn(sealed(key, MEMBER, body=body))
-    watch = Watch(view.roster, prober, near, {NODES[1]})
+    watch = Watch(view.members, prober, near, {NODES[1]})
     prober.link_up(NODES[1], 0.0)
     watch.heard(NODES[1])
     near.update(frozenset())

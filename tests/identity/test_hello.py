@@ -15,9 +15,9 @@ from p2pmesh.identity.hello import (
     VERSIONS,
     VERSIONS_MAX,
     ClientHello,
+    LocalIdentity,
     Peer,
     RefusedError,
-    Self,
     ServerHello,
     _transcript,
     refusal,
@@ -28,12 +28,12 @@ from p2pmesh.wire.codec import decode, encode
 MESH = MeshId(b"m" * 16)
 CERTIFICATE = b"certificate"
 PURPOSES = frozenset({GOSSIP, HTTP})
-ANNA = Self(key=SigningKey(b"a" * 32), instance=1, mesh=MESH, mesh_name="home")
-BERT = Self(key=SigningKey(b"b" * 32), instance=2, mesh=MESH, mesh_name="home")
+ANNA = LocalIdentity(key=SigningKey(b"a" * 32), instance=1, mesh=MESH, mesh_name="home")
+BERT = LocalIdentity(key=SigningKey(b"b" * 32), instance=2, mesh=MESH, mesh_name="home")
 
 
 def client(
-    me: Self = ANNA,
+    me: LocalIdentity = ANNA,
     *,
     expected: bytes | None = None,
     certificate: bytes = CERTIFICATE,
@@ -49,7 +49,7 @@ def client(
     )
 
 
-def server(me: Self = BERT) -> ServerHello:
+def server(me: LocalIdentity = BERT) -> ServerHello:
     return ServerHello(me, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0)
 
 
@@ -160,7 +160,7 @@ def test_a_text_of_ten_kilobytes_is_refused(field: str) -> None:
         caller.proof(answer)
 
 
-def speaking(me: Self, *versions: int) -> Self:
+def speaking(me: LocalIdentity, *versions: int) -> LocalIdentity:
     return dataclasses.replace(me, versions=versions)
 
 
@@ -195,7 +195,7 @@ def test_a_caller_checks_the_version_by_itself() -> None:
 
 
 class _Careless(ServerHello):
-    def __init__(self, me: Self) -> None:
+    def __init__(self, me: LocalIdentity) -> None:
         super().__init__(
             me, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0
         )
@@ -247,7 +247,7 @@ def test_unknown_fields_of_either_side_are_left_alone() -> None:
 
 
 class _Newer(ClientHello):
-    def __init__(self, me: Self) -> None:
+    def __init__(self, me: LocalIdentity) -> None:
         super().__init__(
             me,
             purpose="gossip",

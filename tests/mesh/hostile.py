@@ -30,15 +30,15 @@ import trio
 from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import MeshError
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import HTTP, Peer, Self
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, parse_id
 from p2pmesh.models import gguf
 from p2pmesh.models.cards import Card, ModelDigest, card_of
 from p2pmesh.models.store import EMBEDDED
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state.bodies import (
+from p2pmesh.state.registers import (
     Caps,
-    Held,
+    HeldModel,
     Member,
     Served,
     held_pages,
@@ -47,7 +47,7 @@ from p2pmesh.state.bodies import (
 )
 from p2pmesh.transport.base import Channel
 from p2pmesh.transport.tls import TlsTransport
-from p2pmesh.wire.messages import Facts, encode_message
+from p2pmesh.wire.messages import Push, encode_message
 from p2pmesh.wire.records import seal
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING
 from tests.mesh.nodes import Node
@@ -227,9 +227,9 @@ def member(name: str, *addresses: Address) -> dict[str, Any]:
     return Member(name=name, addresses=addresses, version="0.1.0").to_wire()
 
 
-async def identity_in(node: Node, key: SigningKey | None = None) -> Self:
+async def identity_in(node: Node, key: SigningKey | None = None) -> LocalIdentity:
     """Somebody whom the mesh of `node` takes for a member."""
-    me = Self(key=key or SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
+    me = LocalIdentity(key=key or SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
     peer = await TlsTransport(lambda: me, []).introduce(parse_address(node.me["peer"]))
     return replace(me, mesh=peer.mesh, mesh_name=peer.mesh_name)
 
@@ -238,7 +238,7 @@ async def identity_in(node: Node, key: SigningKey | None = None) -> Self:
 class Attacker:
     """A node with a key of its own that was let into the mesh and speaks raw bytes on its links."""
 
-    me: Self
+    me: LocalIdentity
     target: Address
     new_each_time: bool = False
     links: int = 0
@@ -261,7 +261,7 @@ class Attacker:
                         self.links += 1
                         if not self.new_each_time:
                             mine = self.record(MEMBER, member("attacker"))
-                            await channel.send(encode_message(Facts(records=(mine,))))
+                            await channel.send(encode_message(Push(records=(mine,))))
                         await attack(channel)
                 except* MeshError:
                     self.refused += 1
@@ -299,7 +299,7 @@ class Liar:
 
     def __init__(
         self,
-        me: Self,
+        me: LocalIdentity,
         target: Address,
         registers: Mapping[str, Mapping[str, Any]],
         *,
@@ -386,12 +386,12 @@ def key_below(*nodes: Node) -> SigningKey:
 
 
 @functools.cache
-def demo() -> Held:
+def demo() -> HeldModel:
     """The embedded model, as an honest holder describes it."""
     content = EMBEDDED.read_bytes()
     card = card_of([gguf.scan(content, size_bytes=len(content))])
     digest = ModelDigest(hashlib.sha256(content).hexdigest())
-    return Held(digest=digest, stem=EMBEDDED.stem, card=card, demo=True)
+    return HeldModel(digest=digest, stem=EMBEDDED.stem, card=card, demo=True)
 
 
 def gives(budget_bytes: int) -> dict[str, dict[str, Any]]:
@@ -399,12 +399,12 @@ def gives(budget_bytes: int) -> dict[str, dict[str, Any]]:
     return {CAPS: Caps(budget_bytes=budget_bytes, engine="embedded", rpc="").to_wire()}
 
 
-def holds(*held: Held) -> dict[str, dict[str, Any]]:
+def holds(*held: HeldModel) -> dict[str, dict[str, Any]]:
     """The registers of a member that says that it has these files."""
     return {held_register(page): body for page, body in enumerate(held_pages(held))}
 
 
-def describes(**changes: Any) -> Held:
+def describes(**changes: Any) -> HeldModel:
     """The embedded model with some fields of its card falsified."""
     card: Card = replace(demo().card, **changes)
     return replace(demo(), card=card)

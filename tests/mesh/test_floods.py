@@ -18,12 +18,12 @@ import trio
 import trio.lowlevel
 
 from p2pmesh.identity.keys import MeshId, SigningKey
-from p2pmesh.state.bodies import Caps
-from p2pmesh.transport.barred import TROUBLE_BURST
+from p2pmesh.state.registers import Caps
+from p2pmesh.transport.banlist import TROUBLE_BURST
 from p2pmesh.transport.base import Channel, link_errors
 from p2pmesh.transport.channel import WebSocketChannel
 from p2pmesh.transport.tls import UNAUTHENTICATED_MAX
-from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Facts, encode_message
+from p2pmesh.wire.messages import MESSAGE_BYTES_MAX, Push, encode_message
 from p2pmesh.wire.registers import CAPS
 from tests.mesh.hostile import (
     ANSWER,
@@ -121,7 +121,7 @@ async def test_a_flood_of_forged_records_costs_its_neighbour_little(
     attacker.new_each_time = new_each_time
     records = forged(attacker.me.mesh, 1000)
     batches = [
-        encode_message(Facts(records=tuple(records[n : n + per_message])))
+        encode_message(Push(records=tuple(records[n : n + per_message])))
         for n in range(0, len(records), per_message)
     ]
     sent = 0

@@ -11,7 +11,7 @@ import trio
 
 from p2pmesh.identity.keys import NodeId, SigningKey, parse_id
 from p2pmesh.placement.rendezvous import rank
-from p2pmesh.state.bodies import Wanted, wants_to_wire
+from p2pmesh.state.registers import ModelRequest, wants_to_wire
 from p2pmesh.wire.registers import WANTS
 from tests.mesh.hostile import (
     ANSWER,
@@ -130,10 +130,10 @@ async def test_a_huge_model_that_nobody_wants_is_not_what_auto_means(pair: list[
 
 async def test_one_members_wishes_leave_the_embedded_model_running(pair: list[Node]) -> None:
     before = engines(pair)
-    wish = Wanted(
+    wish = ModelRequest(
         digest=demo().digest, stem=demo().stem, replicas=1024, priority=1000, context=1, slots=64
     )
-    missing = Wanted(
+    missing = ModelRequest(
         digest=type(demo().digest)("b" * 64),
         stem=demo().stem,
         replicas=1,

@@ -11,7 +11,7 @@ from p2pmesh.engine.build import install
 from tests.engine.samples import BUILT
 from tests.mesh.nodes import Node, end, start, wait_until
 from tests.mesh.test_failover import ANSWER, ask
-from tests.models.make import tiny_gguf
+from tests.models.builders import tiny_gguf
 
 
 def served(node: Node) -> dict[str, str]:

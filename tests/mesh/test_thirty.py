@@ -13,11 +13,11 @@ import trio
 from p2pmesh.config import Address
 from p2pmesh.gossip.events import Health
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import Self
+from p2pmesh.identity.hello import LocalIdentity
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state.bodies import Caps, Member
+from p2pmesh.state.registers import Caps, Member
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.registers import CAPS, MEMBER
 
@@ -47,7 +47,7 @@ class Running:
 async def start(number: int, seed: Address | None, nursery: trio.Nursery) -> Running:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     clock, key = SteadyClock(), SigningKey(secrets.token_bytes(32))
-    me = Self(key=key, instance=secrets.randbits(63), mesh=MESH, mesh_name="home")
+    me = LocalIdentity(key=key, instance=secrets.randbits(63), mesh=MESH, mesh_name="home")
     transport = TlsTransport(lambda: me, listeners, clock)
     core = Gossip(
         key=key,

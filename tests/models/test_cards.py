@@ -21,7 +21,7 @@ from p2pmesh.models.metadata import (
 )
 from p2pmesh.models.store import EMBEDDED
 from p2pmesh.wire.text import NAME_CHARACTERS_MAX, plain_text
-from tests.models.make import DEADLINE_MS, header_of, tiny_gguf
+from tests.models.builders import DEADLINE_MS, header_of, tiny_gguf
 
 RECORD_BYTES_MAX = 16 * 1024
 

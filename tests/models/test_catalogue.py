@@ -19,7 +19,7 @@ from p2pmesh.models.catalogue import (
     public_id,
     split_part,
 )
-from tests.models.make import DEADLINE_MS
+from tests.models.builders import DEADLINE_MS
 
 A = ModelDigest("a" * 64)
 B = ModelDigest("b" * 64)

@@ -25,7 +25,7 @@ from p2pmesh.models.gguf import (
     scan,
 )
 from p2pmesh.models.store import EMBEDDED
-from tests.models.make import (
+from tests.models.builders import (
     DEADLINE_MS,
     large_header,
     packed_file,

@@ -7,7 +7,7 @@ import pytest
 from p2pmesh.errors import ModelError
 from p2pmesh.models.gguf import Skipped, Value, ValueType
 from p2pmesh.models.metadata import Metadata
-from tests.models.make import header_of
+from tests.models.builders import header_of
 
 
 def facts(arch: str = "llama", **metadata: Value | None) -> Metadata:

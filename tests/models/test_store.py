@@ -15,7 +15,7 @@ from p2pmesh.errors import ConfigError, LocalError, ModelError
 from p2pmesh.home import Home
 from p2pmesh.models import store as module
 from p2pmesh.models.store import EMBEDDED, Store
-from tests.models.make import bad_files, split, tiny_gguf
+from tests.models.builders import bad_files, split, tiny_gguf
 
 EMBEDDED_SHA256 = "160557fb0c1ed0ec30647c15f420c410a2509af4c1ad2c5d240c25e2248a2f4f"
 

@@ -13,7 +13,7 @@ from p2pmesh.errors import ConfigError
 from p2pmesh.home import Home
 from p2pmesh.models import store as module
 from p2pmesh.models.store import EMBEDDED, ModelFile, Store
-from tests.models.make import bad_files, other_files, split, tiny_gguf
+from tests.models.builders import bad_files, other_files, split, tiny_gguf
 
 
 def stems(models: list[ModelFile]) -> list[str]:

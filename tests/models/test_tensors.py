@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.tensors import TensorInfo, check_layout, tensor_bytes, type_name
-from tests.models.make import DEADLINE_MS
+from tests.models.builders import DEADLINE_MS
 
 
 def row(name: str, offset: int, size_bytes: int) -> TensorInfo:

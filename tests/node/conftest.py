@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.hearsay import Hearsay, Parts, make_parts
+from tests.node.isolated_node import Hearsay, Parts, make_parts
 
 
 @pytest.fixture

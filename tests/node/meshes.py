@@ -13,13 +13,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import HTTP, Peer, Self
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state.bodies import Caps
+from p2pmesh.state.registers import Caps
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.wire.registers import MEMBER
-from tests.state.make import MESH, NOW, member
+from tests.state.builders import MESH, NOW, member
 
 DEADLINE_S = 1000.0  # on the tests' own clock: reached only by what would never end
 CAPS_BODY = Caps(budget_bytes=4 << 30, engine="embedded", rpc="").to_wire()
@@ -89,7 +89,7 @@ class Meshes:
         }
         arguments = {**defaults, **core}
         gossip = Gossip(key=key, mesh=MESH, **arguments)
-        me = Self(key=key, instance=arguments["instance"], mesh=MESH, mesh_name="home")
+        me = LocalIdentity(key=key, instance=arguments["instance"], mesh=MESH, mesh_name="home")
         address = Address("memory", number)
         epochs: list[int] = []
         mesh = Mesh(

@@ -9,8 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.models.parts import PartId
 from p2pmesh.node.engines import DRAIN_S, compute_threads
-from tests.node.hearsay import Parts, serving
-from tests.state.make import digest
+from tests.node.isolated_node import Parts, serving
+from tests.state.builders import digest
 
 DEMO = PartId(digest(0))
 

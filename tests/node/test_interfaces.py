@@ -13,7 +13,7 @@ import trio
 from p2pmesh.config import NAME_CHARS_MAX, Address
 from p2pmesh.node import interfaces
 from p2pmesh.node.interfaces import advertised, default_name, is_loopback, own_host
-from p2pmesh.state.bodies import ADDRESSES_MAX
+from p2pmesh.state.registers import ADDRESSES_MAX
 
 EVERYWHERE = Address("0.0.0.0", 9338)
 EVERYWHERE_V6 = Address("::", 9338)

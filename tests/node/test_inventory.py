@@ -17,11 +17,11 @@ from p2pmesh.models.store import EMBEDDED, ModelFile, Store
 from p2pmesh.node import inventory as module
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened, open_models
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.state import bodies
-from p2pmesh.state.bodies import Held, Wanted
-from tests.models.make import tiny_gguf
-from tests.node.hearsay import ME, Hearsay, model_file, wanted
-from tests.state.make import card, digest
+from p2pmesh.state import registers
+from p2pmesh.state.registers import HeldModel, ModelRequest
+from tests.models.builders import tiny_gguf
+from tests.node.isolated_node import ME, Hearsay, model_file, wanted
+from tests.state.builders import card, digest
 
 DEADLINE_S = 20.0  # the store works in threads and on a real disk
 
@@ -72,7 +72,7 @@ def test_what_the_user_names_is_opened_and_wanted(store: Store, home: Home) -> N
     assert opened.files.keys() == {DEMO, sha256(by_path), sha256(by_name)}
     assert opened.files[sha256(by_path)].parts == (by_path,)
     assert opened.wanted == (
-        Wanted(
+        ModelRequest(
             digest=sha256(by_path),
             stem="by-path",
             replicas=1,
@@ -80,7 +80,7 @@ def test_what_the_user_names_is_opened_and_wanted(store: Store, home: Home) -> N
             context=32768,
             slots=3,
         ),
-        Wanted(
+        ModelRequest(
             digest=sha256(by_name), stem="by-name", replicas=1, priority=0, context=4096, slots=3
         ),
     )
@@ -129,7 +129,7 @@ def test_a_model_that_cannot_be_used_is_an_error(
 # What the mesh is told
 
 
-def held_by(mesh: Mesh) -> dict[ModelDigest, Held]:
+def held_by(mesh: Mesh) -> dict[ModelDigest, HeldModel]:
     return dict(mesh.view.nodes[ME].held)
 
 
@@ -162,8 +162,8 @@ def many(count: int) -> dict[ModelDigest, ModelFile]:
 def pages(mesh: Mesh) -> list[int]:
     """Which pages of held models hold something."""
     found = []
-    for page in range(bodies.HELD_PAGES_MAX + 1):
-        record = mesh._core.document.get(ME, bodies.held_register(page))
+    for page in range(registers.HELD_PAGES_MAX + 1):
+        record = mesh._core.document.get(ME, registers.held_register(page))
         if record is not None and record.body:
             found.append(page)
     return found
@@ -232,7 +232,7 @@ class Searching:
     def describe(self, path: Path) -> ModelDigest:
         """Node 1 has this file, under a name of its own, and wants it served."""
         file = self.store.open(path)
-        known = Held(digest=sha256(path), stem="theirs", card=file.card)
+        known = HeldModel(digest=sha256(path), stem="theirs", card=file.card)
         self.hearsay.hold(1, known)
         self.hearsay.want(1, wanted(0, digest=known.digest, stem="theirs"))
         return known.digest

@@ -14,11 +14,11 @@ from p2pmesh.home import Home
 from p2pmesh.identity.hello import Peer, RefusedError
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, choose_mesh, what_answers
-from p2pmesh.node.keystore import MeshCard, load_mesh, save_mesh
+from p2pmesh.node.keystore import MeshInfo, load_mesh, save_mesh
 
 ANNA, BERT = Address("192.168.1.5", 9338), Address("kitchen-pc", 9338)
-EARLIER = MeshCard(id=MeshId(b"e" * 16), name="early-otter")
-THERE = MeshCard(id=MeshId(b"t" * 16), name="tidal-heron")
+EARLIER = MeshInfo(id=MeshId(b"e" * 16), name="early-otter")
+THERE = MeshInfo(id=MeshId(b"t" * 16), name="tidal-heron")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def home(tmp_path: Path) -> Home:
     return home
 
 
-def peer(mesh: MeshCard = THERE, *, clock_ahead_s: int = 0) -> Peer:
+def peer(mesh: MeshInfo = THERE, *, clock_ahead_s: int = 0) -> Peer:
     return Peer(
         node=NodeId(b"p" * 16),
         public=b"k" * 32,

@@ -22,7 +22,7 @@ from p2pmesh.errors import LocalError
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, show_id
 from p2pmesh.node.keystore import (
-    MeshCard,
+    MeshInfo,
     found_mesh,
     load_book,
     load_mesh,
@@ -35,7 +35,7 @@ from p2pmesh.state.document import EPOCH_AHEAD_S_MAX
 from p2pmesh.wire.codec import INT_MAX
 
 MESH = MeshId(b"m" * 16)
-CARD = MeshCard(id=MESH, name="quiet-otter")
+CARD = MeshInfo(id=MESH, name="quiet-otter")
 NODE = NodeId(b"n" * 16)
 BOOK = {
     NODE: (Address("192.168.1.5", 9338), Address("fd00::5", 9338)),
@@ -142,8 +142,8 @@ def test_a_mesh_is_remembered(home: Home) -> None:
 def test_a_name_that_steers_terminals_is_cleaned_when_it_is_read(
     home: Home, written: str, name: str
 ) -> None:
-    save_mesh(home, MeshCard(id=MESH, name=written))
-    assert load_mesh(home) == MeshCard(id=MESH, name=name)
+    save_mesh(home, MeshInfo(id=MESH, name=written))
+    assert load_mesh(home) == MeshInfo(id=MESH, name=name)
 
 
 def test_a_founded_mesh_has_its_key_here_and_is_remembered(home: Home) -> None:

@@ -14,7 +14,7 @@ from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh, PlanAgreement
 from p2pmesh.state.forks import HOLD_S
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.registers import CAPS, MEMBER
 from tests.node.meshes import (
     CAPS_BODY,
@@ -27,7 +27,7 @@ from tests.node.meshes import (
     peer_of,
     until,
 )
-from tests.state.make import KEYS, NOW, fork, member, record
+from tests.state.builders import KEYS, NOW, fork, member, record
 
 AGREED_S = 6.0  # a removal
 LEASE_S = 360.0  # by then the lease of a node that does not renew it has run out, grace and all
@@ -210,7 +210,7 @@ async def test_a_fork_takes_its_owner_out_and_all_are_told_when_that_ends(
         liar = await world.start(3, key=KEYS[2])
         await trio.sleep(SPREAD_S)
         lie = fork(2, "load", issued_at=int(clock()))
-        first.mesh.message_received(second.mesh.me, Facts(forks=(lie.raw,)))
+        first.mesh.message_received(second.mesh.me, Push(forks=(lie.raw,)))
         await wait_all_tasks_blocked()
         everybody = (first, second, liar)
         assert [one.mesh.dead for one in everybody] == [{liar.mesh.me}] * 3
@@ -263,7 +263,7 @@ async def test_a_forged_record_costs_the_sender_its_link_and_changes_nothing(
         before = first.mesh._core.document.fingerprint
         forged = bytearray(record(0, CAPS, epoch=NOW, body=CAPS_BODY).raw)
         forged[0] ^= 1
-        second.mesh._links.send(first.mesh.me, Facts(records=(bytes(forged),)))
+        second.mesh._links.send(first.mesh.me, Push(records=(bytes(forged),)))
         with structlog.testing.capture_logs() as logs:
             await wait_all_tasks_blocked()
         cut_off = next(entry for entry in logs if entry["event"] == "peer_cut_off")

@@ -14,7 +14,7 @@ from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import CLOCKS_WAIT_S, JUST_STARTED_S, SETTLE_MAX_S
 from p2pmesh.wire.registers import CAPS
 from tests.node.meshes import CAPS_BODY, SPREAD_S, budget, clock, meshes, peer_of
-from tests.state.make import NOW
+from tests.state.builders import NOW
 
 # Settling
 

@@ -12,11 +12,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pmesh.gossip.events import Health
 from p2pmesh.gossip.overlay import Overlay
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state.bodies import Caps
+from p2pmesh.state.registers import Caps
 from p2pmesh.transport.base import SEND_TIMEOUT_S
 from p2pmesh.wire.registers import CAPS, MEMBER
 from tests.node.meshes import Meshes, Started, meshes
-from tests.state.make import NOW, member
+from tests.state.builders import NOW, member
 
 COUNT = 20
 JOIN_S = 15.0

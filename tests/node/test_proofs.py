@@ -8,7 +8,7 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.node.proofs import ANSWER_S, RETRY_S, Proofs, ask_replica
-from tests.state.make import NODES, digest
+from tests.state.builders import NODES, digest
 
 REPLICA = ReplicaKey(NODES[1], PartId(digest(1)))
 OTHER = ReplicaKey(NODES[1], PartId(digest(2)))

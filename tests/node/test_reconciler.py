@@ -12,8 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.engine import supervisor as supervisor_module
 from p2pmesh.engine.find import Engine
+from p2pmesh.gossip.catch_up import ALONE_AFTER_S
 from p2pmesh.gossip.core import PAUSE_S
-from p2pmesh.gossip.settling import ALONE_AFTER_S
 from p2pmesh.home import Home
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, ReplicaKey
@@ -25,9 +25,9 @@ from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
-from tests.models.make import tiny_gguf
-from tests.node.hearsay import GIB, ME, SLOTS, Hearsay, Parts, make_parts, serving, wanted
-from tests.state.make import NODES, card, digest, held, member
+from tests.models.builders import tiny_gguf
+from tests.node.isolated_node import GIB, ME, SLOTS, Hearsay, Parts, make_parts, serving, wanted
+from tests.state.builders import NODES, card, digest, held, member
 
 DEMO, ALPHA = digest(0), digest(1)
 STEP_S = 0.5  # longer than a look at the requests in flight

@@ -29,15 +29,15 @@ from p2pmesh.home import Home
 from p2pmesh.identity.keys import parse_id
 from p2pmesh.node import joining
 from p2pmesh.node import run as module
-from p2pmesh.node.keystore import MeshCard, load_book
+from p2pmesh.node.keystore import MeshInfo, load_book
 from p2pmesh.node.run import Node, run
-from p2pmesh.node.snapshot import Status
+from p2pmesh.node.status import NodeStatus
 from p2pmesh.placement.resources import Memory
 from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED
-from tests.models.make import tiny_gguf
-from tests.node.hearsay import Hearsay
-from tests.state.make import MESH, NODES, member
+from tests.models.builders import tiny_gguf
+from tests.node.isolated_node import Hearsay
+from tests.state.builders import MESH, NODES, member
 
 DEADLINE_S = 30.0
 GIB = 2**30
@@ -51,7 +51,7 @@ class Ui:
     """What a start said, in order."""
 
     said: list[tuple[str, Any]] = field(default_factory=list)
-    status: Status | None = None
+    status: NodeStatus | None = None
     listened: trio.Event = field(default_factory=trio.Event)
     is_ready: trio.Event = field(default_factory=trio.Event)
 
@@ -61,12 +61,12 @@ class Ui:
     def note(self, sentence: str) -> None:
         self.said.append(("note", sentence))
 
-    def listening(self, status: Status) -> None:
+    def listening(self, status: NodeStatus) -> None:
         self.said.append(("listening", status.ready_line()))
         self.status = status
         self.listened.set()
 
-    def ready(self, status: Status) -> None:
+    def ready(self, status: NodeStatus) -> None:
         self.said.append(("ready", status.ready_line()))
         self.is_ready.set()
 
@@ -106,7 +106,7 @@ def found_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, ui: Ui | None = None) -> AsyncIterator[tuple[Ui, Status]]:
+async def running(settings: Settings, ui: Ui | None = None) -> AsyncIterator[tuple[Ui, NodeStatus]]:
     """A node that listens; it has ended when the block is left, by itself or in order."""
     ui = ui or Ui()
     with trio.fail_after(DEADLINE_S):
@@ -395,7 +395,7 @@ async def test_the_address_book_follows_the_mesh(
 ) -> None:
     hearsay = Hearsay()
     node = Node(settings, home, Ui())
-    card = MeshCard(id=MESH, name="home")
+    card = MeshInfo(id=MESH, name="home")
     where = (Address("10.0.0.1", 9338),)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node._keep_book, hearsay.mesh, card)

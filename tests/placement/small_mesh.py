@@ -13,10 +13,16 @@ from random import Random
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, ReplicaKey
-from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+)
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
-from tests.placement.worlds import GIB, MODELS, NODES
+from tests.placement.placement_strategies import GIB, MODELS, NODES
 
 Signed = tuple[Resident, ...]
 
@@ -44,7 +50,7 @@ class SmallMesh:
             )
             for digest, need in self.needs.items()
         )
-        self.wants: tuple[Want, ...] = ()
+        self.wants: tuple[PlacementRequest, ...] = ()
         self.running: dict[NodeId, dict[PartId, str]] = {n: {} for n in NODES}
         self.signed: dict[NodeId, list[Signed]] = {n: [()] for n in NODES}
         self.known = {n: dict.fromkeys(NODES, 0) for n in NODES}
@@ -57,7 +63,7 @@ class SmallMesh:
     def change_wants(self) -> None:
         rng = self.rng
         self.wants = tuple(
-            Want(
+            PlacementRequest(
                 owner=rng.choice(NODES),
                 digest=digest,
                 replicas=rng.randint(1, 3),
@@ -105,13 +111,13 @@ class SmallMesh:
         states = [state for models in self.running.values() for state in models.values()]
         return set(states) <= {"ready"} and not any(self.todo(n) for n in self.budgets)
 
-    def facts(self, reader: NodeId | None = None) -> Facts:
+    def facts(self, reader: NodeId | None = None) -> PlacementInputs:
         """What `reader` knows; the whole truth for None."""
         heard: Iterable[Signed] = (
             self.signed[n][self.known[reader][n] if reader and self.stale and n != reader else -1]
             for n in self.budgets
         )
-        return Facts(
+        return PlacementInputs(
             nodes=tuple(NodeFacts(node=n, budget_bytes=b) for n, b in self.budgets.items()),
             models=self.models,
             wants=self.wants,

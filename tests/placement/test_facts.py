@@ -9,27 +9,27 @@ from hypothesis import strategies as st
 
 from p2pmesh.placement.facts import (
     FORMAT,
-    Facts,
     ModelFacts,
     NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
     Resident,
-    Want,
     facts_digest,
 )
 from p2pmesh.wire.codec import decode
-from tests.placement.worlds import GIB, any_facts, facts_of, model, node
+from tests.placement.placement_strategies import GIB, any_facts, facts_of, model, node
 
 Part = TypeVar("Part")
 
 
 @given(any_facts, st.integers(0, 2**32))
-def test_neither_order_nor_repetition_matters(facts: Facts, seed: int) -> None:
+def test_neither_order_nor_repetition_matters(facts: PlacementInputs, seed: int) -> None:
     rng = Random(seed)
 
     def shuffled(parts: tuple[Part, ...]) -> tuple[Part, ...]:
         return tuple(rng.sample(parts * 2, 2 * len(parts)))
 
-    again = Facts(
+    again = PlacementInputs(
         nodes=shuffled(facts.nodes),
         models=shuffled(tuple(replace(m, holders=shuffled(m.holders)) for m in facts.models)),
         wants=shuffled(facts.wants),
@@ -41,13 +41,13 @@ def test_neither_order_nor_repetition_matters(facts: Facts, seed: int) -> None:
 
 
 @given(any_facts, any_facts)
-def test_different_facts_have_different_bytes(one: Facts, other: Facts) -> None:
+def test_different_facts_have_different_bytes(one: PlacementInputs, other: PlacementInputs) -> None:
     assert (one == other) == (one.encode() == other.encode())
     assert (one == other) == (facts_digest(one) == facts_digest(other))
 
 
 @given(any_facts)
-def test_the_bytes_are_canonical(facts: Facts) -> None:
+def test_the_bytes_are_canonical(facts: PlacementInputs) -> None:
     assert decode(facts.encode(), bytes_max=1 << 20)[0] == FORMAT
 
 
@@ -56,7 +56,7 @@ def test_every_field_reaches_the_digest() -> None:
     base = facts_of(
         {a: GIB},
         [ModelFacts(digest=model("m"), need_bytes=1, holders=(a,))],
-        [Want(owner=a, digest=model("m"))],
+        [PlacementRequest(owner=a, digest=model("m"))],
         [Resident(node=a, digest=model("m"), state="loading")],
     )
     part, described, want, resident = (
@@ -93,7 +93,7 @@ def test_a_holder_that_says_what_all_say_is_no_exception() -> None:
 
 def test_of_two_claims_the_larger_stands() -> None:
     a = node("a")
-    facts = Facts(
+    facts = PlacementInputs(
         nodes=(NodeFacts(node=a, budget_bytes=3), NodeFacts(node=a, budget_bytes=5)),
         residents=(
             Resident(node=a, digest=model("m"), state="ready"),

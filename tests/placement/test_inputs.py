@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from p2pmesh.models.cards import need_bytes
-from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+)
 from p2pmesh.placement.inputs import (
     CONTEXT_DEFAULT_MAX,
     CONTEXT_MIN,
@@ -17,28 +23,28 @@ from p2pmesh.placement.inputs import (
     launch_context,
     launch_slots,
 )
-from p2pmesh.state.bodies import (
+from p2pmesh.state.document import Document
+from p2pmesh.state.registers import (
     Caps,
-    Held,
+    HeldModel,
+    ModelRequest,
     Served,
-    Wanted,
     held_pages,
     held_register,
     serves_to_wire,
     wants_to_wire,
 )
-from p2pmesh.state.document import Document
 from p2pmesh.state.views import MeshReader, MeshView, read
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
-from tests.state.make import MESH, NODES, NOW, card, digest, held, member, record
+from tests.state.builders import MESH, NODES, NOW, card, digest, held, member, record
 
 A, B, C = NODES[:3]
 ALPHA, BETA = digest(1), digest(2)
 GIB = 2**30
 
 
-def wanted(model: int = 1, **changes: object) -> Wanted:
-    one = Wanted(
+def wanted(model: int = 1, **changes: object) -> ModelRequest:
+    one = ModelRequest(
         digest=digest(model), stem=f"model-{model}", replicas=1, priority=0, context=0, slots=0
     )
     return replace(one, **changes)  # type: ignore[arg-type]  # the tests name fields of it
@@ -64,9 +70,9 @@ class World:
         owner: int,
         *,
         budget_bytes: int | None = GIB,
-        holds: Iterable[Held] = (),
+        holds: Iterable[HeldModel] = (),
         serves: Iterable[Served] = (),
-        wants: Iterable[Wanted] = (),
+        wants: Iterable[ModelRequest] = (),
         left: bool = False,
     ) -> None:
         self.say(owner, MEMBER, member(f"node-{owner}", left=left).to_wire())
@@ -142,7 +148,7 @@ def test_everything_that_is_said_becomes_facts() -> None:
         serves=[Served(digest=ALPHA, state="loading", detail="30 %")],
         wants=[wanted(replicas=2, priority=1, context=1024, slots=4)],
     )
-    assert facts_of(world.view(), ()) == Facts(
+    assert facts_of(world.view(), ()) == PlacementInputs(
         nodes=(NodeFacts(node=A, budget_bytes=2 * GIB), NodeFacts(node=B, budget_bytes=GIB)),
         models=(
             ModelFacts(digest=ALPHA, need_bytes=need_bytes(card(), context=1024), holders=(A, B)),
@@ -153,7 +159,7 @@ def test_everything_that_is_said_becomes_facts() -> None:
                 fallback=True,
             ),
         ),
-        wants=(Want(owner=B, digest=ALPHA, replicas=1, priority=0),),
+        wants=(PlacementRequest(owner=B, digest=ALPHA, replicas=1, priority=0),),
         residents=(
             Resident(node=A, digest=ALPHA, state="ready"),
             Resident(node=B, digest=ALPHA, state="loading"),
@@ -173,7 +179,7 @@ def test_dead_nodes_are_left_out_of_all_but_their_wishes() -> None:
     facts = facts_of(world.view(), {B})
     assert [part.node for part in facts.nodes] == [A]
     assert {model.digest: model.holders for model in facts.models} == {ALPHA: (A,)}
-    assert facts.wants == (Want(owner=B, digest=ALPHA),)
+    assert facts.wants == (PlacementRequest(owner=B, digest=ALPHA),)
     assert [part.node for part in facts.residents] == [A]
 
 
@@ -250,13 +256,13 @@ def test_what_did_not_change_is_not_made_anew() -> None:
     assert after == facts_of(world.view(), ()) != before
     same = {id(part) for part in (*before.nodes, *before.models, *before.wants)}
     made = [part for part in (*after.nodes, *after.models, *after.wants) if id(part) not in same]
-    assert {type(part).__name__ for part in made} == {"NodeFacts", "ModelFacts", "Want"}
+    assert {type(part).__name__ for part in made} == {"NodeFacts", "ModelFacts", "PlacementRequest"}
     assert len(made) == 1 + 2 + 1, "its budget, its models, and who wants those"
     assert inputs.read(reader.view, {C}) == facts_of(world.view(), {C})
 
 
 def test_equal_records_make_equal_facts_in_whatever_order_they_came() -> None:
-    def facts(owners: Iterable[int]) -> Facts:
+    def facts(owners: Iterable[int]) -> PlacementInputs:
         world = World()
         for owner in owners:
             world.node(owner, holds=[held(1), held(2)], wants=[wanted(priority=owner)])

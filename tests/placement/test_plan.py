@@ -9,10 +9,17 @@ from hypothesis import strategies as st
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId
-from p2pmesh.placement.facts import Facts, ModelFacts, NodeFacts, Resident, Want, facts_digest
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+    facts_digest,
+)
 from p2pmesh.placement.plan import Assignment, Plan, Reason, explain, plan
 from p2pmesh.placement.rendezvous import rank
-from tests.placement.worlds import (
+from tests.placement.placement_strategies import (
     GIB,
     MIB,
     STATES,
@@ -38,8 +45,10 @@ def described(digest: ModelDigest, need_bytes: int, *holders: NodeId) -> ModelFa
     return ModelFacts(digest=digest, need_bytes=need_bytes, holders=holders)
 
 
-def want(digest: ModelDigest, replicas: int = 1, priority: int = 0, owner: NodeId = A) -> Want:
-    return Want(owner=owner, digest=digest, replicas=replicas, priority=priority)
+def want(
+    digest: ModelDigest, replicas: int = 1, priority: int = 0, owner: NodeId = A
+) -> PlacementRequest:
+    return PlacementRequest(owner=owner, digest=digest, replicas=replicas, priority=priority)
 
 
 def ready(where: NodeId, digest: ModelDigest) -> Resident:
@@ -55,7 +64,9 @@ def loading(where: NodeId, digest: ModelDigest) -> Resident:
 
 @settings(max_examples=400)
 @given(any_facts, st.data())
-def test_any_part_of_a_plan_leads_to_the_same_plan(facts: Facts, data: st.DataObject) -> None:
+def test_any_part_of_a_plan_leads_to_the_same_plan(
+    facts: PlacementInputs, data: st.DataObject
+) -> None:
     wanted = plan(facts)
     starts, stops = actions_of(wanted, facts)
     started = {
@@ -71,7 +82,7 @@ def test_any_part_of_a_plan_leads_to_the_same_plan(facts: Facts, data: st.DataOb
 
 @settings(max_examples=400)
 @given(any_facts)
-def test_a_plan_fits_and_gives_what_is_wanted(facts: Facts) -> None:
+def test_a_plan_fits_and_gives_what_is_wanted(facts: PlacementInputs) -> None:
     result = plan(facts)
     budgets = {part.node: part.budget_bytes for part in facts.nodes}
     models = {part.digest: part for part in facts.models}
@@ -92,7 +103,7 @@ def test_a_plan_fits_and_gives_what_is_wanted(facts: Facts) -> None:
 
 @settings(max_examples=400)
 @given(any_facts)
-def test_a_place_is_left_empty_only_for_the_reason_given(facts: Facts) -> None:
+def test_a_place_is_left_empty_only_for_the_reason_given(facts: PlacementInputs) -> None:
     result = plan(facts)
     budgets = {part.node: part.budget_bytes for part in facts.nodes}
     rows = result.assignments
@@ -121,7 +132,9 @@ def test_a_place_is_left_empty_only_for_the_reason_given(facts: Facts) -> None:
 
 
 @given(any_facts)
-def test_facts_without_running_copies_still_give_one_digest_per_plan(facts: Facts) -> None:
+def test_facts_without_running_copies_still_give_one_digest_per_plan(
+    facts: PlacementInputs,
+) -> None:
     result = plan(facts)
     assert result.digest == plan(replace(facts)).digest
     assert len({a.fingerprint() for a in result.assignments}) == len(result.assignments)
@@ -129,7 +142,9 @@ def test_facts_without_running_copies_still_give_one_digest_per_plan(facts: Fact
 
 @settings(max_examples=200)
 @given(any_facts, st.data())
-def test_a_node_that_goes_moves_only_what_it_had(facts: Facts, data: st.DataObject) -> None:
+def test_a_node_that_goes_moves_only_what_it_had(
+    facts: PlacementInputs, data: st.DataObject
+) -> None:
     """With room for everything, the loss of one node changes the places on no other."""
     roomy = replace(
         facts, nodes=tuple(replace(part, budget_bytes=100 * GIB) for part in facts.nodes)
@@ -255,7 +270,7 @@ def test_a_running_copy_of_a_model_that_nobody_describes_stays() -> None:
 # The embedded model.
 
 
-def demo(*wants: Want, holders: tuple[NodeId, ...] = (A, B)) -> Plan:
+def demo(*wants: PlacementRequest, holders: tuple[NodeId, ...] = (A, B)) -> Plan:
     models = [
         ModelFacts(digest=DEMO, need_bytes=MIB, holders=holders, fallback=True),
         described(SMALL, GIB, A),
@@ -277,7 +292,7 @@ def test_the_fallback_runs_while_nobody_wants_another() -> None:
 @pytest.mark.parametrize(
     "wish", [want(BIG), want(model("nobody has it"))], ids=["too large", "no file"]
 )
-def test_the_fallback_runs_while_nothing_that_is_wanted_can(wish: Want) -> None:
+def test_the_fallback_runs_while_nothing_that_is_wanted_can(wish: PlacementRequest) -> None:
     models = [
         ModelFacts(digest=DEMO, need_bytes=MIB, holders=(A, B), fallback=True),
         described(BIG, 9 * GIB, A),
@@ -377,11 +392,11 @@ GOLDEN_FINGERPRINTS = (
 GOLDEN_REASONS = {Reason.LITTLE_ROOM, Reason.PLACED, Reason.STANDBY, Reason.TOO_LARGE}
 
 
-def golden_facts() -> Facts:
+def golden_facts() -> PlacementInputs:
     """A mixed world in which every rule has something to do."""
     nodes = [node(f"golden {number}") for number in range(12)]
     models = [model(f"golden {number}") for number in range(9)]
-    return Facts(
+    return PlacementInputs(
         nodes=tuple(
             NodeFacts(node=n, budget_bytes=(8 << (number % 4)) * GIB - number)
             for number, n in enumerate(nodes[:11])
@@ -397,7 +412,7 @@ def golden_facts() -> Facts:
             for number, digest in enumerate(models)
         ),
         wants=tuple(
-            Want(
+            PlacementRequest(
                 owner=nodes[number * 7 % 12],
                 digest=models[number % 8],
                 replicas=number % 4,
@@ -423,4 +438,4 @@ def test_golden_vectors() -> None:
     assert facts_digest(facts).hex() == GOLDEN_FACTS
     assert result.digest.hex() == GOLDEN_PLAN
     assert b"".join(a.fingerprint() for a in result.assignments).hex() == GOLDEN_FINGERPRINTS
-    assert plan(Facts()).digest.hex() == GOLDEN_EMPTY
+    assert plan(PlacementInputs()).digest.hex() == GOLDEN_EMPTY

@@ -9,17 +9,23 @@ from hypothesis import strategies as st
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, ReplicaKey
-from p2pmesh.placement.facts import Facts, ModelFacts, Resident, ResidentState, Want
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+    ResidentState,
+)
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Action, Check, Start, Stop, StopReason, reconcile
+from tests.placement.placement_strategies import GIB, any_facts, facts_of, model, node
 from tests.placement.small_mesh import SmallMesh
-from tests.placement.worlds import GIB, any_facts, facts_of, model, node
 
 A, B, C = sorted(node(name) for name in "abc")
 HIGH, LOW = model("high"), model("low")
 
 
-def actions(me: NodeId, facts: Facts, **running: str) -> tuple[Action, ...]:
+def actions(me: NodeId, facts: PlacementInputs, **running: str) -> tuple[Action, ...]:
     """What a node does that others have proved all they say."""
     states = {PartId(model(name)): state for name, state in running.items()}
     proven = {ReplicaKey(one.node, one.part) for one in facts.residents}
@@ -31,7 +37,7 @@ def world(
     wants: dict[ModelDigest, tuple[int, int]],
     *residents: tuple[NodeId, ModelDigest, ResidentState],
     need_bytes: int = 2 * GIB,
-) -> Facts:
+) -> PlacementInputs:
     """Nodes by budget, wants as (copies, priority); everybody holds both models."""
     return facts_of(
         nodes,
@@ -39,7 +45,10 @@ def world(
             ModelFacts(digest=digest, need_bytes=need_bytes, holders=tuple(nodes))
             for digest in (HIGH, LOW)
         ],
-        [Want(owner=A, digest=d, replicas=r, priority=p) for d, (r, p) in wants.items()],
+        [
+            PlacementRequest(owner=A, digest=d, replicas=r, priority=p)
+            for d, (r, p) in wants.items()
+        ],
         [Resident(node=n, digest=d, state=state) for n, d, state in residents],
     )
 
@@ -136,12 +145,12 @@ def test_what_a_copy_takes_here_is_what_this_node_says_itself() -> None:
     mine = ModelFacts(
         digest=LOW, need_bytes=2**62, holders=(A, B), own_needs=((A, 2 * GIB), (B, 2**62))
     )
-    facts = facts_of({A: 4 * GIB, B: 2**63}, [mine], [Want(owner=B, digest=LOW)])
+    facts = facts_of({A: 4 * GIB, B: 2**63}, [mine], [PlacementRequest(owner=B, digest=LOW)])
     running = {PartId(LOW): "ready"}
     resident = facts_of(
         {A: 4 * GIB, B: 2**63},
         [mine],
-        [Want(owner=B, digest=LOW)],
+        [PlacementRequest(owner=B, digest=LOW)],
         [Resident(node=A, digest=LOW, state="ready")],
     )
     assert plan(resident).on(A) == (PartId(LOW),)
@@ -191,7 +200,7 @@ def test_a_node_that_does_not_count_as_live_changes_nothing() -> None:
 
 
 @given(any_facts)
-def test_actions_do_not_depend_on_the_order_of_processes(facts: Facts) -> None:
+def test_actions_do_not_depend_on_the_order_of_processes(facts: PlacementInputs) -> None:
     result = plan(facts)
     for part in facts.nodes:
         mine: dict[PartId, str] = {

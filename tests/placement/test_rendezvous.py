@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.placement.rendezvous import WEIGHT_MAX, draw, neg_log2, rank
-from tests.placement.worlds import model, node
+from tests.placement.placement_strategies import model, node
 
 KNOWN_DRAWS = [
     0xD95C220AD9911536,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from simulations.convergence import unsettled
 from simulations.faults import Stage
-from simulations.gaps import unsettled
 from simulations.node import Handled
 from simulations.world import World
 

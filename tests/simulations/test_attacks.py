@@ -1,9 +1,17 @@
 from __future__ import annotations
 
 from p2pmesh.gossip.events import Received
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.registers import ACCUSED
-from simulations.attacks import ATTACKS, HOUR_S, accuse, equivocate, exhume, hoard, replay
+from simulations.attacks import (
+    ATTACKS,
+    HOUR_S,
+    accuse,
+    equivocate,
+    exceed_quota,
+    replay,
+    replay_expired,
+)
 from simulations.faults import Stage
 from simulations.machine import START_S
 from tests.simulations.meshes import Steps, staged
@@ -20,13 +28,20 @@ def heard(stage: Stage) -> list[bytes]:
         raw
         for step in steps.seen
         if isinstance(step.event, Received) and step.event.node == liar.id
-        if isinstance(step.event.message, Facts) and not step.event.message.asked
+        if isinstance(step.event.message, Push) and not step.event.message.asked
         for raw in step.event.message.records
     ]
 
 
 def test_every_attack_has_its_name() -> None:
-    assert set(ATTACKS) == {"replay", "exhume", "forge", "equivocate", "hoard", "accuse"}
+    assert set(ATTACKS) == {
+        "replay",
+        "replay_expired",
+        "forge",
+        "equivocate",
+        "exceed_quota",
+        "accuse",
+    }
 
 
 def test_what_was_said_is_said_again() -> None:
@@ -38,7 +53,7 @@ def test_what_was_said_is_said_again() -> None:
 
 def test_what_was_said_hours_ago_is_said_again_with_a_good_signature() -> None:
     stage = staged(hostile=1)
-    exhume(stage, hours=3)
+    replay_expired(stage, hours=3)
     check = stage.world.memory.shared.check
     old = [check.parse(raw) for raw in heard(stage)]
     old = [record for record in old if record.issued_at == START_S - 3 * HOUR_S]
@@ -58,9 +73,9 @@ def test_two_values_are_told_and_the_world_knows() -> None:
         assert node.core.document.forks(stage.world.nodes[3].id)
 
 
-def test_a_hoard_is_signed_in_many_pages() -> None:
+def test_an_excess_is_signed_in_many_pages() -> None:
     stage = staged(hostile=1)
-    hoard(stage, count=5, size_bytes=100)
+    exceed_quota(stage, count=5, size_bytes=100)
     assert stage.world.signed <= set(heard(stage))
     assert len(stage.world.signed) == 5
 

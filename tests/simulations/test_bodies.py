@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from p2pmesh.state.bodies import Caps, held_from_wire, wants_from_wire
+from p2pmesh.state.registers import Caps, held_from_wire, wants_from_wire
 from p2pmesh.wire.registers import CAPS, WANTS
 from simulations.bodies import GIB, bodies_of, caps
 

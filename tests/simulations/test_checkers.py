@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from p2pmesh.gossip.events import PersistEpoch, Send, SetTimer
-from p2pmesh.wire.messages import Facts
+from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import Record, seal
 from p2pmesh.wire.registers import CAPS
 from simulations.bodies import caps
@@ -73,7 +73,7 @@ def test_records_that_go_out_are_checked(changes: dict[str, Any], complaint: str
     node = world.nodes[0]
     if "instance" in changes:
         changes["instance"] = node.instance
-    facts = Facts(records=(signed(node, **changes).raw,))
+    facts = Push(records=(signed(node, **changes).raw,))
     with pytest.raises(ViolationError, match=complaint):
         safety.handled(step(node, Send(node=world.nodes[1].id, message=facts)))
 
@@ -81,7 +81,7 @@ def test_records_that_go_out_are_checked(changes: dict[str, Any], complaint: str
 def test_a_record_that_nobody_signed_is_not_passed_on() -> None:
     world, safety = watched()
     raw = signed(world.nodes[1]).raw
-    facts = Facts(records=(bytes(64) + raw[64:],))
+    facts = Push(records=(bytes(64) + raw[64:],))
     with pytest.raises(ViolationError, match="nobody signed"):
         safety.handled(step(world.nodes[0], Send(node=world.nodes[2].id, message=facts)))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from simulations.convergence import unsettled
 from simulations.faults import (
     FAULTS,
     clock,
@@ -21,7 +22,6 @@ from simulations.faults import (
     suspend,
     twin,
 )
-from simulations.gaps import unsettled
 from tests.simulations.meshes import staged
 
 

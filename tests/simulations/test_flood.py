@@ -7,7 +7,7 @@ import time
 from p2pmesh.gossip.events import Disconnect, LinkUp, Received
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.wire.messages import PIECES_MAX, Facts
+from p2pmesh.wire.messages import PIECES_MAX, Push
 from p2pmesh.wire.records import seal
 from simulations.bodies import caps
 from simulations.machine import START_S
@@ -18,7 +18,7 @@ SHARE = 0.1  # of a core, at most
 FLOODER = NodeId(key_of(0, 1).id)
 
 
-def forged(count: int) -> list[Facts]:
+def forged(count: int) -> list[Push]:
     """Records that look new and that nobody signed, one in each message."""
     key = key_of(0, 1)
     raws = []
@@ -35,7 +35,7 @@ def forged(count: int) -> list[Facts]:
             body=caps(1).body or {},
         )
         raws.append(bytes(64) + record.raw[64:])
-    return [Facts(records=(raw,)) for raw in raws]
+    return [Push(records=(raw,)) for raw in raws]
 
 
 def core() -> Gossip:
@@ -69,7 +69,7 @@ def test_the_rest_of_a_message_is_not_looked_at() -> None:
     raws = tuple(facts.records[0] for facts in forged(PIECES_MAX))
     node = core()
     began = time.process_time()
-    outs = node.handle(Received(node=FLOODER, message=Facts(records=raws)), START_S)
+    outs = node.handle(Received(node=FLOODER, message=Push(records=raws)), START_S)
     took_s = time.process_time() - began
     assert any(isinstance(out, Disconnect) for out in outs)
     assert took_s < SHARE / 10

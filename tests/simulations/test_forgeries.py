@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from p2pmesh.errors import PeerError
-from p2pmesh.wire.messages import Facts, decode_message
+from p2pmesh.wire.messages import Push, decode_message
 from simulations.forgeries import FORGERIES, sealed
 from simulations.node import Node
 from tests.simulations.meshes import staged
@@ -36,7 +36,7 @@ def test_forged_records_have_bad_signatures_or_keys(name: str) -> None:
     stage = staged(hostile=1)
     check = stage.world.memory.shared.check
     said = FORGERIES[name](stage, stage.world.nodes[3])
-    assert isinstance(said, Facts)
+    assert isinstance(said, Push)
     for raw in said.records:
         try:
             assert not check.verify(check.parse(raw))

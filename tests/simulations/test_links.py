@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from p2pmesh.gossip.events import LinkUp
-from p2pmesh.transport.barred import BAR_FIRST_S
+from p2pmesh.transport.banlist import BAR_FIRST_S
 from tests.simulations.meshes import Steps, settled
 
 

@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 
 from p2pmesh.gossip.events import Event, TimerFired
-from p2pmesh.state.bodies import Member
+from p2pmesh.state.registers import Member
 from p2pmesh.wire.registers import MEMBER
+from simulations.convergence import unsettled
 from simulations.faults import Stage, crash, roam, twin
-from simulations.gaps import unsettled
 from simulations.machine import START_S
 from simulations.node import Disk, Handled, Node
 from simulations.world import World

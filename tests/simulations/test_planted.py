@@ -9,29 +9,29 @@ from typing import Any
 
 import pytest
 
-from p2pmesh.gossip import charges
-from p2pmesh.gossip.author import Author
-from p2pmesh.gossip.charges import Charges
+from p2pmesh.gossip import removal
+from p2pmesh.gossip.antientropy import AntiEntropy
 from p2pmesh.gossip.core import Core
 from p2pmesh.gossip.events import PersistEpoch, SetTimer, StateChanged, TwinFound
-from p2pmesh.gossip.intake import Intake
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.gossip.overlay import RINGS
+from p2pmesh.gossip.publisher import Publisher
 from p2pmesh.gossip.ranges import Reply
+from p2pmesh.gossip.receive import Receiver
+from p2pmesh.gossip.removal import Removal
 from p2pmesh.gossip.suspicion import Suspicion
-from p2pmesh.gossip.sync import Sync
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.placement.facts import Facts
+from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import facts_of
-from p2pmesh.state import document, held, outcome
+from p2pmesh.state import document, outcome, owner_records
 from p2pmesh.state.document import Document, MergeOutcome, MergeResult
 from p2pmesh.state.fingerprint import Fingerprint
-from p2pmesh.state.held import Held
+from p2pmesh.state.owner_records import OwnerRecords
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
-from simulations import checkers, memory
+from simulations import cache, checkers
+from simulations.runner import play
 from simulations.scenario import Scenario, Step, load
-from simulations.trial import play
 
 SEEDS = range(1, 201)
 QUICK = 5  # seeds within which the quick tier expects each of them
@@ -78,7 +78,7 @@ def dropping() -> Scenario:
 def old_pages() -> Scenario:
     """A hostile owner's pages are void once it has a new epoch, and come again."""
     steps = (
-        once("hoard", 12, count=10, size_bytes=10),
+        once("exceed_quota", 12, count=10, size_bytes=10),
         Step(fault="equivocate", every_s=5),
         Step(fault="replay", every_s=1, arguments={"oldest": False, "count": 50}),
     )
@@ -92,7 +92,7 @@ def forging(kind: str) -> Scenario:
 
 def hoarding() -> Scenario:
     """More than an owner may have, in the burst that others take."""
-    return short("attack", steps=(once("hoard", 15, count=20, size_bytes=15_000),))
+    return short("attack", steps=(once("exceed_quota", 15, count=20, size_bytes=15_000),))
 
 
 def one_liar() -> Scenario:
@@ -120,7 +120,7 @@ def halved() -> Scenario:
 
 
 def older_wins(patch: pytest.MonkeyPatch) -> None:
-    def careless(record: Record, held: Held, *arguments: Any) -> MergeOutcome:
+    def careless(record: Record, held: OwnerRecords, *arguments: Any) -> MergeOutcome:
         mine = held.records.get(record.register)
         older = mine is not None and record.version < mine.version
         return MergeOutcome.NEWS if older else outcome.judge(record, held, *arguments)
@@ -130,12 +130,12 @@ def older_wins(patch: pytest.MonkeyPatch) -> None:
 
 
 def expired_records_live_on(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(held, "EXPIRY_GRACE_S", 10**6)
+    patch.setattr(owner_records, "EXPIRY_GRACE_S", 10**6)
     patch.setattr(outcome, "EXPIRY_GRACE_S", 10**6)
 
 
 def signatures_unchecked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "verify_record", lambda record: True)
+    patch.setattr(cache, "verify_record", lambda record: True)
 
 
 def far_epochs_believed(patch: pytest.MonkeyPatch) -> None:
@@ -143,17 +143,17 @@ def far_epochs_believed(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_owner_takes_all(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(held, "OWNER_BYTES_MAX", 10**9)
+    patch.setattr(owner_records, "OWNER_BYTES_MAX", 10**9)
 
 
 def unknown_registers_dropped(patch: pytest.MonkeyPatch) -> None:
-    take = Intake._fact
+    take = Receiver._fact
 
-    def careless(self: Intake, node: NodeId, fact: Fact, *arguments: Any) -> None:
+    def careless(self: Receiver, node: NodeId, fact: Fact, *arguments: Any) -> None:
         if not isinstance(fact, Record) or fact.register != "future":
             take(self, node, fact, *arguments)
 
-    patch.setattr(Intake, "_fact", careless)
+    patch.setattr(Receiver, "_fact", careless)
 
 
 # --- repair ---------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def repair_skips_the_first_leaf(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_repairs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sync, "compare", lambda *_, **__: [])
-    patch.setattr(Sync, "lacking", lambda *_, **__: [])
+    patch.setattr(AntiEntropy, "compare", lambda *_, **__: [])
+    patch.setattr(AntiEntropy, "lacking", lambda *_, **__: [])
 
 
 def fingerprint_keeps_the_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -182,17 +182,17 @@ def fingerprint_keeps_the_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_accuser_too_few(patch: pytest.MonkeyPatch) -> None:
-    needed = charges.needed
-    patch.setattr(charges, "needed", lambda voters: max(1, needed(voters) - 1))
+    quorum = removal.quorum
+    patch.setattr(removal, "quorum", lambda voters: max(1, quorum(voters) - 1))
 
 
 def dies_with_its_observers(patch: pytest.MonkeyPatch) -> None:
     """The dead count as observers who have not accused yet."""
-    patch.setattr(Charges, "_voters", lambda *_: RINGS)
+    patch.setattr(Removal, "_voters", lambda *_: RINGS)
 
 
 def no_refutation(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Author, "refute", lambda self: None)
+    patch.setattr(Publisher, "refute", lambda self: None)
 
 
 def accuses_on_the_first_doubt(patch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def twins_live_on(patch: pytest.MonkeyPatch) -> None:
 
 
 def lost_epoch_not_learned(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Author, "outranked", lambda *_: [])
+    patch.setattr(Publisher, "on_own_record", lambda *_: [])
 
 
 def timers_beget_timers(patch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def timers_beget_timers(patch: pytest.MonkeyPatch) -> None:
 def plans_by_who_asks(patch: pytest.MonkeyPatch) -> None:
     asked = [0]
 
-    def careless(*arguments: Any) -> Facts:
+    def careless(*arguments: Any) -> PlacementInputs:
         asked[0] += 1
         facts = facts_of(*arguments)
         return replace(facts, nodes=facts.nodes[asked[0] % 2 :])

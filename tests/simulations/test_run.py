@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from simulations.run import main
+from simulations.runner import play
 from simulations.scenario import load
-from simulations.trial import play
 from tests.repository import ROOT
 
 FEW = 5  # nodes: the quick tier looks at many small meshes rather than at few large ones
@@ -57,7 +57,7 @@ def test_no_process_and_no_hash_seed_changes_a_run() -> None:
         "liars",
         "loss",
         "loss-heavy",
-        "massacre",
+        "mass_crash",
         "pair",
         "partition",
         "roam",
@@ -115,7 +115,7 @@ def test_a_missed_figure_fails_and_says_how_to_see_it_again(
     told = capsys.readouterr().out
     assert "mean_kb_per_s is" in told
     assert f"again: python -m simulations.run {own} --seed 7 --nodes 2" in told
-    assert "Probe" in told  # what happened last
+    assert "Ping" in told  # what happened last
 
 
 def test_a_run_can_be_made_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

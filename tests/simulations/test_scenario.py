@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from p2pmesh.errors import ConfigError
-from simulations.gaps import Gap
+from simulations.convergence import Gap
 from simulations.scenario import FOLDER, limit_at, load, parse_scenario
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -23,7 +23,7 @@ def test_every_scenario_reads_and_is_limited(name: str) -> None:
 
 def test_the_scenarios_are_there() -> None:
     wanted = {"spread", "crash", "loss", "join", "partition", "churn", "attack", "mixed"}
-    own = {"pair", "massacre", "half", "separation", "lopsided", "sleep", "roam", "clones"}
+    own = {"pair", "mass_crash", "half", "separation", "lopsided", "sleep", "roam", "clones"}
     more = {"undialable", "versions", "liars", "flipflop", "drop", "loss-heavy", "huge"}
     assert wanted | own | more == set(NAMES)
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.wire.messages import Message, Own, Want, encode_message
+from p2pmesh.wire.messages import FetchRequest, Message, Own, encode_message
 from simulations import sizes
 from simulations.schedule import ViolationError
 from simulations.sizes import Scale, check_codec, size_of
-from tests.wire.anything import NUMBERS, PAIRS, many, messages
+from tests.wire.strategies import NUMBERS, PAIRS, many, messages
 
 PIECES = many(st.one_of(st.binary(max_size=300), st.just(bytes(70_000))), 20)
 MESSAGES = messages(numbers=st.integers(0, 300) | NUMBERS, pieces=PIECES, bounds=PAIRS)
@@ -32,6 +32,6 @@ def test_some_messages_go_through_the_codec(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_does_not_come_back_as_it_was_is_a_violation() -> None:
-    check_codec(Want(ids=(bytes(16),)))
+    check_codec(FetchRequest(ids=(bytes(16),)))
     with pytest.raises(ViolationError, match="does not survive"):
-        check_codec(Want(ids=[bytes(16)]))  # type: ignore[arg-type]
+        check_codec(FetchRequest(ids=[bytes(16)]))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from p2pmesh.state.document import Document
 from p2pmesh.wire.evidence import Certificate, make_fork
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
-from tests.state.make import MESH, NOW, certificate, record
+from tests.state.builders import MESH, NOW, certificate, record
 
 EPOCH_S = 50  # between two lives of an owner
 SEQ_S = 10  # between two versions

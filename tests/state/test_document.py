@@ -11,12 +11,17 @@ from p2pmesh.state import document as module
 from p2pmesh.state.document import Document, MergeOutcome, MergeResult
 from p2pmesh.state.fingerprint import CHANGES_KEPT_S, fingerprint_of
 from p2pmesh.state.forks import HOLD_S_MAX
-from p2pmesh.state.held import EXPIRY_GRACE_S, OWNER_BYTES_MAX, REGISTERS_PER_OWNER_MAX, Held
+from p2pmesh.state.owner_records import (
+    EXPIRY_GRACE_S,
+    OWNER_BYTES_MAX,
+    REGISTERS_PER_OWNER_MAX,
+    OwnerRecords,
+)
 from p2pmesh.state.pending import PENDING_S
 from p2pmesh.wire.evidence import make_fork
 from p2pmesh.wire.facts import Fact
+from tests.state.builders import MESH, NODES, NOW, certificate, record
 from tests.state.facts import FACTS, LATER, SEQ_S, items, raws, some_facts, tell, told, written
-from tests.state.make import MESH, NODES, NOW, certificate, record
 
 # --- as of a moment ago ---------------------------------------------------------------------------
 
@@ -321,7 +326,7 @@ def test_there_is_always_room_for_its_keeper(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_equal_values_are_shared() -> None:
-    copies: dict[Held, Held] = {}
+    copies: dict[OwnerRecords, OwnerRecords] = {}
     homes: dict[bytes, NodeId] = {}
     plain = told(range(len(FACTS)))
     one, other = (

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.state import held as bounds
+from p2pmesh.state import owner_records as bounds
 from p2pmesh.state.document import Document, MergeOutcome
 from p2pmesh.state.fingerprint import fingerprint_of
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.records import Record
+from tests.state.builders import MESH, NODES
 from tests.state.facts import (
     FACTS,
     LATER,
@@ -27,7 +28,6 @@ from tests.state.facts import (
     told,
     written,
 )
-from tests.state.make import MESH, NODES
 
 # --- a CRDT ---------------------------------------------------------------------------------------
 

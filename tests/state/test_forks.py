@@ -8,7 +8,7 @@ from p2pmesh.state import forks as module
 from p2pmesh.state.forks import FORKS_MAX, HOLD_S, HOLD_S_MAX, Forks
 from p2pmesh.state.outcome import MergeOutcome
 from p2pmesh.wire.evidence import Fork
-from tests.state.make import NODES, NOW, fork
+from tests.state.builders import NODES, NOW, fork
 
 SOME = [
     fork(owner, epoch=NOW + epoch, seq=seq, issued_at=NOW + seq)

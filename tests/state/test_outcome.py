@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from p2pmesh.identity.keys import MeshId
-from p2pmesh.state.held import EXPIRY_GRACE_S, NOTHING, OWNER_BYTES_MAX, hold
 from p2pmesh.state.outcome import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, MergeOutcome, is_credible, judge
-from tests.state.make import MESH, NOW, certificate, fork, record
+from p2pmesh.state.owner_records import EXPIRY_GRACE_S, NOTHING, OWNER_BYTES_MAX, hold
+from tests.state.builders import MESH, NOW, certificate, fork, record
 
 STANDING = hold({"member": record(register="member", seq=5)})
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from p2pmesh.state.outcome import MergeOutcome
 from p2pmesh.state.pending import PENDING_BYTES_MAX, PENDING_S, Pending
-from tests.state.make import NODES, NOW, record
+from tests.state.builders import NODES, NOW, record
 
 
 def test_what_waits_is_taken_once() -> None:

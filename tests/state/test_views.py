@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.models.parts import PartId
-from p2pmesh.state import bodies
-from p2pmesh.state.bodies import Caps, Served, Wanted
+from p2pmesh.state import registers
 from p2pmesh.state.document import Document
+from p2pmesh.state.registers import Caps, ModelRequest, Served
 from p2pmesh.state.views import MeshReader, MeshView, merge_wants, read
-from tests.state.make import MESH, NODES, NOW, card, certificate, digest, held, member, record
+from tests.state.builders import MESH, NODES, NOW, card, certificate, digest, held, member, record
 
-WANTED = Wanted(digest=digest(1), stem="model-1", replicas=1, priority=0, context=0, slots=4)
+WANTED = ModelRequest(digest=digest(1), stem="model-1", replicas=1, priority=0, context=0, slots=4)
 
 
 def kitchen() -> Document:
@@ -22,9 +22,9 @@ def kitchen() -> Document:
     for register, body in (
         ("member", member().to_wire()),
         ("caps", Caps(budget_bytes=4 << 30, engine="embedded", rpc="").to_wire()),
-        ("serving", bodies.serves_to_wire([Served(digest=digest(1), state="ready")])),
-        ("models/0", bodies.held_pages([held(1), held(2, demo=True)])[0]),
-        ("wants", bodies.wants_to_wire([WANTED])),
+        ("serving", registers.serves_to_wire([Served(digest=digest(1), state="ready")])),
+        ("models/0", registers.held_pages([held(1), held(2, demo=True)])[0]),
+        ("wants", registers.wants_to_wire([WANTED])),
     ):
         assert document.merge(record(register=register, body=body), NOW)
     return document
@@ -61,8 +61,8 @@ def describes(document: Document, owner: int, modality: str, *, state: str = "")
     mine = held(1, stem=f"name-{owner}", card=card(gives=frozenset({modality})), demo=True)
     for register, body in (
         ("member", member(f"node-{owner}").to_wire()),
-        ("serving", bodies.serves_to_wire(served)),
-        ("models/0", bodies.held_pages([mine])[0]),
+        ("serving", registers.serves_to_wire(served)),
+        ("models/0", registers.held_pages([mine])[0]),
     ):
         assert document.merge(record(owner, register, body=body), NOW)
 
@@ -118,9 +118,9 @@ def test_a_model_in_use_keeps_its_name() -> None:
     thief = held(3, stem="model-1", card=card(name=held(1).card.name))
     for register, body in (
         ("member", member("thief").to_wire()),
-        ("serving", bodies.serves_to_wire([Served(digest=digest(3), state="ready")])),
-        ("models/0", bodies.held_pages([thief, held(1, stem="")])[0]),
-        ("wants", bodies.wants_to_wire([replace(WANTED, digest=digest(4))])),
+        ("serving", registers.serves_to_wire([Served(digest=digest(3), state="ready")])),
+        ("models/0", registers.held_pages([thief, held(1, stem="")])[0]),
+        ("wants", registers.wants_to_wire([replace(WANTED, digest=digest(4))])),
     ):
         assert document.merge(record(1, register, body=body), NOW)
     names = read(document).catalogue
@@ -150,7 +150,7 @@ def test_a_withdrawn_register_reads_as_none() -> None:
 # Wishes
 
 
-def wish(**changes: object) -> Wanted:
+def wish(**changes: object) -> ModelRequest:
     return replace(WANTED, **changes)  # type: ignore[arg-type]  # the tests name fields of it
 
 
@@ -185,13 +185,13 @@ def at_random(rng: Random, seq: int) -> Callable[[Document], Sequence[int]]:
     bodies_by_register = {
         "member": member(f"node-{rng.randrange(2)}", left=rng.random() < 0.2).to_wire(),
         "caps": Caps(budget_bytes=rng.randrange(3), engine="e", rpc="").to_wire(),
-        "serving": bodies.serves_to_wire(
+        "serving": registers.serves_to_wire(
             [Served(digest=digest(model), state=rng.choice(["loading", "ready"]))]
         ),
-        "models/0": bodies.held_pages(
+        "models/0": registers.held_pages(
             [held(number, stem=f"s{rng.randrange(2)}") for number in (model, 4)]
         )[0],
-        "wants": bodies.wants_to_wire([wish(digest=digest(model), slots=rng.randrange(3))]),
+        "wants": registers.wants_to_wire([wish(digest=digest(model), slots=rng.randrange(3))]),
     }
 
     def happen(document: Document) -> Sequence[int]:
@@ -245,7 +245,7 @@ def test_what_a_change_does_not_concern_stays_the_same_object() -> None:
     reader = MeshReader(document)
     before = reader.view
     served = [Served(digest=digest(1), state="loading")]
-    body = bodies.serves_to_wire(served)
+    body = registers.serves_to_wire(served)
     assert document.merge(record(register="serving", seq=2, body=body), NOW)
     assert reader.update([NODES[0]])
     after = reader.view

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from p2pmesh.config import Address
-from p2pmesh.identity.hello import Self
+from p2pmesh.identity.hello import LocalIdentity
 from p2pmesh.identity.keys import MeshId, SigningKey
 from p2pmesh.transport.base import Transport
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
@@ -14,9 +14,9 @@ from p2pmesh.transport.tls import TlsTransport
 MESH = MeshId(b"m" * 16)
 
 
-def someone(number: int, *, mesh: MeshId | None = MESH, instance: int = 1) -> Self:
+def someone(number: int, *, mesh: MeshId | None = MESH, instance: int = 1) -> LocalIdentity:
     key = SigningKey(number.to_bytes(32, "big"))
-    return Self(key=key, instance=instance, mesh=mesh, mesh_name="home")
+    return LocalIdentity(key=key, instance=instance, mesh=mesh, mesh_name="home")
 
 
 class MemoryNodes:
@@ -24,7 +24,7 @@ class MemoryNodes:
         self.network = MemoryNetwork()
         self._port = 0
 
-    async def add(self, me: Self) -> Transport:
+    async def add(self, me: LocalIdentity) -> Transport:
         self._port += 1
         return MemoryTransport(lambda: me, self.network, Address("memory", self._port))
 
@@ -36,7 +36,7 @@ class TlsNodes:
     def __init__(self) -> None:
         self._listeners: list[trio.SocketListener] = []
 
-    async def add(self, me: Self) -> Transport:
+    async def add(self, me: LocalIdentity) -> Transport:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self._listeners += listeners
         return TlsTransport(lambda: me, listeners)

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import trio
 
 from p2pmesh.config import Address
-from p2pmesh.identity.hello import Peer, Self
+from p2pmesh.identity.hello import LocalIdentity, Peer
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.links import Links
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
-from p2pmesh.wire.messages import Message, Told
+from p2pmesh.wire.messages import Message, ProbeReport
 from tests.transport.networks import someone
 
 ANNA, BERT = sorted((someone(1), someone(2)), key=lambda me: me.key.id)
@@ -21,13 +21,13 @@ SOMEBODY = NodeId(b"s" * 16)
 
 def word(number: int) -> Message:
     """One of many messages that can be told apart."""
-    return Told(subject=SOMEBODY, token=number, alive=True)
+    return ProbeReport(subject=SOMEBODY, token=number, alive=True)
 
 
 class Story:
     """Links of one node, and what they told it."""
 
-    def __init__(self, me: Self, network: MemoryNetwork, port: int) -> None:
+    def __init__(self, me: LocalIdentity, network: MemoryNetwork, port: int) -> None:
         self.id = NodeId(me.key.id)
         self.address = Address("memory", port)
         transport = MemoryTransport(lambda: me, network, self.address)

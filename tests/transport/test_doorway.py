@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.transport.barred import TROUBLE_BURST, TROUBLE_RATE_PER_S
+from p2pmesh.transport.banlist import TROUBLE_BURST, TROUBLE_RATE_PER_S
 from p2pmesh.transport.doorway import (
     FRIENDS_MAX,
     STRANGERS_PER_NETWORK_MAX,

@@ -12,30 +12,30 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pmesh.config import Address
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import links as module
-from p2pmesh.transport.barred import BAR_FIRST_S
+from p2pmesh.transport.banlist import BAR_FIRST_S
 from p2pmesh.transport.base import SEND_TIMEOUT_S
 from p2pmesh.transport.links import CORE_SHARE, MESSAGES_RATE_PER_S, is_bulk
 from p2pmesh.transport.memory import MemoryNetwork
 from p2pmesh.transport.outbox import MESSAGES_MAX
 from p2pmesh.wire.messages import (
     CHUNK_BYTES_MAX,
-    Answer,
-    Ask,
-    Facts,
+    Ack,
+    FetchRequest,
     Items,
     Message,
     Own,
-    Probe,
+    Ping,
+    ProbeRequest,
+    Push,
     Ranges,
     Unknown,
-    Want,
     encode_message,
 )
 from tests.transport.networks import someone
 from tests.transport.stories import BERT, SOMEBODY, Story, anna, bert, running, word
 
-NEWS = [Facts(records=(b"news %d" % number,)) for number in range(3)]
-CHUNK = Facts(records=(bytes(CHUNK_BYTES_MAX // 2),) * 2, asked=True)
+NEWS = [Push(records=(b"news %d" % number,)) for number in range(3)]
+CHUNK = Push(records=(bytes(CHUNK_BYTES_MAX // 2),) * 2, asked=True)
 
 
 async def test_messages_reach_the_other_node(autojump_clock: MockClock) -> None:
@@ -207,12 +207,12 @@ async def test_what_is_urgent_overtakes_what_was_asked_for(autojump_clock: MockC
 def test_bulk_is_what_was_asked_for() -> None:
     sign = {"token": 1, "at_ms": 1, "cutoff": 1, "fingerprint": bytes(16), "plan": bytes(16)}
     prompt: list[Message] = [
-        Facts(records=(b"news",)),
-        Probe(**sign, keep=True),  # type: ignore[arg-type]  # of several types
-        Answer(**sign, keep=True),  # type: ignore[arg-type]
-        Ask(subject=SOMEBODY, token=1),
+        Push(records=(b"news",)),
+        Ping(**sign, keep=True),  # type: ignore[arg-type]  # of several types
+        Ack(**sign, keep=True),  # type: ignore[arg-type]
+        ProbeRequest(subject=SOMEBODY, token=1),
         word(1),
-        Want(ids=()),
+        FetchRequest(ids=()),
         Own(),
     ]
     bulk: list[Message] = [
@@ -245,7 +245,7 @@ async def test_what_goes_to_many_is_encoded_once(
         await wait_all_tasks_blocked()
         assert encoded == [NEWS[1], NEWS[2]]
         assert all(one.told[1:] == [("message", a.id, NEWS[n]) for n in (1, 2)] for one in others)
-        a.links.send(others[0].id, Facts(records=(b"news 1",)))
+        a.links.send(others[0].id, Push(records=(b"news 1",)))
         assert len(encoded) == 3, "an equal message is another one"
 
 

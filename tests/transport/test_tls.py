@@ -19,7 +19,7 @@ from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.hello import HTTP, Peer
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.transport import barred, tls
+from p2pmesh.transport import banlist, tls
 from p2pmesh.transport.base import Channel
 from p2pmesh.transport.doorway import Doorway
 from p2pmesh.transport.tls import TlsTransport
@@ -125,7 +125,7 @@ async def test_a_network_with_too_much_trouble_is_kept_waiting_and_hung_up_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from_elsewhere(monkeypatch)
-    monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
+    monkeypatch.setattr(banlist, "TROUBLE_BURST", 2)
     monkeypatch.setattr(tls, "HOLD_S", 0.2)
     async with bert_listening(holding_max=1) as bert, trio.open_nursery() as nursery:
 
@@ -152,7 +152,7 @@ async def test_a_member_whose_network_is_in_trouble_waits_a_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from_elsewhere(monkeypatch)
-    monkeypatch.setattr(barred, "TROUBLE_BURST", 2)
+    monkeypatch.setattr(banlist, "TROUBLE_BURST", 2)
     monkeypatch.setattr(tls, "HOLD_S", 0.2)
     async with bert_listening() as bert:
         await assert_alive(bert)
@@ -168,7 +168,7 @@ async def test_trouble_is_a_hello_that_comes_to_nothing(
     what: str, monkeypatch: pytest.MonkeyPatch, *, to_blame: bool
 ) -> None:
     from_elsewhere(monkeypatch)
-    monkeypatch.setattr(barred, "TROUBLE_BURST", 0)
+    monkeypatch.setattr(banlist, "TROUBLE_BURST", 0)
     async with bert_listening() as bert, listeners() as own:
         stranger = TlsTransport(lambda: someone(3, mesh=MeshId(b"n" * 16)), own)
         if what == "junk":

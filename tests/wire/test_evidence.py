@@ -59,7 +59,7 @@ def accuse(number: int, *rows: Accusation, **changes: Any) -> Record:
     return sealed(KEYS[number], accused_to_wire(rows or (DOWN,)), **changes)
 
 
-def unsigned(record: Record) -> bytes:
+def weakly_removed(record: Record) -> bytes:
     return bytes(64) + record.raw[64:]
 
 
@@ -169,7 +169,7 @@ def test_the_largest_certificate_has_room() -> None:
 
 def test_one_false_signature_spoils_it() -> None:
     evidence = sorted((accuse(1), accuse(2)), key=lambda record: record.owner)
-    raw = on_the_wire(DOWN, [evidence[0].raw, unsigned(evidence[1])])
+    raw = on_the_wire(DOWN, [evidence[0].raw, weakly_removed(evidence[1])])
     assert not verify(parse_certificate(raw, CHECK), CHECK)
 
 

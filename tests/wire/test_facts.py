@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from p2pmesh.wire.facts import FACT_KINDS, Fact, verify
-from p2pmesh.wire.messages import Facts, decode_message, encode_message, gather
+from p2pmesh.wire.messages import Push, decode_message, encode_message, gather
 from p2pmesh.wire.records import Record, RecordCheck, verify_record
-from tests.state.make import certificate, fork, record
+from tests.state.builders import certificate, fork, record
 
 SOME: list[Fact] = [record(), certificate(0, (2, 3)), fork()]
 
@@ -22,7 +22,7 @@ def test_a_fact_of_each_kind_survives_the_wire(fact: Fact) -> None:
         return verify_record(one)
 
     message = decode_message(encode_message(gather([fact])))
-    assert isinstance(message, Facts)
+    assert isinstance(message, Push)
     assert [message.of(other) for other in FACT_KINDS.values() if other is not kind] == [(), ()]
     (raw,) = message.of(kind)
     read = kind.parse(raw, RecordCheck())
@@ -35,6 +35,6 @@ def test_a_fact_of_each_kind_survives_the_wire(fact: Fact) -> None:
 
 
 def test_the_table_names_the_fields_of_a_message() -> None:
-    fields = {field.name for field in dataclasses.fields(Facts)} - {"asked"}
+    fields = {field.name for field in dataclasses.fields(Push)} - {"asked"}
     assert {kind.name for kind in FACT_KINDS.values()} == fields
     assert len({kind.key for kind in FACT_KINDS.values()}) == len(FACT_KINDS)

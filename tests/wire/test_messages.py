@@ -19,24 +19,24 @@ from p2pmesh.wire.messages import (
     RECENT_MAX,
     RECORDS_BYTES_MAX,
     WANT_MAX,
-    Answer,
-    Facts,
+    Ack,
+    FetchRequest,
     Items,
     Message,
-    Probe,
+    Ping,
+    Push,
     Range,
     Ranges,
     Unknown,
-    Want,
     decode_message,
     encode_message,
     in_chunks,
 )
 from p2pmesh.wire.records import RECORD_BYTES_MAX
-from tests.wire import anything
+from tests.wire import strategies
 
 ID = bytes(range(16))
-messages = anything.messages()
+messages = strategies.messages()
 
 
 @given(messages)
@@ -53,11 +53,11 @@ def test_a_probe_is_no_answer() -> None:
         "plan": ID,
         "keep": True,
     }
-    probe: Message = Probe(**said)
-    assert probe != Answer(**said)
-    assert not isinstance(Answer(**said), Probe)
+    probe: Message = Ping(**said)
+    assert probe != Ack(**said)
+    assert not isinstance(Ack(**said), Ping)
     with pytest.raises(AttributeError):
-        setattr(Probe(**said), "token", 2)  # noqa: B010 - the type checker sees through the other
+        setattr(Ping(**said), "token", 2)  # noqa: B010 - the type checker sees through the other
 
 
 def test_a_kind_from_the_future_is_skipped() -> None:
@@ -149,13 +149,13 @@ def test_a_message_out_of_bounds_is_refused(fields: dict[str, Any]) -> None:
 def test_the_fullest_messages_fit_the_link() -> None:
     top = 2**64 - 1
     full: list[Message] = [
-        *in_chunks(Facts(records=(bytes(RECORDS_BYTES_MAX // PIECES_MAX),) * PIECES_MAX)),
+        *in_chunks(Push(records=(bytes(RECORDS_BYTES_MAX // PIECES_MAX),) * PIECES_MAX)),
         *in_chunks(
-            Facts(certificates=(bytes(CERTIFICATE_BYTES_MAX),), forks=(bytes(FORK_BYTES_MAX),))
+            Push(certificates=(bytes(CERTIFICATE_BYTES_MAX),), forks=(bytes(FORK_BYTES_MAX),))
         ),
         Ranges(ranges=(Range(lower=ID, upper=ID[1:], count=top, fingerprint=ID),) * RANGES_MAX),
         Items(lower=ID, upper=ID[1:], ids=(ID,) * IDS_MAX, answer=True),
-        Want(ids=(ID,) * WANT_MAX),
+        FetchRequest(ids=(ID,) * WANT_MAX),
     ]
     assert len(full) == 5
     for message in full:
@@ -172,7 +172,7 @@ def test_facts_are_packed_in_order_and_within_the_bound(
 ) -> None:
     asked = bound == CHUNK_BYTES_MAX
     pieces = {"records": records, "certificates": certificates, "forks": forks}
-    facts = Facts(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
+    facts = Push(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
     packed = list(in_chunks(facts))
     for kind in FACT_KINDS.values():
         assert [raw for message in packed for raw in message.of(kind)] == pieces[kind.name]
@@ -183,17 +183,17 @@ def test_facts_are_packed_in_order_and_within_the_bound(
 
 
 def test_who_asked_gets_an_answer_even_when_there_is_nothing() -> None:
-    assert list(in_chunks(Facts(asked=True))) == [Facts(asked=True)]
-    assert list(in_chunks(Facts())) == []
+    assert list(in_chunks(Push(asked=True))) == [Push(asked=True)]
+    assert list(in_chunks(Push())) == []
 
 
 def test_what_is_larger_than_a_chunk_goes_alone() -> None:
     large = bytes(CHUNK_BYTES_MAX + 1)
-    facts = Facts(records=(b"a",), certificates=(large,), forks=(b"b",), asked=True)
+    facts = Push(records=(b"a",), certificates=(large,), forks=(b"b",), asked=True)
     assert list(in_chunks(facts)) == [
-        Facts(records=(b"a",), asked=True),
-        Facts(certificates=(large,), asked=True),
-        Facts(forks=(b"b",), asked=True),
+        Push(records=(b"a",), asked=True),
+        Push(certificates=(large,), asked=True),
+        Push(forks=(b"b",), asked=True),
     ]
-    many = Facts(records=(b"x",) * (PIECES_MAX + 1))
+    many = Push(records=(b"x",) * (PIECES_MAX + 1))
     assert [len(m.records) for m in in_chunks(many)] == [PIECES_MAX, 1]

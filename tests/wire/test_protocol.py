@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from p2pmesh.identity.hello import GOSSIP, ClientHello, Self, ServerHello
+from p2pmesh.identity.hello import GOSSIP, ClientHello, LocalIdentity, ServerHello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode
 from p2pmesh.wire.evidence import (
@@ -23,18 +23,18 @@ from p2pmesh.wire.evidence import (
 from p2pmesh.wire.facts import verify
 from p2pmesh.wire.messages import (
     MESSAGE_BYTES_MAX,
-    Answer,
-    Ask,
-    Facts,
+    Ack,
+    FetchRequest,
     Items,
     Message,
     Own,
-    Probe,
+    Ping,
+    ProbeReport,
+    ProbeRequest,
+    Push,
     Range,
     Ranges,
-    Told,
     Unknown,
-    Want,
     decode_message,
     encode_message,
 )
@@ -53,7 +53,7 @@ BOUNDED = (
     "wire/records",
     "wire/evidence",
     "wire/messages",
-    "state/held",
+    "state/owner_records",
     "state/outcome",
     "state/forks",
     "state/document",
@@ -128,11 +128,11 @@ SIGN = {
 }
 
 MESSAGES: Mapping[str, Message] = {
-    "facts": Facts(records=(RECORD.raw,), asked=True),
-    "probe": Probe(**SIGN),  # type: ignore[arg-type]  # a mapping of several types
-    "answer": Answer(**SIGN),  # type: ignore[arg-type]
-    "ask": Ask(subject=NodeId(ANNA.id), token=300),
-    "told": Told(subject=NodeId(ANNA.id), token=300, alive=False),
+    "facts": Push(records=(RECORD.raw,), asked=True),
+    "probe": Ping(**SIGN),  # type: ignore[arg-type]  # a mapping of several types
+    "answer": Ack(**SIGN),  # type: ignore[arg-type]
+    "ask": ProbeRequest(subject=NodeId(ANNA.id), token=300),
+    "told": ProbeReport(subject=NodeId(ANNA.id), token=300, alive=False),
     "ranges": Ranges(
         ranges=(
             Range(lower=b"", upper=b"\x80", count=20, fingerprint=ID),
@@ -140,7 +140,7 @@ MESSAGES: Mapping[str, Message] = {
         )
     ),
     "items": Items(lower=b"", upper=b"\x80", ids=(ID, OTHER_ID), answer=True),
-    "want": Want(ids=(ID, OTHER_ID)),
+    "want": FetchRequest(ids=(ID, OTHER_ID)),
     "own": Own(),
 }
 
@@ -149,7 +149,7 @@ def hello() -> dict[str, bytes]:
     """The four messages between Anna, who calls, and Bert."""
     certificate = b"certificate"
     caller = ClientHello(
-        Self(key=ANNA, instance=1, mesh=MESH, mesh_name="home"),
+        LocalIdentity(key=ANNA, instance=1, mesh=MESH, mesh_name="home"),
         purpose="gossip",
         expected=NodeId(BERT.id),
         certificate=certificate,
@@ -157,7 +157,7 @@ def hello() -> dict[str, bytes]:
         now=EPOCH,
     )
     host = ServerHello(
-        Self(key=BERT, instance=2, mesh=MESH, mesh_name="home"),
+        LocalIdentity(key=BERT, instance=2, mesh=MESH, mesh_name="home"),
         purposes={GOSSIP},
         certificate=certificate,
         nonce=b"b" * 32,

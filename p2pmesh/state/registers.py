@@ -1,0 +1,290 @@
+"""The bodies of the registers: one class per register, to and from the wire.
+
+Pure. A body comes from a peer and is checked field by field. Within one version of the protocol
+newer nodes may say more, or less: unknown fields are left alone, missing ones have defaults, and
+a row that this node cannot read, or whose state it does not know, is skipped without harm to the
+others. A field of a wrong type makes the body unreadable, which is its writer's own loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from p2pmesh.config import SLOTS_MAX, Address, parse_address
+from p2pmesh.errors import PeerError
+from p2pmesh.models.cards import Card, ModelDigest
+from p2pmesh.models.cards import from_wire as card_from_wire
+from p2pmesh.models.cards import to_wire as card_to_wire
+from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
+from p2pmesh.models.metadata import CONTEXT_MAX
+from p2pmesh.models.parts import WHOLE, PartId, is_known
+from p2pmesh.wire.codec import encode
+from p2pmesh.wire.fields import as_map, take, take_rows
+from p2pmesh.wire.records import RECORD_BYTES_MAX
+from p2pmesh.wire.registers import MODELS
+from p2pmesh.wire.text import plain_text
+
+HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models
+ADDRESSES_MAX = 16
+SERVES_MAX = 64
+WANTS_MAX = 16
+REPLICAS_MAX = 1024
+PRIORITY_MAX = 1000
+DETAIL_CHARS_MAX = 200
+PAGE_BYTES_MAX = RECORD_BYTES_MAX - 1024  # leaves room for the record around it
+
+ServeState = Literal["loading", "ready", "failed", "stopping"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """The body of `member`: a node is here, and how to reach it.
+
+    Attributes:
+        name: What people call it.
+        addresses: Where it listens for other nodes; none: it cannot be dialled.
+        version: Of p2pmesh.
+        left: Its goodbye: it stopped on purpose.
+    """
+
+    name: str
+    addresses: tuple[Address, ...]
+    version: str
+    left: bool = False
+
+    @property
+    def dialable(self) -> bool:
+        """Whether others can open a link to it."""
+        return bool(self.addresses)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The body of the register `member`."""
+        return {
+            "name": self.name,
+            "addresses": [str(address) for address in self.addresses],
+            "version": self.version,
+            "left": self.left,
+        }
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Member:
+        """Read a body.
+
+        Raises:
+            PeerError: It is not one of this register.
+        """
+        return cls(
+            name=_plain(body, "name", 64),
+            addresses=tuple(take_rows(body, "addresses", _address, count_max=ADDRESSES_MAX)),
+            version=_plain(body, "version", 64),
+            left=take(body, "left", bool, default=False),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """The body of `caps`: what a node can give.
+
+    Attributes:
+        budget_bytes: Memory for models, all devices together.
+        engine: What runs them, in a word or two.
+        rpc: The engine's RPC protocol version, "" when it has none.
+    """
+
+    budget_bytes: int
+    engine: str
+    rpc: str
+
+    def to_wire(self) -> dict[str, Any]:
+        """The body of the register `caps`."""
+        return {"budget_bytes": self.budget_bytes, "engine": self.engine, "rpc": self.rpc}
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Caps:
+        """Read a body; raises as `Member.from_wire`."""
+        return cls(
+            budget_bytes=take(body, "budget_bytes", int, default=0),
+            engine=_plain(body, "engine", 64),
+            rpc=_plain(body, "rpc", 32),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A part of a model that a node is running, or tried to.
+
+    Attributes:
+        detail: For people: how far it is, or why it failed.
+        name: Which part of the model it is.
+    """
+
+    digest: ModelDigest
+    state: ServeState
+    detail: str = ""
+    name: str = WHOLE
+
+    @property
+    def part(self) -> PartId:
+        """Return the part that this replica runs."""
+        return PartId(self.digest, self.name)
+
+
+def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
+    """The body of the register `serving`."""
+    rows = [
+        [one.digest, one.name, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)]
+        for one in served
+    ]
+    return {"serves": sorted(rows)}
+
+
+def serves_from_wire(body: dict[str, Any]) -> tuple[Served, ...]:
+    """Read a body of `serving`; raises as `Member.from_wire`."""
+    return tuple(take_rows(body, "serves", _served, count_max=SERVES_MAX))
+
+
+def _served(row: Any) -> Served:
+    match row:
+        case [str(digest), str(name), str(state), *rest] if is_known(name) and state in get_args(
+            ServeState
+        ):
+            detail = rest[0] if rest and isinstance(rest[0], str) else ""
+            return Served(
+                digest=_digest(digest),
+                name=name,
+                state=cast("ServeState", state),
+                detail=plain_text(detail, DETAIL_CHARS_MAX),
+            )
+        case _:
+            raise PeerError("a part, or a state, of an unknown kind")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldModel:
+    """A model whose file a node has.
+
+    Attributes:
+        stem: The file's name without its ending and part number.
+        demo: It is the embedded one: served only while nobody wants another.
+    """
+
+    digest: ModelDigest
+    stem: str
+    card: Card
+    demo: bool = False
+
+
+def held_pages(held: Iterable[HeldModel]) -> list[dict[str, Any]]:
+    """The bodies of the registers `models/0`, `models/1`, …: as few pages as fit."""
+    pages: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for one in sorted(held, key=lambda one: one.digest):
+        row = {
+            "digest": one.digest,
+            "stem": one.stem,
+            "card": card_to_wire(one.card),
+            "demo": one.demo,
+        }
+        row_bytes = len(encode(row))
+        if rows and size + row_bytes > PAGE_BYTES_MAX:
+            pages.append({"held": rows})
+            rows, size = [], 0
+        rows.append(row)
+        size += row_bytes
+    return [*pages, {"held": rows}] if rows else pages
+
+
+def held_from_wire(body: dict[str, Any]) -> Iterator[HeldModel]:
+    """Read one page; raises as `Member.from_wire`."""
+    return take_rows(body, "held", _held, count_max=RECORD_BYTES_MAX // 64)
+
+
+def _held(row: Any) -> HeldModel:
+    fields = as_map(row, "a held model")
+    return HeldModel(
+        digest=_digest(take(fields, "digest", str)),
+        stem=_plain(fields, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
+        card=card_from_wire(as_map(fields.get("card"), "a card")),
+        demo=take(fields, "demo", bool, default=False),
+    )
+
+
+def held_register(page: int) -> str:
+    """The register of a page of held models, counted from 0."""
+    return f"{MODELS}/{page}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """A model that a node asks the mesh to serve.
+
+    Attributes:
+        context: Tokens of context that its engine shares among requests.
+        slots: Requests at the same time.
+    """
+
+    digest: ModelDigest
+    stem: str
+    replicas: int
+    priority: int
+    context: int
+    slots: int
+
+
+def wants_to_wire(wanted: Iterable[ModelRequest]) -> dict[str, Any]:
+    """The body of the register `wants`."""
+    rows = [
+        {
+            "digest": one.digest,
+            "stem": one.stem,
+            "replicas": one.replicas,
+            "priority": one.priority,
+            "context": one.context,
+            "slots": one.slots,
+        }
+        for one in sorted(wanted, key=lambda one: one.digest)
+    ]
+    return {"wants": rows}
+
+
+def wants_from_wire(body: dict[str, Any]) -> tuple[ModelRequest, ...]:
+    """Read a body of `wants`; raises as `Member.from_wire`."""
+    return tuple(take_rows(body, "wants", _wanted, count_max=WANTS_MAX))
+
+
+def _wanted(row: Any) -> ModelRequest:
+    fields = as_map(row, "a wish")
+    return ModelRequest(
+        digest=_digest(take(fields, "digest", str)),
+        stem=_plain(fields, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
+        replicas=_number(fields, "replicas", REPLICAS_MAX, default=1),
+        priority=_number(fields, "priority", PRIORITY_MAX),
+        context=_number(fields, "context", CONTEXT_MAX),
+        slots=_number(fields, "slots", SLOTS_MAX),
+    )
+
+
+def _number(body: dict[str, Any], name: str, most: int, *, default: int = 0) -> int:
+    """A number; more than this version knows what to do with counts as the most that it does."""
+    return min(take(body, name, int, default=default), most)
+
+
+def _plain(body: dict[str, Any], name: str, size_max: int) -> str:
+    """A text that goes to terminals and command lines: what must not reach them is taken out."""
+    return plain_text(take(body, name, str, size_max=RECORD_BYTES_MAX, default=""), size_max)
+
+
+def _address(text: Any) -> Address:
+    try:
+        return parse_address(text if isinstance(text, str) else "")
+    except ValueError as exc:
+        raise PeerError("invalid address") from exc
+
+
+def _digest(text: str) -> ModelDigest:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise PeerError("invalid model digest")
+    return ModelDigest(text)
