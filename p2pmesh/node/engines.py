@@ -54,6 +54,7 @@ class EngineManager:
         self._logs = logs
         self._running: dict[PartId, _Running] = {}
         self._in_flight: Counter[PartId] = Counter()
+        self._resident: dict[int, int] = {}
         self._idle = trio.lowlevel.ParkingLot()
         self._watchers: list[Callable[[], None]] = []
         self._nursery: trio.Nursery | None = None
@@ -85,9 +86,10 @@ class EngineManager:
         return running.process.status if running and running.state == "ready" else None
 
     def used_bytes(self) -> int:
-        """Main memory that the engines hold."""
-        pids = [one.process.status.pid for one in self._running.values()]
-        return sum(_resident_bytes(pid) for pid in pids if pid is not None)
+        """Main memory that the engines hold, as last known while the system cannot be asked."""
+        pids = [pid for one in self._running.values() if (pid := one.process.status.pid)]
+        self._resident = {pid: _resident_bytes(pid, self._resident.get(pid, 0)) for pid in pids}
+        return sum(self._resident.values())
 
     @contextmanager
     def watched(self, on_change: Callable[[], None]) -> Iterator[None]:
@@ -191,8 +193,10 @@ def compute_threads(cores: int | None) -> int:
     return max((cores or 2) - 1, 1)
 
 
-def _resident_bytes(pid: int) -> int:
+def _resident_bytes(pid: int, last: int) -> int:
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:  # it ended a moment ago
         return 0
+    except (psutil.Error, OSError):  # no descriptor is left to read /proc with
+        return last

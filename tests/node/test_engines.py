@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import psutil
@@ -23,6 +24,20 @@ async def test_memory_is_that_of_the_processes_that_live(parts: Parts) -> None:
         assert parts.manager.used_bytes() == pytest.approx(resident, rel=0.2)
         parts.engine(0).become("ready", pid=2**30)  # it ended a moment ago
         assert parts.manager.used_bytes() == 0
+
+
+async def test_memory_is_as_last_known_while_the_system_cannot_be_asked(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> psutil.Process:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with serving(parts):
+        parts.engine(0).become("ready", pid=os.getpid())
+        before = parts.manager.used_bytes()
+        assert before > 0
+        monkeypatch.setattr("psutil.Process", refuse)
+        assert parts.manager.used_bytes() == before
 
 
 async def test_an_engine_is_drained_until_its_last_request_is_over(
