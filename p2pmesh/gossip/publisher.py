@@ -73,7 +73,7 @@ class Publisher:
             self._waiting.add(MEMBER)
 
     def introduce(self, node: NodeId) -> list[Out]:
-        """Send this node's lease to a new neighbour, before twins take each other's links."""
+        """Return a message with this node's lease, before twins take each other's links."""
         member = self._document.get(self._me, MEMBER)
         return [] if member is None else [Send(node=node, message=Push(records=(member.raw,)))]
 

@@ -30,7 +30,7 @@ from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import ACCUSED
 
 EFFECT_DELAY_S = 0.5  # a refutation needs at most two spread times, 0.2 s each for 1000 nodes
-UNSIGNED_MAX = 32  # looked for at a time
+WEAKLY_REMOVED_MAX = 32  # looked for at a time
 REFUTED_BURST, REFUTED_PER_S = 3, 3 / 600  # answers to one lone accuser
 
 
@@ -61,8 +61,8 @@ class Removal:
         self._by_accuser: dict[NodeId, Record] = {}
         self._by_subject: dict[NodeId, dict[NodeId, AccusationRow]] = {}
         self._accused: frozenset[NodeId] | None = None
-        self._discounted: frozenset[NodeId] = frozenset()
-        self._unsigned: frozenset[NodeId] = frozenset()
+        self._non_voters: frozenset[NodeId] = frozenset()
+        self._weakly_removed: frozenset[NodeId] = frozenset()
         self._removed: frozenset[NodeId] | None = None
         self._answers: Buckets[NodeId] = Buckets(REFUTED_PER_S, REFUTED_BURST)
         self._complete_since: dict[NodeId, float] = {}
@@ -107,17 +107,17 @@ class Removal:
     def non_voters(self) -> frozenset[NodeId]:
         """Return subjects that two members or this node accuse: neither observers nor voters."""
         self._count()
-        return self._discounted
+        return self._non_voters
 
     @property
     def weakly_removed(self) -> frozenset[NodeId]:
-        """Some who were removed on too few words for a large mesh, none of them this node's.
+        """Return some nodes removed by few accusers, none of which is this node.
 
         Another part of the mesh may count this node among those who have to speak, so it looks for
         itself, and says what it finds.
         """
         self._count()
-        return self._unsigned
+        return self._weakly_removed
 
     def must_refute(self, mesh_now: float) -> bool:
         """Whether this node is accused and has to speak up, this very time.
@@ -127,7 +127,7 @@ class Removal:
         """
         me = self._members.me
         accusers = self.accusers(me)
-        if len(accusers) > 1 or self._miss_limit(me, accusers, self.non_voters - {me}):
+        if len(accusers) > 1 or self._has_quorum(me, accusers, self.non_voters - {me}):
             return True
         return self._answers_one_of(accusers, mesh_now)
 
@@ -160,15 +160,15 @@ class Removal:
             accusers = {subject: self.accusers(subject) for subject in self._by_subject}
             me = self._members.me
             self._accused = frozenset(s for s, by in accusers.items() if by)
-            self._discounted = frozenset(s for s, by in accusers.items() if len(by) > 1 or me in by)
+            self._non_voters = frozenset(s for s, by in accusers.items() if len(by) > 1 or me in by)
             self._removed = removed
             weak = sorted(one for one in removed if self._needs_my_word(one))
-            self._unsigned = frozenset(weak[:UNSIGNED_MAX])
+            self._weakly_removed = frozenset(weak[:WEAKLY_REMOVED_MAX])
 
     # --- removing ---------------------------------------------------------------------------------
 
     def ripe(self, now: float) -> list[Certificate]:
-        """Certificates of whom enough members accused for long enough."""
+        """Return certificates for subjects whose quorum has stood for `EFFECT_DELAY_S`."""
         non_voters = self.non_voters
         ripe: list[Certificate] = []
         complete: dict[NodeId, float] = {}
@@ -178,7 +178,7 @@ class Removal:
                 for accuser, record in self.accusers(subject).items()
                 if accuser in self._members.live and accuser not in non_voters
             }
-            if not self._miss_limit(subject, votes, non_voters):
+            if not self._has_quorum(subject, votes, non_voters):
                 continue
             since = self._complete_since.get(subject, now)
             complete[subject] = since
@@ -204,9 +204,9 @@ class Removal:
         votes = self.accusers(certificate.subject) | {one.owner: one for one in records}
         named = Counter(subject for record in records for subject in self._named(record))
         non_voters = self.non_voters | {subject for subject, times in named.items() if times > 1}
-        return self._miss_limit(certificate.subject, votes, non_voters - votes.keys())
+        return self._has_quorum(certificate.subject, votes, non_voters - votes.keys())
 
-    def _miss_limit(
+    def _has_quorum(
         self, subject: NodeId, votes: dict[NodeId, Record], non_voters: Collection[NodeId]
     ) -> bool:
         if not votes or subject not in self._members.known:

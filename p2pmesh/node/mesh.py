@@ -272,7 +272,7 @@ class Mesh:
             self.changes.notify()
 
     def _glance(self) -> tuple[object, ...]:
-        """Publish values that others read here and no event of the core announces."""
+        """Return the values that others read here and no event of the core announces."""
         core = self._core
         out = core.out_of_placement(self._clock())
         return core.linked, out, core.rejoining, self.agreement

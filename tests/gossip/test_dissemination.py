@@ -43,8 +43,8 @@ def test_what_is_new_goes_on_to_the_eager_but_not_back() -> None:
 def test_with_few_eager_links_up_it_goes_to_all() -> None:
     eager, links = frozenset(SOME[:6]), LINKS - frozenset(SOME[EAGER_LINKS_MIN - 1 : 6])
     assert Dissemination().eager_peers(eager, links, SOME[9]) == links - {SOME[9]}
-    miss_limit = links | {SOME[EAGER_LINKS_MIN - 1]}
-    assert Dissemination().eager_peers(eager, miss_limit, SOME[9]) == eager & miss_limit
+    enough = links | {SOME[EAGER_LINKS_MIN - 1]}
+    assert Dissemination().eager_peers(eager, enough, SOME[9]) == eager & enough
 
 
 def test_what_was_learned_is_named_for_a_while_and_not_at_once() -> None:

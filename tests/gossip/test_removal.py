@@ -287,7 +287,7 @@ def test_only_so_many_are_looked_for_at_a_time() -> None:
     view = mesh_of(7, NODES[0])
     view.learn(*(certificate_by([1, 2], number) for number in (3, 4, 5, 6)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("p2pmesh.gossip.removal.UNSIGNED_MAX", 2)
+        patch.setattr("p2pmesh.gossip.removal.WEAKLY_REMOVED_MAX", 2)
         assert view.removal.weakly_removed == set(sorted(NODES[3:7])[:2])
 
 
