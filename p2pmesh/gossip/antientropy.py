@@ -3,7 +3,7 @@
 Probes carry a fingerprint as of some seconds ago. One that differs twice in a row begins a
 session: the asker says ranges (see `ranges`), the other one, which keeps nothing in mind, answers
 what differs, and so on until both have named the ids that the other lacks. Each then pulls those in
-chunks (see `fetches`). It all goes over the link that probes use, which costs one part less than a
+chunks (see `fetch`). It all goes over the link that probes use, which costs one part less than a
 connection of its own, as a probe never waits behind more than a chunk or two. A newcomer's snapshot
 is the same with an almost empty side.
 

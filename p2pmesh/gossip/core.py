@@ -372,7 +372,7 @@ class Core:
         for record in taken.own:
             out += self.publisher.on_own_record(record, self.clock.now(now))
         if taken.ids and (self.catch_up.done or not facts.asked):
-            # What is asked for while settling is news only to this node.
+            # What is asked for while catching up is news only to this node.
             eager_peers = self._dissemination.eager_peers(self._near.eager, self.links, node)
             out += self._dissemination.flood(taken.news, eager_peers)
         if facts.asked and self.recovery.is_reply(node):

@@ -70,7 +70,7 @@ class Removal:
     # --- what stands ------------------------------------------------------------------------------
 
     def refresh(self, owners: Iterable[NodeId]) -> None:
-        """Records of these owners changed; call after the roster was refreshed."""
+        """Records of these owners changed; call after `Members.refresh`."""
         for owner in owners:
             if owner in self._by_subject:
                 self._accused = None  # as it stands now it may be accused, or no longer

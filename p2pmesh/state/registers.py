@@ -251,8 +251,12 @@ def wants_to_wire(wanted: Iterable[ModelRequest]) -> dict[str, Any]:
 
 
 def wants_from_wire(body: dict[str, Any]) -> tuple[ModelRequest, ...]:
-    """Read a body of `wants`; raises as `Member.from_wire`."""
-    return tuple(take_rows(body, "wants", _wanted, count_max=WANTS_MAX))
+    """Read a body of `wants`, the last row of each model; raises as `Member.from_wire`.
+
+    Repeated rows of one owner must not count like the wishes of several.
+    """
+    rows = take_rows(body, "wants", _wanted, count_max=WANTS_MAX)
+    return tuple({one.digest: one for one in rows}.values())
 
 
 def _wanted(row: Any) -> ModelRequest:

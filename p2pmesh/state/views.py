@@ -33,6 +33,7 @@ from p2pmesh.state.registers import (
     serves_from_wire,
     wants_from_wire,
 )
+from p2pmesh.wire.codec import encode
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 
@@ -128,11 +129,11 @@ class _Owner:
     """The parsed records of one owner.
 
     Attributes:
-        bodies: What was read, by register: an equal body reads the same.
+        records: What was read, by register: an equal body reads the same.
         live: Whether what it says of models counts.
     """
 
-    bodies: Mapping[str, Mapping[str, Any]]
+    records: Mapping[str, Record]
     node: NodeView | None
     wants: tuple[ModelRequest, ...]
     live: bool
@@ -145,7 +146,7 @@ class _Owner:
         return found
 
 
-_NOBODY = _Owner(bodies={}, node=None, wants=(), live=False)
+_NOBODY = _Owner(records={}, node=None, wants=(), live=False)
 
 
 @dataclass(slots=True)
@@ -188,7 +189,11 @@ class MeshReader:
                 changed[owner] = after
                 touched |= self._index(owner, before, after)
         if changed:
-            self._owners.update(changed)
+            for owner, one in changed.items():
+                if one is _NOBODY:
+                    del self._owners[owner]
+                else:
+                    self._owners[owner] = one
             self.view = self._renewed(changed, touched)
         return bool(changed)
 
@@ -197,15 +202,16 @@ class MeshReader:
     def _read(self, owner: NodeId, before: _Owner) -> _Owner:
         """Return what stands of `owner`; `before` itself when that reads as it did."""
         records = {one.register: one for one in self.document.registers(owner)}
-        bodies = {name: one.body for name, one in records.items()}
+        if not records:
+            return _NOBODY
         live = owner not in self.document.removed
         record = records.get(MEMBER)
         instance = record.instance if record else 0
         was = before.node.instance if before.node else instance
-        if bodies == before.bodies and live == before.live and instance == was:
-            return before if bodies else _NOBODY
+        if live == before.live and instance == was and _read_the_same(records, before.records):
+            return before
         return _Owner(
-            bodies=bodies,
+            records=records,
             node=self._node(owner, records, before),
             wants=_read(records.get(WANTS), wants_from_wire) or (),
             live=live,
@@ -220,8 +226,8 @@ class MeshReader:
             return None
         served = _read(records.get(SERVING), serves_from_wire) or ()
         pages = {name: records[name] for name in HELD_REGISTERS if name in records}
-        known = {name: before.bodies[name] for name in HELD_REGISTERS if name in before.bodies}
-        if before.node is not None and known == {name: one.body for name, one in pages.items()}:
+        known = {name: before.records[name] for name in HELD_REGISTERS if name in before.records}
+        if before.node is not None and _read_the_same(pages, known):
             held = before.node.held  # cards are long to read, and most changes are of others
         else:
             held = _held(pages.values())
@@ -375,6 +381,15 @@ def _with(old: Mapping[Key, T], changes: Mapping[Key, T | None]) -> Mapping[Key,
         else:
             new[key] = value
     return new if new.keys() == old.keys() else dict(sorted(new.items()))
+
+
+def _read_the_same(records: Mapping[str, Record], others: Mapping[str, Record]) -> bool:
+    """Whether the bodies are equal in value and type: in Python, True equals 1."""
+    return records.keys() == others.keys() and all(
+        one.digest == others[name].digest
+        or (one.body == others[name].body and encode(one.body) == encode(others[name].body))
+        for name, one in records.items()
+    )
 
 
 def _read(record: Record | None, reader: Callable[[dict[str, object]], T]) -> T | None:

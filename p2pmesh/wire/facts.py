@@ -2,7 +2,7 @@
 
 Pure. A fact is one or more signed records put together, travels as the bytes that were signed, and
 has an owner, an id and a time that follow from those bytes. Adding a kind is a row of `FACT_KINDS`,
-a field of `messages.Facts` and the rule by which `state.document` merges it.
+a field of `messages.Push` and the rule by which `state.document` merges it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FactKind(NamedTuple):
     """One kind of fact.
 
     Attributes:
-        name: The field of `messages.Facts` that holds them.
+        name: The field of `messages.Push` that holds them.
         key: The same on the wire.
         bytes_max: Of one fact.
         signatures_max: What checking one may cost.

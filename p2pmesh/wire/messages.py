@@ -96,7 +96,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReport:
-    """The result of an `ProbeRequest`.
+    """The result of a `ProbeRequest`.
 
     Attributes:
         alive: Whether the subject answered the sender within the time-out.

@@ -1,7 +1,7 @@
 """The registers of an owner: their names, how long they live, and how often they are renewed.
 
-Pure. Adding a register is a row of `REGISTERS` and a reader in `state/bodies.py`. A register of a
-name that is not in the table is a newer node's: it lives on its owner's lease like most.
+Pure. Adding a register is a row of `REGISTERS` and a reader in `state/registers.py`. A register of
+a name that is not in the table is a newer node's: it lives on its owner's lease like most.
 """
 
 from __future__ import annotations

@@ -225,6 +225,14 @@ def test_what_failed_or_stops_is_no_resident(state: str) -> None:
     assert facts.residents == (Resident(node=A, digest=BETA, state="ready"),)
 
 
+def test_a_wish_that_its_owner_repeats_is_one_wish() -> None:
+    world = World()
+    world.node(0, holds=[held(1)], wants=[wanted(replicas=16)] * 16)
+    view = world.view()
+    assert [one.owner for one in view.models[ALPHA].wishes] == [A]
+    assert facts_of(view, ()).wants == (PlacementRequest(digest=ALPHA, owner=A, replicas=1),)
+
+
 def test_slots_share_one_cache() -> None:
     needs = []
     for slots in (1, 64):

@@ -4,17 +4,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.models.parts import PartId
 from p2pmesh.state import registers
 from p2pmesh.state.document import Document
+from p2pmesh.state.fingerprint import fingerprint_of
 from p2pmesh.state.registers import Caps, ModelRequest, Served
 from p2pmesh.state.views import MeshReader, MeshView, merge_wants, read
 from tests.state.builders import MESH, NODES, NOW, card, certificate, digest, held, member, record
 
 WANTED = ModelRequest(digest=digest(1), stem="model-1", replicas=1, priority=0, context=0, slots=4)
+
+
+def caps_of(budget_bytes: int) -> dict[str, object]:
+    return Caps(budget_bytes=budget_bytes, engine="e", rpc="").to_wire()
 
 
 def kitchen() -> Document:
@@ -182,17 +188,7 @@ def content(view: MeshView) -> object:
 def at_random(rng: Random, seq: int) -> Callable[[Document], Sequence[int]]:
     """Something that happens to a document; told which owners it concerns."""
     owner, model = rng.randrange(3), rng.randrange(1, 4)
-    bodies_by_register = {
-        "member": member(f"node-{rng.randrange(2)}", left=rng.random() < 0.2).to_wire(),
-        "caps": Caps(budget_bytes=rng.randrange(3), engine="e", rpc="").to_wire(),
-        "serving": registers.serves_to_wire(
-            [Served(digest=digest(model), state=rng.choice(["loading", "ready"]))]
-        ),
-        "models/0": registers.held_pages(
-            [held(number, stem=f"s{rng.randrange(2)}") for number in (model, 4)]
-        )[0],
-        "wants": registers.wants_to_wire([wish(digest=digest(model), slots=rng.randrange(3))]),
-    }
+    bodies_by_register = some_bodies(rng, model)
 
     def happen(document: Document) -> Sequence[int]:
         if rng.random() < 0.1:
@@ -207,6 +203,20 @@ def at_random(rng: Random, seq: int) -> Callable[[Document], Sequence[int]]:
     return happen
 
 
+def some_bodies(rng: Random, model: int) -> dict[str, dict[str, object]]:
+    return {
+        "member": member(f"node-{rng.randrange(2)}", left=rng.random() < 0.2).to_wire(),
+        "caps": Caps(budget_bytes=rng.randrange(3), engine="e", rpc="").to_wire(),
+        "serving": registers.serves_to_wire(
+            [Served(digest=digest(model), state=rng.choice(["loading", "ready"]))]
+        ),
+        "models/0": registers.held_pages(
+            [held(number, stem=f"s{rng.randrange(2)}") for number in (model, 4)]
+        )[0],
+        "wants": registers.wants_to_wire([wish(digest=digest(model), slots=rng.randrange(3))]),
+    }
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_view_kept_up_to_date_is_the_view_of_the_document(seed: int) -> None:
@@ -219,6 +229,60 @@ def test_a_view_kept_up_to_date_is_the_view_of_the_document(seed: int) -> None:
         differs = reader.update(NODES[owner] for owner in owners)
         assert (reader.view is not before) == differs
         assert content(reader.view) == content(read(document, me=NODES[0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_view_and_its_document_keep_step_when_time_and_trust_run_out(seed: int) -> None:
+    rng, now, allowed = Random(seed), NOW, set(NODES[:3])
+    document = Document(MESH, keeper=NODES[0], authorised=lambda owner, _: owner in allowed)
+    reader = MeshReader(document, NODES[0])
+    for seq in range(1, 40):
+        now += rng.choice([0, 0, 30, 120])
+        changed = set(document.expire(now))
+        if rng.random() < 0.1:
+            owner = rng.choice(NODES[:3])
+            allowed ^= {owner}
+            changed |= document.reauthorise([owner], now)
+        owner_number = rng.randrange(3)
+        register, body = rng.choice(sorted(some_bodies(rng, rng.randrange(1, 4)).items()))
+        said = {"epoch": NOW + seq // 15, "issued_at": now, "ttl_s": rng.choice([60, 240])}
+        one = record(owner_number, register, seq=seq, body=body, **said)
+        changed |= document.merge(one, now).owners
+        reader.update(changed)
+        assert content(reader.view) == content(read(document, me=NODES[0]))
+        assert document.fingerprint == fingerprint_of(sorted(document.ids()))
+        assert sorted(one.id for one in document.records()) == document.ids()
+
+
+@pytest.mark.parametrize(
+    ("register", "field", "value"),
+    [("member", "left", 0), ("caps", "budget_bytes", True)],
+)
+def test_a_body_that_only_python_takes_for_the_same_is_read_again(
+    register: str, field: str, value: object
+) -> None:
+    document = kitchen()
+    body = {"member": member().to_wire(), "caps": caps_of(1)}[register]
+    assert document.merge(record(register=register, seq=2, body=body), NOW)
+    reader = MeshReader(document)
+    assert document.merge(record(register=register, seq=3, body={**body, field: value}), NOW)
+    reader.update([NODES[0]])
+    assert content(reader.view) == content(read(document))
+
+
+def test_nothing_is_kept_of_owners_that_are_gone() -> None:
+    document = kitchen()
+    reader = MeshReader(document)
+    reader.update(document.expire(NOW + 3600))
+    assert document.owners == ()
+    assert not reader.view.nodes
+    assert not reader.view.models
+    assert not reader._owners
+    assert not reader._speakers
+    view = reader.view
+    assert not reader.update([NODES[0], NODES[1]])
+    assert reader.view is view
 
 
 def test_a_renewed_lease_changes_nothing() -> None:
