@@ -232,8 +232,9 @@ class Suspicion:
                     del self.accusations[subject]
             if subject not in self.accusations:
                 self._removed_at.pop(subject, None)
-        for subject in [s for s in self._reached if s not in self._members.known]:
-            del self._reached[subject]
+        for kept in (self._reached, self._suspects):
+            for subject in kept.keys() - self._members.known.keys():
+                del kept[subject]
 
     def _take_a_rest(self, subject: NodeId, now: float) -> None:
         rest = self._rests.get(subject)

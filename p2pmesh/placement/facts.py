@@ -147,7 +147,7 @@ class PlacementInputs:
 
 
 def facts_digest(facts: PlacementInputs) -> bytes:
-    """BLAKE2b-16 of the canonical bytes, by which nodes compare what they know."""
+    """BLAKE2b-16 of the canonical bytes, equal for equal facts."""
     return blake2b(facts.encode(), digest_size=FACTS_DIGEST_BYTES).digest()
 
 

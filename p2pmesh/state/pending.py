@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.outcome import MergeOutcome
+from p2pmesh.state.owner_records import OWNER_BYTES_MAX
 from p2pmesh.wire.records import Record
 
 PENDING_S = 60.0  # the snapshot of 10,000 nodes takes about that long
@@ -29,10 +30,18 @@ class Pending:
         return self._size_bytes
 
     def judge(self, record: Record) -> MergeOutcome:
-        """Judge a record that would have to wait."""
-        if record.digest in self._records.get(record.owner, ()):
+        """Judge a record that would have to wait.
+
+        An owner has as much room here as in the document, so that none takes that of the others.
+        """
+        waiting = self._records.get(record.owner, {})
+        if record.digest in waiting:
             return MergeOutcome.STALE
-        has_room = self._size_bytes + len(record.raw) <= PENDING_BYTES_MAX
+        size_bytes = len(record.raw)
+        of_owner_bytes = size_bytes + sum(len(one.raw) for one in waiting.values())
+        has_room = (
+            of_owner_bytes <= OWNER_BYTES_MAX and self._size_bytes + size_bytes <= PENDING_BYTES_MAX
+        )
         return MergeOutcome.PENDING if has_room else MergeOutcome.VOID
 
     def add(self, record: Record, now: float) -> None:

@@ -114,7 +114,7 @@ class MemoryTransport:
         return (await self._connect(address, purpose, expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
-        """Say hello and hang up; see `Transport.client_handshake`."""
+        """Say hello and hang up; see `Transport.introduce`."""
         stream, peer = await self._connect(address, HELLO, None)
         await trio.aclose_forcefully(stream)
         return peer

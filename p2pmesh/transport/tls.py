@@ -168,7 +168,7 @@ class TlsTransport:
         return (await self._connect(address, purpose, expected))[0]
 
     async def introduce(self, address: Address) -> Peer:
-        """Say hello and hang up; see `Transport.client_handshake`."""
+        """Say hello and hang up; see `Transport.introduce`."""
         tls, peer = await self._connect(address, HELLO, None)
         await trio.aclose_forcefully(tls)
         return peer

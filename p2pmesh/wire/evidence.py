@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import ID_BYTES, MeshId, NodeId
 from p2pmesh.wire.codec import decode, encode
-from p2pmesh.wire.fields import take_list
+from p2pmesh.wire.fields import take_rows
 from p2pmesh.wire.records import (
     DIGEST_BYTES,
     RECORD_BYTES_MAX,
@@ -162,15 +162,12 @@ def accused_to_wire(rows: Iterable[Accusation]) -> dict[str, Any]:
 
 
 def accused_from_wire(body: dict[str, Any]) -> tuple[Accusation, ...]:
-    """The rows of an `accused` record.
+    """The rows of an `accused` record that can be read, of the first `ACCUSED_MAX`.
 
     Raises:
         PeerError: The body is not of that form.
     """
-    return tuple(
-        _accusation(*row) if len(row) == len(Accusation._fields) else _unknown("an accusation")
-        for row in take_list(body, "s", list, size_max=ACCUSED_MAX)
-    )
+    return tuple(take_rows(body, "s", _row, count_max=ACCUSED_MAX))
 
 
 def make_certificate(accusation: Accusation, evidence: Iterable[Record]) -> Certificate:
@@ -265,6 +262,12 @@ def _check_evidence(accusation: Accusation, evidence: tuple[Record, ...]) -> Non
             raise PeerError("a certificate with a record that accuses nobody")
         if accusation not in accused_from_wire(record.body):
             raise PeerError("a certificate with a record that accuses somebody else")
+
+
+def _row(row: object) -> Accusation:
+    if type(row) is not list or len(row) != len(Accusation._fields):
+        _unknown("an accusation")
+    return _accusation(*row)
 
 
 def _accusation(subject: object, epoch: object, seq: object) -> Accusation:

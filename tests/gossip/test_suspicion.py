@@ -239,6 +239,15 @@ def test_who_is_gone_for_good_is_not_accused_any_longer(how: str) -> None:
     assert not observer.accuses
 
 
+def test_nothing_is_kept_of_suspects_that_are_gone() -> None:
+    observer = silent()
+    observer.ask()
+    assert SUBJECT in observer.suspicion._suspects
+    observer.view.expire(NOW + 1000)
+    observer.review()
+    assert not observer.suspicion._suspects
+
+
 def test_an_accusation_stays_beside_the_certificate_while_there_is_room() -> None:
     observer = accusing()
     observer.view.learn(certificate_by([2, 3, 4], 1))

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from itertools import count
+
+from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.state.outcome import MergeOutcome
+from p2pmesh.state.owner_records import OWNER_BYTES_MAX
 from p2pmesh.state.pending import PENDING_BYTES_MAX, PENDING_S, Pending
-from tests.state.builders import NODES, NOW, record
+from p2pmesh.wire.records import Record
+from tests.state.builders import KEYS, NODES, NOW, record, sealed
 
 
 def test_what_waits_is_taken_once() -> None:
@@ -30,15 +35,30 @@ def test_nothing_waits_for_ever() -> None:
     assert pending.size_bytes == 0
 
 
+def early(key: SigningKey, seq: int) -> Record:
+    return sealed(key, "caps", seq=seq, body={"x": "y" * 16_000})
+
+
 def test_there_is_only_so_much_room() -> None:
-    pending, seq = Pending(), 0
-    early = record(body={"x": "y" * 16_000})
-    while pending.judge(early) is MergeOutcome.PENDING:
-        pending.add(early, NOW)
-        seq += 1
-        early = record(seq=1 + seq, body={"x": "y" * 16_000})
-    assert pending.judge(early) is MergeOutcome.VOID
-    pending.add(early, NOW)
+    pending = Pending()
+    owners = [SigningKey(number.to_bytes(32)) for number in range(1, 64)]
+    records = (early(key, seq) for key in owners for seq in range(10))
+    last = next(one for one in records if not waits(pending, one))
+    assert pending.judge(last) is MergeOutcome.VOID
     assert PENDING_BYTES_MAX - 16_384 < pending.size_bytes <= PENDING_BYTES_MAX
-    assert len(pending.take(NODES[0])) == seq
-    assert pending.size_bytes == 0
+    assert len(pending.take(NodeId(owners[0].id))) == 10
+    assert pending.judge(last) is MergeOutcome.PENDING
+
+
+def test_no_owner_takes_the_room_of_the_others() -> None:
+    pending = Pending()
+    last = next(one for seq in count() if not waits(pending, one := early(KEYS[0], seq)))
+    assert OWNER_BYTES_MAX - 16_384 < pending.size_bytes <= OWNER_BYTES_MAX
+    assert pending.judge(last) is MergeOutcome.VOID
+    assert pending.judge(record(1)) is MergeOutcome.PENDING
+
+
+def waits(pending: Pending, one: Record) -> bool:
+    before = pending.size_bytes
+    pending.add(one, NOW)
+    return pending.size_bytes > before
