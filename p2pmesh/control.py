@@ -180,7 +180,7 @@ def error_message(body: bytes) -> str:
     """Return the message of a JSON error answer, here and in OpenAI's API; "" without one."""
     try:
         return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

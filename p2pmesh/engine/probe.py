@@ -117,5 +117,5 @@ def reason(body: bytes) -> str:
     """The message of llama.cpp's error shape, else the beginning of whatever it is."""
     try:
         return str(json.loads(body)["error"]["message"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):  # a peer may nest without end
         return body[:200].decode("utf-8", "replace").strip() or "nothing"

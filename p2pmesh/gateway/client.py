@@ -64,6 +64,7 @@ class ClientConnection:
         self._reader = trio.lowlevel.ParkingLot()
         self._work: trio.CancelScope | None = None
         self._informing: trio.Event | None = None
+        self._flushing = False
         self._pending: list[bytes] = []
         self._discarding = False
         self._head_only = False
@@ -245,12 +246,14 @@ class ClientConnection:
         scope = trio.CancelScope(deadline=trio.current_time() + self._limits.send_stall_s)
         if watch is not None:  # before it is entered, as moving its deadline costs less then
             watch.began_sending(scope)
+        self._flushing = True
         try:
             with scope:
                 await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError) as exc:
             raise ClientGoneError("the client closed the connection") from exc
         finally:
+            self._flushing = False
             if watch is not None:
                 watch.ended_sending(scope)
         if scope.cancelled_caught:
@@ -258,8 +261,11 @@ class ClientConnection:
         self.bytes_out += len(data)
 
     async def say_processing(self) -> None:
-        """Send 102: the request is being worked on. Does nothing once the answer was begun."""
-        if self._informing is not None or self._gone or self.started:
+        """Send 102: the request is being worked on. Does nothing once the answer was begun.
+
+        Nor while something else is being sent, as one stream takes one sender: 100 Continue, say.
+        """
+        if self._informing is not None or self._flushing or self._gone or self.started:
             return
         if self._http.our_state is not h11.SEND_RESPONSE:
             return

@@ -96,6 +96,7 @@ class Upstream:
 
     Attributes:
         path: What the present request asks for.
+        at_work: Whether the replica has said that it works on the present request.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Upstream:
         self._on_close = on_close
         self.idle_until = 0.0
         self.path = ""
+        self.at_work = False
         self._idle_s = ENGINE_IDLE_TIMEOUT_S if target.local else PEER_IDLE_TIMEOUT_S
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
@@ -124,6 +126,7 @@ class Upstream:
             body: The bytes of its body; may be empty.
         """
         self.path = path
+        self.at_work = False
         head = self._http.send(h11.Request(method=method, target=path, headers=list(headers)))
         assert head is not None, "only ConnectionClosed has no bytes"
         if body:
@@ -153,6 +156,7 @@ class Upstream:
             raise LostError(f"the answer is broken: {_words(exc)}") from exc
         if isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
             raise LostError("the connection was closed before the answer ended")
+        self.at_work = self.at_work or isinstance(event, h11.InformationalResponse)
         return event  # type: ignore[return-value]  # PAUSED was raised; h11 types it loosely
 
     async def receive(self) -> None:

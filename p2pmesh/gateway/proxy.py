@@ -319,6 +319,8 @@ class Proxy:
             except SilenceError:
                 raise
             except LinkError as exc:
+                if idle.at_work:
+                    raise
                 # Most likely it was closed while idle, which says nothing about the replica.
                 broken = exc
                 await trio.lowlevel.checkpoint()

@@ -72,8 +72,7 @@ class MeshBackends:
 
     def engine_key(self, part: PartId) -> str | None:
         """See `Backends.engine_key`."""
-        status = self._engines.status(part)
-        return status.api_key if status else None
+        return self._engines.api_key(part)
 
     async def lost(self, target: Target) -> None:
         """See `Backends.lost`."""

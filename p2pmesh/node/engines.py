@@ -85,6 +85,14 @@ class EngineManager:
         running = self._running.get(part)
         return running.process.status if running and running.state == "ready" else None
 
+    def api_key(self, part: PartId) -> str | None:
+        """What the engine of a part wants to be shown, also while it is drained; None without one.
+
+        A request that began before goes on over a connection that is open already.
+        """
+        running = self._running.get(part)
+        return running.process.status.api_key if running else None
+
     def used_bytes(self) -> int:
         """Main memory that the engines hold, as last known while the system cannot be asked."""
         pids = [pid for one in self._running.values() if (pid := one.process.status.pid)]

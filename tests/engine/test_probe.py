@@ -83,6 +83,7 @@ async def test_loading_is_not_ready(nursery: trio.Nursery) -> None:
         (refusal(b'{"error": []}'), 'with 500: {"error": \\[\\]}'),
         (refusal(b""), "with 500: nothing"),
         (refusal(b"\xff"), "with 500: \ufffd"),
+        (refusal(b"[" * 100_000), r"with 500: \[\["),
         (b"SSH-2.0-x\r\n\r\n", "does not speak HTTP"),
         (b"", "does not speak HTTP"),
         (OK[:-1], "does not speak HTTP"),

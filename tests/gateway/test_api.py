@@ -309,9 +309,9 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         asks = [POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body) for body in bodies]
         asks.insert(2, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await caller.stream.send_all(b"".join(asks))
-        got = b""
-        while got.count(b"HTTP/1.1 200") < 6 or not got.endswith(bodies[-1]):
-            got += await caller.stream.receive_some()
+        got = await caller.until(
+            lambda got: got.count(b"HTTP/1.1 200") == 6 and got.endswith(bodies[-1])
+        )
         places = [got.index(body) for body in bodies]
         assert places == sorted(places)
         assert places[1] < got.index(b'"status"') < places[2]
@@ -399,8 +399,6 @@ async def test_a_get_with_a_body_does_not_confuse_the_next_request() -> None:
         ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
         caller = world.caller()
         await caller.stream.send_all(ask + ask)
-        got = b""
-        while got.count(b'"status"') < 2:
-            got += await caller.stream.receive_some()
+        got = await caller.until(lambda got: got.count(b'"status"') == 2)
         assert got.count(b"HTTP/1.1 200") == 2
         assert isinstance(caller.http, h11.Connection)

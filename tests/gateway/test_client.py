@@ -21,8 +21,8 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 class Narrow(trio.abc.Stream):
     """The other end sends one request and takes what is sent when the test lets it."""
 
-    def __init__(self) -> None:
-        self.stuck = Stuck()
+    def __init__(self, request: bytes = GET) -> None:
+        self.stuck = Stuck(request)
         self.gate = trio.Event()
         self.got = b""
 
@@ -57,14 +57,15 @@ async def connected(
 class Stuck(trio.abc.Stream):
     """The other end is there, sends one request, and reads nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: bytes = GET) -> None:
+        self._request = request
         self._said = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if not self._said:
             self._said = True
             await trio.lowlevel.checkpoint()
-            return GET
+            return self._request
         await trio.sleep_forever()
         raise AssertionError("it sleeps for ever")
 
@@ -236,6 +237,26 @@ async def test_the_answer_waits_for_a_word_that_is_being_sent() -> None:
             await trio.testing.wait_all_tasks_blocked()
             stream.gate.set()
         assert stream.got.startswith(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 204 ")
+
+
+async def test_no_word_is_sent_while_the_body_is_asked_for() -> None:
+    stream = Narrow(
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    )
+    async with connected(stream) as (client, _):
+        await client.next_request()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.read_body, BodyBudget(LIMITS), 2)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(client.say_processing)
+            await trio.testing.wait_all_tasks_blocked()
+            stream.gate.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert stream.got.startswith(b"HTTP/1.1 100 ")
+            assert stream.got.count(b"HTTP/1.1 ") == 1
+            await client.say_processing()
+            assert stream.got.endswith(b"HTTP/1.1 102 Processing\r\n\r\n")
+            nursery.cancel_scope.cancel()
 
 
 async def test_who_does_not_even_take_such_a_word_is_gone(autojump_clock: MockClock) -> None:

@@ -230,6 +230,29 @@ async def test_a_request_that_kills_an_engine_over_a_kept_connection_counts(
         assert sum(len(other.asked) for other in others) == (0 if peer else 1)
 
 
+async def test_who_worked_on_a_request_over_a_kept_stream_and_left_is_not_given_it_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+
+        async def script(asked: Asked, reply: Reply) -> None:
+            if b"poison" in asked.body:
+                await work(asked, reply, 3)
+                await hang_up(asked, reply)
+            else:
+                await hello(asked, reply)
+
+        engine = world.engine(script, target(THERE))
+        caller = world.caller()
+        await caller.ask("POST", CHAT, BODY)
+        poison = BODY[:-1] + b', "x": "poison"}'
+        head, body = await caller.ask("POST", CHAT, poison)
+        assert head.status_code == 502
+        assert error_of(body)["code"] == "engine_lost"
+        asked = [b"poison" in one.body for one in engine.asked]
+        assert asked == [False, True, True], "the kept stream counts as the first of two losses"
+
+
 async def test_requests_leave_a_local_engine_that_hangs(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         hanging = world.engine(silent, target(HERE))

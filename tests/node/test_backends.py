@@ -341,10 +341,23 @@ async def test_a_local_engine_is_reached_over_tcp_with_its_key(parts: Parts) -> 
             assert await stream.receive_some() == b"engine"
         assert parts.routes.engine_key(PartId(DEMO)) == "secret"
         parts.engine(0).become("failed", "it died")
-        assert parts.routes.engine_key(PartId(DEMO)) is None
         with pytest.raises(EngineError, match="model-0 is not running here any more"):
             await parts.routes.connect(target)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_waited_for_an_engine_has_its_key_while_it_is_drained(
+    parts: Parts,
+) -> None:
+    async with serving(parts):
+        parts.engine(0).become("ready", port=81)
+        (target,) = parts.routes.targets(DEMO)
+        parts.routes.begin(target.part)
+        parts.manager.drain(target.part)
+        with pytest.raises(EngineError, match="not running here any more"):
+            await parts.routes.connect(target)
+        assert parts.routes.engine_key(target.part) == "secret", "for a kept connection"
+        parts.routes.end(target.part)
 
 
 async def test_another_node_is_reached_through_the_mesh(parts: Parts) -> None:
