@@ -25,6 +25,7 @@ from p2pmesh.models.metadata import (
     OtherKindError,
 )
 from p2pmesh.models.tensors import TensorInfo
+from p2pmesh.wire.codec import INT_MAX
 from p2pmesh.wire.text import NAME_CHARACTERS_MAX, plain_text
 
 ModelDigest = NewType("ModelDigest", str)
@@ -208,8 +209,9 @@ MODALITY_CHARACTERS_MAX = 32
 def from_wire(obj: object) -> Card:
     """The card that a peer sent.
 
-    Fields that a newer peer added are ignored, and what it left out counts as nothing; modalities
-    that this node does not know stand beside those that it does.
+    Fields that a newer peer added are ignored, and what it left out counts as nothing; a number
+    beyond what this node knows counts as the largest that it knows, and modalities that it does not
+    know stand beside those that it does.
 
     Raises:
         PeerError: It is no card.
@@ -224,7 +226,8 @@ def from_wire(obj: object) -> Card:
             raise PeerError(f"a model card has a bad {key}")
         values[key] = text
     for key, limit in _NUMBER_LIMITS.items():
-        values[key] = _bounded(obj.get(key, None if key in _NEEDED else 0), key, limit)
+        number = _bounded(obj.get(key, None if key in _NEEDED else 0), key, INT_MAX)
+        values[key] = min(number, limit)
     if values["context"] == 0:  # what no model has, and no engine starts with
         raise PeerError("a model card has a bad context")
     values["takes"] = _modalities(obj.get("takes", [TEXT]), "takes")

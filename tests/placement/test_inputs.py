@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from p2pmesh.models.cards import need_bytes
 from p2pmesh.placement.facts import (
@@ -35,8 +38,9 @@ from p2pmesh.state.registers import (
     wants_to_wire,
 )
 from p2pmesh.state.views import MeshReader, MeshView, read
+from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
-from tests.state.builders import MESH, NODES, NOW, card, digest, held, member, record
+from tests.state.builders import MESH, NODES, NOW, card, certificate, digest, held, member, record
 
 A, B, C = NODES[:3]
 ALPHA, BETA = digest(1), digest(2)
@@ -267,6 +271,43 @@ def test_what_did_not_change_is_not_made_anew() -> None:
     assert {type(part).__name__ for part in made} == {"NodeFacts", "ModelFacts", "PlacementRequest"}
     assert len(made) == 1 + 2 + 1, "its budget, its models, and who wants those"
     assert inputs.read(reader.view, {C}) == facts_of(world.view(), {C})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_inputs_kept_up_to_date_are_those_of_the_document(seed: int) -> None:
+    rng, now = Random(seed), NOW
+    document = Document(MESH)
+    reader, inputs = MeshReader(document, A), InputsReader()
+    for seq in range(1, 40):
+        now += rng.choice([0, 0, 40])
+        changed = set(document.expire(now))
+        owner, model = rng.randrange(3), rng.randrange(1, 4)
+        budget = Caps(budget_bytes=rng.randrange(3) * GIB, engine="e", rpc="")
+        mine = held(model, card=card(context=rng.choice([512, 2048])), demo=rng.random() < 0.3)
+        served = Served(digest=digest(model), state=rng.choice(["loading", "ready", "failed"]))
+        wish = wanted(model, context=rng.choice([0, 1024]), replicas=rng.randrange(3))
+        bodies: dict[str, dict[str, object]] = {
+            MEMBER: member(left=rng.random() < 0.2).to_wire(),
+            CAPS: budget.to_wire(),
+            held_register(0): held_pages([mine])[0],
+            SERVING: serves_to_wire([served]),
+            WANTS: wants_to_wire([wish] * rng.randrange(1, 3)),
+        }
+        if rng.random() < 0.1:
+            one: Fact = certificate(owner, ((owner + 1) % 3,), seq=seq - 1, issued_at=now)
+        else:
+            register, body = rng.choice(list(bodies.items()))
+            one = record(owner, register, seq=seq, body=body, issued_at=now)
+        changed |= document.merge(one, now).owners
+        reader.update(changed)
+        dead = rng.sample(NODES[:3], rng.randrange(2))
+        kept, anew = inputs.read(reader.view, dead), facts_of(read(document, me=A), dead)
+        assert kept == anew
+        canonical = PlacementInputs(
+            nodes=anew.nodes, models=anew.models, wants=anew.wants, residents=anew.residents
+        )
+        assert canonical == anew
 
 
 def test_equal_records_make_equal_facts_in_whatever_order_they_came() -> None:
