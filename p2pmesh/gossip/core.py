@@ -175,12 +175,13 @@ class Core:
         self.heartbeat.plans.pop(node, None)
         self.clock.forget(node)
         self.prober.link_down(node, now)
-        if node not in self._near.wanted:
-            # Let go, or only met on the way in: live, like all strangers, until somebody misses it.
-            self.prober.keep_only(self._near.wanted)
         self.recovery.lost(node)
         self._sync.link_down(node)
         self._dialer.lost(node, now)
+        if node not in self._near.wanted:
+            # Let go, or only met on the way in: live, like all strangers, until somebody misses it.
+            self.prober.keep_only(self._near.wanted)
+            self._dialer.forget_except(self._near.wanted)
         return [*self._dial(now), *self._review_soon()]
 
     def _dial_failed(self, node: NodeId | None, now: float, *, nobody_there: bool) -> list[Out]:

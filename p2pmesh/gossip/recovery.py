@@ -46,7 +46,8 @@ class Recovery:
         if node not in self._asked:
             return False
         self._asked.discard(node)
-        self._answered.add(node)
+        if not self.done:
+            self._answered.add(node)
         return True
 
     def replied(self) -> list[Out]:

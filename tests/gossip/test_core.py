@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
+from types import FunctionType, ModuleType
+
 import pytest
 
+from p2pmesh.gossip.buckets import Buckets
 from p2pmesh.gossip.events import (
     AuthorisationChanged,
     Disconnect,
@@ -39,6 +43,30 @@ def accuses(accuser: int, *members: Record, seq: int, at: float) -> Record:
 
 def health_changes(outs: list[Out]) -> list[tuple[NodeId, Health]]:
     return [(out.node, out.health) for out in outs if isinstance(out, HealthChanged)]
+
+
+def keeps(root: object, node: NodeId) -> bool:
+    """Whether the id of `node` is anywhere below `root`, but for rates, whose number is bounded."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        one = waiting.pop()
+        if one == node:
+            return True
+        if id(one) not in seen and not isinstance(one, type | ModuleType | FunctionType | Buckets):
+            seen.add(id(one))
+            waiting += gc.get_referents(one)
+    return False
+
+
+def test_nothing_is_kept_of_strangers_that_came_and_went() -> None:
+    net, stranger = settled(3), NodeId(bytes(range(16)))
+    core = net.cores[0]
+    core.handle(LinkUp(node=stranger, version=2), net.now)
+    core.handle(Received(node=stranger, message=Push(asked=True)), net.now)
+    assert keeps(core, stranger)
+    core.handle(LinkDown(node=stranger), net.now)
+    assert not keeps(core, stranger)
 
 
 # Coming together
