@@ -94,7 +94,7 @@ class Api:
         self._proxy = proxy
         self._counters = counters
         self._policy = policy
-        self._bodies = BodyBudget(limits)
+        self._bodies = {kind: BodyBudget(limits) for kind in KINDS}
         self._scanners = trio.CapacityLimiter(_SCANNERS)
         self._places = {kind: Admission(limits) for kind in KINDS}
         self._asking_peers: set[ClientConnection] = set()
@@ -213,9 +213,10 @@ class Api:
         caller: Caller,
         cors: list[Header],
     ) -> None:
-        length = _header(head, b"content-length")
-        self._bodies.check(int(length) if length else 0)
-        body = await client.read_body(self._bodies, int(length) if length else 0)
+        length = int(_header(head, b"content-length") or 0)
+        bodies = self._bodies[caller.kind]
+        bodies.check(length)
+        body = await client.read_body(bodies, length)
         try:
             part = _chosen_part(head) if caller.peer is not None else None
             models = await self._models_for(head, body, endpoint, part)
@@ -235,7 +236,7 @@ class Api:
                 async with self._places[caller.kind].place():
                     await self._answer(client, request, models)
         finally:
-            self._bodies.give_back(len(body))
+            bodies.give_back(len(body))
 
     async def _answer(
         self, client: ClientConnection, request: InferenceRequest, models: Sequence[ServedModel]

@@ -24,7 +24,7 @@ RATE_MIN_BYTES_PER_S = 8 * 1024
 
 
 class BodyBudget:
-    """Bounds one body, and the memory that all bodies take together."""
+    """Bounds one body, and the memory that all bodies of one kind of callers take together."""
 
     def __init__(self, limits: Limits) -> None:
         self._one_max = limits.body_bytes

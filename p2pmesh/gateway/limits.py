@@ -40,8 +40,9 @@ ENGINE_SPARE = 2
 SLOTS_UNKNOWN = 4
 # What a body may have: images in a chat are a few MiB each.
 BODY_BYTES_MAX = 64 * 1024 * 1024
-# All bodies together: eight of the largest.
-BODIES_BYTES_MAX = 512 * 1024 * 1024
+# All bodies of clients together, and apart from them of peers, so that no peer takes the memory for
+# the chats of this node's own clients: four of the largest.
+BODIES_BYTES_MAX = 256 * 1024 * 1024
 # A request's head: long keys and cookies fit, floods do not.
 HEAD_BYTES_MAX = 64 * 1024
 # From the first byte of a head to its last; also for a connection that never says anything.

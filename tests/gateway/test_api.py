@@ -273,6 +273,16 @@ async def test_bodies_together_are_bounded_and_given_back() -> None:
             assert head.status_code == 200
 
 
+async def test_bodies_of_peers_leave_room_for_those_of_clients() -> None:
+    async with open_world(limits=Limits(bodies_bytes=1000)) as world:
+        world.engine(echo)
+        peer = world.caller(peer=True)
+        await peer.stream.send_all(POST + b"Content-Length: 950\r\n\r\n" + b"x" * 940)
+        await trio.testing.wait_all_tasks_blocked()
+        head, _ = await world.caller().ask("POST", CHAT, BODY + b" " * 900)
+        assert head.status_code == 200
+
+
 async def test_expect_100_continue() -> None:
     async with open_world() as world:
         world.engine(echo)
