@@ -18,8 +18,10 @@ from p2pmesh.errors import LinkError, MeshError
 from p2pmesh.gateway.headers import PART
 from p2pmesh.identity.keys import show_id
 from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.wire.text import plain_text
 
 ANSWER_S = 10.0  # one token, behind what the replica is busy with
+REASON_CHARS_MAX = 200  # of what the other node says, in the log
 RETRY_S = 30.0  # a replica that did not answer is asked again; meanwhile the copy here serves
 
 log = structlog.get_logger(__name__)
@@ -94,4 +96,4 @@ async def ask_replica(stream: trio.abc.Stream, replica: ReplicaKey, modality: Mo
     async with stream:
         status, body = await exchange(stream, request, data)
     if status != 200:
-        raise LinkError(f"it answered {status}: {reason(body):.200}")
+        raise LinkError(f"it answered {status}: {plain_text(reason(body), REASON_CHARS_MAX)}")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import h11
 import pytest
 import trio
@@ -98,7 +100,7 @@ async def answer(stream: trio.abc.Stream, status: int) -> h11.Request:
     http = h11.Connection(h11.SERVER)
     while not isinstance(event := http.next_event(), h11.Request):
         http.receive_data(bytes(await stream.receive_some(65536)))
-    body = b'{"error": {"message": "no such model"}}'
+    body = json.dumps({"error": {"message": "no such\nmodel\x1b[2J"}}).encode()
     head = h11.Response(status_code=status, headers=[("content-length", str(len(body)))])
     events = (head, h11.Data(data=body), h11.EndOfMessage())
     await stream.send_all(b"".join(http.send(one) or b"" for one in events))
@@ -119,5 +121,5 @@ async def test_an_error_is_no_proof() -> None:
     here, there = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer, there, 404)
-        with pytest.raises(LinkError, match="it answered 404: no such model"):
+        with pytest.raises(LinkError, match=r"it answered 404: no such model \[2J$"):
             await ask_replica(here, REPLICA, "chat")
