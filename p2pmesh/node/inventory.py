@@ -23,6 +23,7 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.placement.inputs import default_context
 from p2pmesh.state.registers import (
     HELD_PAGES_MAX,
+    WANTS_MAX,
     HeldModel,
     ModelRequest,
     held_pages,
@@ -60,10 +61,15 @@ def open_models(
         hashing: Told a model's name, the bytes read and the bytes in all.
 
     Raises:
-        ConfigError: One is not there.
+        ConfigError: One is not there, or there are more than a node can ask for.
         ModelError: One cannot be used.
         LocalError: One cannot be read.
     """
+    if len(settings.model) > WANTS_MAX:  # others would read only so many of its record
+        raise ConfigError(
+            f"--model names {len(settings.model)} models; one node can ask for {WANTS_MAX}: name "
+            "the others on another node"
+        )
     embedded = store.embedded()
     demo = store.digest(embedded)
     files = {demo: embedded}

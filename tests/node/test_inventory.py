@@ -108,6 +108,12 @@ def test_a_model_named_twice_is_wanted_once(store: Store, home: Home) -> None:
     assert len(opened.wanted) == 1
 
 
+def test_more_models_than_a_record_holds_are_refused_before_any_is_read(store: Store) -> None:
+    named = tuple(f"model-{number}" for number in range(registers.WANTS_MAX + 1))
+    with pytest.raises(ConfigError, match="--model names 17 models; one node can ask for 16"):
+        open_models(store, Settings(model=named), quiet)
+
+
 def test_the_embedded_model_can_be_wanted_by_its_name(store: Store) -> None:
     opened = open_models(store, Settings(model=("p2pmesh-demo-tiny",)), quiet)
     assert [one.digest for one in opened.wanted] == [DEMO] == list(opened.files)
