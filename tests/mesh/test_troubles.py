@@ -194,7 +194,7 @@ def test_a_model_that_no_memory_is_given_for_is_not_served_and_why_is_said(
     ) as process:
         try:
             assert process.stdout is not None
-            line = next(line for line in process.stdout if line.startswith("Pending"))
+            line = next(line for line in process.stdout if line.startswith("Waiting"))
             for words in ("mine: not served: needs ", "0.9 MiB", "takes more memory"):
                 assert words in line
             [mine] = [
