@@ -47,7 +47,7 @@ class _Watched:
 
 
 class Prober:
-    """The round trips and clock differences that this node measures."""
+    """The answers of the watched nodes: round trips, and how many in a row are missing."""
 
     def __init__(self) -> None:
         self._nodes: dict[NodeId, _Watched] = {}
