@@ -208,7 +208,8 @@ class MeshBackends:
 
     def _targets(self, digest: ModelDigest) -> tuple[Target, ...]:
         model = self._mesh.view.models.get(digest)
-        if model is None:
+        offered = next((one for one in self._fresh().models if one.digest == digest), None)
+        if model is None or offered is None:
             return ()
         slots = launch_slots(model.wanted, None, self._slots)
         targets = [
@@ -216,7 +217,7 @@ class MeshBackends:
                 node=node.node,
                 node_name=node.member.name,
                 part=one.part,
-                model_id=self.catalogue().id_of(digest),
+                model_id=offered.id,
                 local=node.node == self._mesh.me,
                 slots=slots,
             )

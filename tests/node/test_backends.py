@@ -346,6 +346,19 @@ async def test_a_local_engine_is_reached_over_tcp_with_its_key(parts: Parts) -> 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_model_that_vanished_while_a_request_was_under_way_has_no_replicas(
+    autojump_clock: MockClock, parts: Parts
+) -> None:
+    parts.hearsay.join(1, budget_bytes=8 * GIB)
+    parts.hearsay.hold(1, held(5))
+    async with serving(parts):
+        parts.hearsay.serve(1, 5)
+        assert targets(parts, 5) == ["node-1"]
+        parts.hearsay.hold(1, held(6))  # and it goes on saying that it serves the other
+        assert digest(5) not in {model.digest for model in parts.routes.models()}
+        assert targets(parts, 5) == []
+
+
 async def test_a_request_that_waited_for_an_engine_has_its_key_while_it_is_drained(
     parts: Parts,
 ) -> None:
