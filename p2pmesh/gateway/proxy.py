@@ -64,6 +64,8 @@ ENGINE_LOST = "engine_lost"
 # Words of a peer that it works on a request, beyond one per interval: some may come together.
 PROCESSING_SPARE = 10
 
+_Part = h11.Event | type[h11.NEED_DATA]
+
 _log = structlog.get_logger(__name__)
 
 
@@ -289,7 +291,7 @@ class Proxy:
                 kind = {LOST: LostError, BUSY: BusyError}.get(head.status_code, LinkError)
                 raise kind(f"it answered {head.status_code}")
             silence_s = SILENCE_DEADLINE_S if target.local else STALL_S
-            first = await self._next_part(upstream, deadline, silence_s)
+            first = await self._first_parts(upstream, deadline, silence_s)
             self.breaker.succeeded(target.key)
             headers = response_headers(
                 head.headers, served_by=f"{target.node_name}/{target.part.name}"
@@ -367,26 +369,37 @@ class Proxy:
             await upstream.aclose()
             raise
 
-    async def _next_part(
+    async def _first_parts(
         self, upstream: Upstream, deadline: Deadline, silence_s: float
-    ) -> h11.Event | type[h11.NEED_DATA]:
+    ) -> tuple[bytes, _Part]:
+        """Return the beginning of the body, as far as it has come, and what follows it.
+
+        All of it is looked at before the client is told anything: a failure still has a remedy.
+        """
         while (event := upstream.next_event()) is h11.NEED_DATA:
             with deadline.wait(silence_s):
                 await upstream.receive()
-        return event
+        data = b""
+        while isinstance(event, h11.Data):
+            data += event.data
+            event = upstream.next_event()
+        return data, event
 
     async def _relay(
         self,
         client: ClientConnection,
         upstream: Upstream,
-        event: h11.Event | type[h11.NEED_DATA],
+        first: tuple[bytes, _Part],
         deadline: Deadline,
         limit: ConnectionLimit,
         *,
         ends_with_event: bool,
     ) -> None:
-        """Pass on the answer, of which `event` is the first part of the body."""
+        """Pass on the answer, of which `first` has come already."""
+        data, event = first
         try:
+            if data:
+                client.write(data)
             while True:
                 if event is h11.NEED_DATA:
                     await client.flush(limit)

@@ -230,6 +230,25 @@ async def test_a_request_that_kills_an_engine_over_a_kept_connection_counts(
         assert sum(len(other.asked) for other in others) == (0 if peer else 1)
 
 
+async def test_junk_that_comes_with_the_first_part_of_an_answer_costs_no_answer(
+    autojump_clock: MockClock,
+) -> None:
+    async def junk(asked: Asked, reply: Reply) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await reply.stream.send_all(head + b"5\r\nhello\r\njunk\r\n")
+        await trio.sleep_forever()
+
+    async with open_world() as world:
+        bad = world.engine(junk, target(THERE))
+        caller = world.caller()
+        await caller.send("POST", CHAT, BODY)
+        await trio.testing.wait_all_tasks_blocked()
+        world.engine(hello, target(YONDER))
+        head, body = await caller.answer()
+        assert (head.status_code, body) == (200, b'{"hello": 1}')
+        assert len(bad.asked) == 1
+
+
 async def test_who_worked_on_a_request_over_a_kept_stream_and_left_is_not_given_it_again(
     autojump_clock: MockClock,
 ) -> None:
