@@ -49,8 +49,8 @@ class ConnectionLimit:
 
     async def acquire(self) -> None:
         """Wait for a place."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self.acquire_nowait():
-            await trio.lowlevel.checkpoint_if_cancelled()
             return
         self._hurry(self._taken + len(self._queue) + 1)
         await self._queue.park()

@@ -120,3 +120,12 @@ async def test_a_free_place_is_taken_without_waiting_and_never_before_those_who_
     await wait_all_tasks_blocked()
     assert limit.acquire_nowait()
     limit.release()
+
+
+async def test_who_is_cancelled_before_it_asks_takes_no_place() -> None:
+    limit = ConnectionLimit(slots=1, places=1)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await limit.acquire()
+    assert scope.cancelled_caught
+    assert limit.acquire_nowait()
