@@ -398,7 +398,7 @@ def _lives(engine: psutil.Process) -> bool:
         return bool(engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-    except OSError:  # nobody can say
+    except _UNKNOWN:  # nobody can say
         return True
 
 

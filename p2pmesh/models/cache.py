@@ -91,7 +91,7 @@ class ModelCache:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(self._path, json.dumps(content).encode())
             except (LocalError, OSError) as exc:
-                log.warning("index_unwritable", path=str(self._path), reason=str(exc))
+                log.warning("model_cache_unwritable", path=str(self._path), reason=str(exc))
             else:
                 self._changed.clear()
 
@@ -105,10 +105,10 @@ class ModelCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            log.warning("index_ignored", path=str(self._path), reason=repr(exc))
+            log.warning("model_cache_ignored", path=str(self._path), reason=repr(exc))
             return {}
         except PeerError as exc:  # a card in it is none
-            log.warning("index_ignored", path=str(self._path), reason=str(exc))
+            log.warning("model_cache_ignored", path=str(self._path), reason=str(exc))
             return {}
 
 

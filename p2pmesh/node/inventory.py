@@ -31,6 +31,7 @@ from p2pmesh.state.registers import (
 )
 
 SEARCH_INTERVAL_S = 60.0  # a file copied here by hand is found within a minute
+SEARCH_PAUSE_S = 3.0  # a member that wants something else all the time keeps no disk busy
 
 log = structlog.get_logger(__name__)
 
@@ -174,17 +175,19 @@ class InventoryPublisher:
     async def run(self) -> None:
         """Look for what the mesh wants and this node may have, until cancelled."""
         searched: frozenset[ModelDigest] = frozenset()
-        search_again_at = -math.inf
+        searched_at = -math.inf
         while True:
             seen = self._mesh.changes.count
             missing = self._missing()
-            if missing - searched or (missing and trio.current_time() >= search_again_at):
+            pause_s = SEARCH_PAUSE_S if missing - searched else SEARCH_INTERVAL_S
+            due_at = searched_at + pause_s if missing else math.inf
+            if trio.current_time() >= due_at:
                 async with aclosing(self._inventory.search(missing, self._sizes(missing))) as found:
                     async for _ in found:
                         self._publish()
-                searched = missing
-                search_again_at = trio.current_time() + SEARCH_INTERVAL_S
-            with trio.move_on_at(search_again_at if missing else math.inf):
+                searched, searched_at = missing, trio.current_time()
+                continue  # what is missing now may be something else
+            with trio.move_on_at(due_at):
                 await self._mesh.changes.wait(seen)
 
     def _missing(self) -> frozenset[ModelDigest]:

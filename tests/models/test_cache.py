@@ -98,7 +98,7 @@ def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) 
         assert index.get(MODEL, STAMP) == CachedModel(stamp=STAMP)
         index.put(MODEL, CachedModel(stamp=STAMP, digest=DIGEST))
         index.save()
-    assert {log["event"] for log in logs} == {"index_ignored"}
+    assert {log["event"] for log in logs} == {"model_cache_ignored"}
     assert ModelCache(path).get(MODEL, STAMP).digest == DIGEST
 
 
@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     with capture_logs() as logs:
         index.put(MODEL, CachedModel(stamp=STAMP, digest=DIGEST))
         index.save()
-    assert "index_unwritable" in {log["event"] for log in logs}
+    assert "model_cache_unwritable" in {log["event"] for log in logs}
     assert index.get(MODEL, STAMP).digest == DIGEST
 
 

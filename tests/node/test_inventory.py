@@ -228,6 +228,7 @@ class Searching:
             self.hashed.append(file.stem)
             return found
 
+        patch.setattr(module, "SEARCH_PAUSE_S", 0.05)
         patch.setattr(store, "discover", count_searches)
         patch.setattr(store, "digest", note_hashed)
 
@@ -354,6 +355,23 @@ async def test_other_news_does_not_repeat_a_search_nor_put_it_off(
             assert trio.current_time() - started < DEADLINE_S
         nursery.cancel_scope.cancel()
     assert here.searches == 2
+
+
+async def test_wishes_that_change_all_the_time_keep_no_disk_busy(
+    searching: Callable[[], Searching], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tiny_gguf(tmp_path / f"{seed}.gguf", seed=seed) for seed in range(5)]
+    here = searching()
+    monkeypatch.setattr(module, "SEARCH_PAUSE_S", DEADLINE_S)
+    async with trio.open_nursery() as nursery:
+        here.describe(files[0])
+        nursery.start_soon(here.publisher.run)
+        await here.until(lambda: here.searches == 1)
+        for file in files[1:]:
+            here.describe(file)
+            await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    assert here.searches == 1
 
 
 async def test_what_is_wanted_during_a_search_is_looked_for_next(
