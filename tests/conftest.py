@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # The same examples on every run and machine, and no time limit: what else a shared machine does
@@ -27,3 +28,9 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Undo how a command configured logging in this process: other tests read what is logged."""
+    structlog.reset_defaults()

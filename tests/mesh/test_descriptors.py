@@ -38,6 +38,7 @@ def assert_stays_well(node: Node, limit: int) -> None:
     assert "memory_not_measured" not in log
 
 
+@pytest.mark.full
 def test_idle_connections_do_not_take_the_descriptors_of_a_node_with_few(tmp_path: Path) -> None:
     node = start(tmp_path / "home", descriptors=256)
     try:

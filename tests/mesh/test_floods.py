@@ -179,7 +179,13 @@ async def test_silent_connections_lock_nobody_out(pair: list[Node], tmp_path: Pa
         await peer_port_is_open_to(tmp_path / "newcomer", pair[0])
 
 
-@pytest.mark.parametrize("junk", [b"\x00" * 50, HALF_TLS + bytes(600)], ids=["no TLS", "half TLS"])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        pytest.param(b"\x00" * 50, id="no TLS"),
+        pytest.param(HALF_TLS + bytes(600), id="half TLS", marks=pytest.mark.full),  # 70 s
+    ],
+)
 async def test_junk_from_the_address_of_a_member_does_not_lock_it_out(
     pair: list[Node], tmp_path: Path, junk: bytes
 ) -> None:
