@@ -62,7 +62,7 @@ class PushResult:
 
     @property
     def news(self) -> Push:
-        """What is to be passed on, as a message."""
+        """Return the facts to pass on, as a message."""
         return gather(self.fresh)
 
 

@@ -86,7 +86,7 @@ class EngineManager:
         return running.process.status if running and running.state == "ready" else None
 
     def api_key(self, part: PartId) -> str | None:
-        """What the engine of a part wants to be shown, also while it is drained; None without one.
+        """Return the API key of a part's engine, also while it is drained; None without one.
 
         A request that began before goes on over a connection that is open already.
         """

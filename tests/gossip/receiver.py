@@ -1,4 +1,4 @@
-"""An intake with what stands behind it, for tests."""
+"""A `Receiver` with what stands behind it, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ME, PEER = NODES[0], NODES[7]
 
 
 class Inlet:
-    """The intake of node 0 with what stands behind it, and a count of checked signatures."""
+    """The receiver of node 0 with what stands behind it, and a count of checked signatures."""
 
     def __init__(self, view: View | None = None) -> None:
         self.view = view or mesh_of(5)

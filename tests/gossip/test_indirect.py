@@ -67,7 +67,7 @@ def test_who_asks_without_end_is_served_at_a_rate() -> None:
     )
 
 
-def test_askers_wait_for_longer_than_errands_take() -> None:
+def test_askers_wait_for_longer_than_indirect_probes_take() -> None:
     assert TOLD_WITHIN_S > ERRAND_S
 
 

@@ -1,4 +1,4 @@
-"""What one intake makes of anything at all."""
+"""A receiver takes anything at all."""
 
 from __future__ import annotations
 
