@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class Node:
     process: subprocess.Popen[bytes]
     line: dict[str, Any]
     log: IO[bytes]
+    inside: Sequence[str] = ()
+    """A command that runs another one where this node is, as in a network of its own."""
 
     @property
     def me(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class Node:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def status(self) -> dict[str, Any]:
-        done = cli("status", "--json", "--home", self.me["home"])
+        done = cli("status", "--json", "--home", self.me["home"], inside=self.inside)
         assert done.returncode == 0, done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
         return status
@@ -84,13 +86,26 @@ def start(
     name: str = "node",
     timeout_s: float = READY_TIMEOUT_S,
     descriptors: int | None = None,
+    inside: Sequence[str] = (),
 ) -> Node:
-    """Start a node and wait until it is ready; with `descriptors` it may have no more than that."""
+    """Start a node and wait until it is ready.
+
+    Args:
+        home: Its data.
+        options: Of `p2pmesh up`.
+        name: How it is called in the mesh.
+        timeout_s: How long it may take.
+        descriptors: How many files and sockets it may have open.
+        inside: A command that runs another one in a network of its own, where the default ports
+            are free; without it the node listens on loopback at any port.
+    """
     log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the node
     limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
-    home_and_name = f"--home={home}", f"--name={name}"
+    common = "--json", "--until-eof", f"--home={home}", f"--name={name}"
+    ports = () if inside else ANY_PORTS
     process = subprocess.Popen(
-        [*limit, *program(), "up", "--json", *home_and_name, *ANY_PORTS, *options],
+        [*inside, *limit, *program(), "up", *common, *ports, *options],
+        stdin=subprocess.PIPE,  # so that the node ends with the tests, however they end
         stdout=subprocess.PIPE,
         stderr=log,
         env=environment(),
@@ -99,7 +114,7 @@ def start(
     alarm = time.monotonic() + timeout_s
     line = process.stdout.readline()
     assert time.monotonic() < alarm, "the node took too long"
-    node = Node(process, json.loads(line) if line else {}, log)
+    node = Node(process, json.loads(line) if line else {}, log, inside)
     assert line, node.said()
     return node
 
@@ -133,8 +148,9 @@ def end(node: Node) -> None:
             raise
         finally:
             assert_gone(with_children)
-    assert node.process.stdout is not None
-    node.process.stdout.close()
+    for pipe in (node.process.stdin, node.process.stdout):
+        if pipe is not None:
+            pipe.close()
     node.log.close()
 
 
@@ -160,10 +176,12 @@ def wait_until(true: Callable[[], bool], what: str, *, within_s: float = 20.0) -
     return time.monotonic() - started
 
 
-def cli(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: str, inside: Sequence[str] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        [*program(), *arguments],
+        [*inside, *program(), *arguments],
         capture_output=True,
         text=True,
         env=environment(**more),
