@@ -33,14 +33,14 @@ BUNDLES = frozenset(["bridge", "bond", "team"])
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Where an interface sends what is elsewhere."""
+    """Where an interface, by its name, sends what is elsewhere; the address is without scope."""
 
     interface: str
     address: IpAddress
 
 
 def interfaces() -> list[Interface]:
-    """Return all interfaces of this machine; takes a millisecond."""
+    """Return all interfaces of this machine; takes 30 µs for each."""
     return _of_linux() if SYSTEM == "linux" else _of_psutil()
 
 
@@ -52,9 +52,9 @@ def usable_interfaces() -> list[Interface]:
 async def gateways() -> list[Gateway]:
     """Return the default gateways, the preferred first; none where they cannot be known."""
     if SYSTEM == "linux":
-        names = {link.index: link.name for link in netlink.links()}
         routes = sorted(netlink.default_routes(), key=lambda route: route.metric)
-        return [Gateway(names[r.index], r.gateway) for r in routes if r.index in names]
+        found = [Gateway(_name(route.index), route.gateway) for route in routes]
+        return [gateway for gateway in found if gateway.interface]
     if SYSTEM == "darwin":
         return parse_netstat(await output_of(*ROUTES_COMMAND))
     return []
@@ -190,6 +190,13 @@ def _index(name: str, scopes: list[str]) -> int:
         return socket.if_nametoindex(name)
     except OSError:
         return 0
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it is gone meanwhile
+        return ""
 
 
 def _ip(address: Any) -> IpAddress:

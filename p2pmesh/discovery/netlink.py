@@ -153,19 +153,21 @@ def parse_neighbour(body: bytes) -> Neighbour | None:
 def attributes(data: bytes) -> Mapping[int, bytes]:
     """Return the values of netlink attributes by their type."""
     found: dict[int, bytes] = {}
-    while len(data) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        found[kind & _TYPE_BITS] = data[_ATTRIBUTE.size : length]
-        data = data[_aligned(max(length, _ATTRIBUTE.size)) :]
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        found[kind & _TYPE_BITS] = data[at + _ATTRIBUTE.size : at + length]
+        at += _aligned(max(length, _ATTRIBUTE.size))
     return found
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the type and the body of each message of one datagram."""
-    while len(data) >= _MESSAGE.size:
-        length, kind, _, _, _ = _MESSAGE.unpack_from(data)
-        yield kind, data[_MESSAGE.size : length]
-        data = data[_aligned(max(length, _MESSAGE.size)) :]
+    at = 0
+    while at + _MESSAGE.size <= len(data):
+        length, kind, _, _, _ = _MESSAGE.unpack_from(data, at)
+        yield kind, data[at + _MESSAGE.size : at + length]
+        at += _aligned(max(length, _MESSAGE.size))
 
 
 def _dump(request: int, header: struct.Struct) -> Iterator[bytes]:

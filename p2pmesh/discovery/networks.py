@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import trio
 
 from p2pmesh.discovery import netlink
 from p2pmesh.discovery.interfaces import SYSTEM, Gateway, gateways, output_of, usable_interfaces
-from p2pmesh.discovery.onlink import plain
+from p2pmesh.discovery.onlink import Interface
 
 RESOLVE_S = 1.0  # a gateway that is there answers in milliseconds, one at Wi-Fi's end in 200
 POLL_S = 0.02
@@ -26,58 +26,52 @@ async def network_ids() -> Mapping[str, str]:
 
     An interface without a gateway, or whose gateway does not answer, is on no known network.
     """
-    usable = {interface.name for interface in usable_interfaces()}
-    wanted: dict[str, Gateway] = {}
+    usable = {interface.name: interface for interface in usable_interfaces()}
+    wanted: dict[Interface, Gateway] = {}
     for gateway in sorted(await gateways(), key=lambda one: one.address.version):
         if gateway.interface in usable:
-            wanted.setdefault(gateway.interface, gateway)
-    found = await _macs(wanted.values())
+            wanted.setdefault(usable[gateway.interface], gateway)
+    found = await _macs(wanted)
     if len(found) < len(wanted):
-        for name in wanted.keys() - found.keys():
-            _provoke(wanted[name])
+        for interface, gateway in wanted.items():
+            if interface.name not in found:
+                _provoke(interface, gateway)
         with trio.move_on_after(RESOLVE_S):
             while len(found) < len(wanted):
                 await trio.sleep(POLL_S)
-                found = await _macs(wanted.values())
+                found = await _macs(wanted)
     return found
 
 
-async def _macs(wanted: Collection[Gateway]) -> dict[str, str]:
+async def _macs(wanted: Mapping[Interface, Gateway]) -> dict[str, str]:
     """Return the MAC addresses that the system knows now, by interface name."""
     if SYSTEM == "linux":
-        names = {link.index: link.name for link in netlink.links()}
-        known = {(names.get(one.index, ""), one.address): one.mac for one in netlink.neighbours()}
+        known = {(one.index, one.address): one.mac for one in netlink.neighbours()}
+        found = {i.name: known.get((i.index, to.address), "") for i, to in wanted.items()}
     else:
-        known = {}
-        for gateway in wanted:
-            for mac in parse_arp(await output_of(*ARP_COMMAND, str(gateway.address))):
-                known[gateway.interface, gateway.address] = mac
-    return {
-        gateway.interface: found
-        for gateway in wanted
-        if (found := known.get((gateway.interface, plain(gateway.address))))
-    }
+        printed = {
+            i.name: await output_of(*ARP_COMMAND, str(to.address)) for i, to in wanted.items()
+        }
+        found = {name: parse_arp(text) for name, text in printed.items()}
+    return {name: mac for name, mac in found.items() if mac}
 
 
-def parse_arp(text: str) -> list[str]:
+def parse_arp(text: str) -> str:
     """Parse `? (192.168.1.1) at a4:91:b1:2:3:4 on en0 ifscope [ethernet]`, as macOS prints it."""
-    return [
-        ":".join(byte.zfill(2) for byte in mac.lower().split(":"))
-        for mac in re.findall(r" at ((?:[0-9a-fA-F]{1,2}:){5}[0-9a-fA-F]{1,2}) ", text)
-    ]
+    printed = re.search(r" at ((?:[0-9a-f]{1,2}:){5}[0-9a-f]{1,2}) ", text, re.IGNORECASE)
+    return ":".join(byte.zfill(2) for byte in printed[1].lower().split(":")) if printed else ""
 
 
-def _provoke(gateway: Gateway) -> None:
+def _provoke(interface: Interface, gateway: Gateway) -> None:
     """Make the system look for a gateway's MAC address, by a datagram to it."""
     v4 = gateway.address.version == 4
     with socket.socket(socket.AF_INET if v4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
+        scope = () if v4 else (0, interface.index)
         try:
             if SYSTEM == "linux":
                 # Two interfaces of one subnet: it would leave by the preferred one.
-                device = gateway.interface.encode()
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-            scope = () if v4 else (0, socket.if_nametoindex(gateway.interface))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.name.encode())
             sock.sendto(b"", (str(gateway.address), DISCARD_PORT, *scope))
         except OSError:
             return  # the interface went meanwhile: its network stays unknown

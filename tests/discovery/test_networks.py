@@ -9,9 +9,9 @@ import trio
 
 from p2pmesh.discovery import interfaces, netlink, networks
 from p2pmesh.discovery.interfaces import Gateway
-from p2pmesh.discovery.netlink import Link, Neighbour
+from p2pmesh.discovery.netlink import Neighbour
 from p2pmesh.discovery.networks import RESOLVE_S, network_ids, parse_arp
-from p2pmesh.discovery.onlink import Interface
+from p2pmesh.discovery.onlink import Interface, IpAddress
 
 ROUTER, ROUTER_V6 = ip_address("192.168.1.1"), ip_address("fe80::1")
 MAC, OTHER_MAC = "a4:91:b1:02:03:04", "a4:91:b1:02:03:05"
@@ -30,18 +30,16 @@ class Machine:
         self.answers: dict[str, Neighbour] = {}
         self.provoked: list[str] = []
         usable = [Interface(name=name, index=NUMBERS[name]) for name in ("eth0", "wlan0")]
-        links = [Link(number, name, 1, 0, "", "", 0) for name, number in NUMBERS.items()]
         monkeypatch.setattr(networks, "usable_interfaces", lambda: usable)
         monkeypatch.setattr(networks, "gateways", self._gateways)
         monkeypatch.setattr(networks, "_provoke", self._provoke)
-        monkeypatch.setattr(netlink, "links", lambda: links)
         monkeypatch.setattr(netlink, "neighbours", lambda: self.neighbours)
         monkeypatch.setattr(networks, "SYSTEM", "linux")
 
     async def _gateways(self) -> list[Gateway]:
         return list(self.gateways)
 
-    def _provoke(self, gateway: Gateway) -> None:
+    def _provoke(self, interface: Interface, gateway: Gateway) -> None:
         self.provoked.append(gateway.interface)
         if gateway.interface in self.answers:
             self.neighbours.append(self.answers[gateway.interface])
@@ -95,9 +93,9 @@ async def test_macos_is_asked_by_a_program(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_macos_leaves_zeros_out() -> None:
-    assert parse_arp(ARP) == [MAC]
-    assert parse_arp("? (192.168.1.1) at (incomplete) on en0 ifscope [ethernet]\n") == []
-    assert parse_arp("192.168.1.1 (192.168.1.1) -- no entry\n") == []
+    assert parse_arp(ARP) == MAC
+    assert parse_arp("? (192.168.1.1) at (incomplete) on en0 ifscope [ethernet]\n") == ""
+    assert parse_arp("192.168.1.1 (192.168.1.1) -- no entry\n") == ""
 
 
 @linux
@@ -109,8 +107,16 @@ async def test_this_machine_names_its_networks() -> None:
 
 
 @linux
-def test_an_interface_that_is_gone_is_not_asked() -> None:
-    networks._provoke(Gateway("gone0", ROUTER))
-    networks._provoke(Gateway("gone0", ROUTER_V6))
-    with pytest.raises(OSError, match="interface"):
-        socket.if_nametoindex("gone0")
+async def test_a_gateway_beyond_an_interface_that_is_gone_stays_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = Interface(name="gone0", index=max(index for index, _ in socket.if_nameindex()) + 9)
+    monkeypatch.setattr(networks, "RESOLVE_S", 0.05)
+    monkeypatch.setattr(networks, "usable_interfaces", lambda: [gone])
+    for router in (ROUTER, ROUTER_V6):
+
+        async def found(router: IpAddress = router) -> list[Gateway]:
+            return [Gateway(gone.name, router)]
+
+        monkeypatch.setattr(networks, "gateways", found)
+        assert await network_ids() == {}

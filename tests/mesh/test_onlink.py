@@ -144,7 +144,11 @@ def test_a_tunnel_leads_nobody_in(place: Neighbourhood) -> None:
 
 def test_a_container_is_no_neighbour_of_its_host(place: Neighbourhood) -> None:
     place.victim.ip(
-        "link add br0 type bridge", "address add 172.17.0.1/16 dev br0", "link set br0 up"
+        "link add br0 type bridge",
+        "address add 172.17.0.1/16 dev br0",
+        "link set br0 up",
+        "tuntap add tap0 mode tap",
+        "link set tap0 master br0 up",
     )
     containers = Lan(place.victim, ipaddress.IPv4Network("172.17.0.0/16"))
     container = place.net.host(containers)
@@ -163,3 +167,8 @@ def test_a_network_is_known_by_its_gateway_wherever_else_its_subnet_is() -> None
             expected = {"eth0": gateways[id(lan)].mac()} if lan is not field else {}
             with laptop.inside():
                 assert trio.run(network_ids) == expected
+        net.move(laptop, cafe)
+        gateway = gateways[id(cafe)]
+        laptop.ip("route del default", f"route add default via {gateway.link_local()} dev eth0")
+        with laptop.inside():  # IPv6 alone
+            assert trio.run(network_ids) == {"eth0": gateway.mac()}
