@@ -15,7 +15,14 @@ from tests.repository import Source, imported, imports, python_sources
 # Lowest first. Modules of one layer may import each other; no module imports from a higher one.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("p2pmesh", "p2pmesh.errors"),
-    ("p2pmesh.config", "p2pmesh.home", "p2pmesh.log", "p2pmesh.metrics", "p2pmesh.web_policy"),
+    (
+        "p2pmesh.config",
+        "p2pmesh.home",
+        "p2pmesh.log",
+        "p2pmesh.metrics",
+        "p2pmesh.watchable",
+        "p2pmesh.web_policy",
+    ),
     ("p2pmesh.identity", "p2pmesh.wire"),
     ("p2pmesh.transport",),
     ("p2pmesh.models",),

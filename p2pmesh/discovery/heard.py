@@ -70,6 +70,10 @@ class _Table(Generic[Key, Value]):
         self._hosts[host] += 1
         return True
 
+    def holds(self, host: str) -> bool:
+        """Whether there is an entry of this host."""
+        return host in self._hosts
+
     def live(self, now: float) -> Iterator[tuple[Key, _Entry[Value]]]:
         """What was heard lately; the longest known first, and what is repeated before the rest."""
         for key in [k for k, e in self._entries.items() if now - e.last > self._lifetime_s]:
@@ -136,6 +140,10 @@ class Heard:
         address = Address(host, said.port)
         waiting = Waiting(said.node, said.name, said.mesh, address)
         return self._queries.put((said.node, address), waiting, host, now)
+
+    def is_known(self, host: str) -> bool:
+        """Whether there is an announcement from this address."""
+        return self._announcements.holds(host)
 
     def meshes(self, now: float) -> list[HeardMesh]:
         """The meshes that are announced, as the node says that has done so for longest."""

@@ -39,10 +39,10 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer, Purpose
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.clocks import check_clock
-from p2pmesh.node.watchable import Watchable
 from p2pmesh.state.views import MeshReader, MeshView
 from p2pmesh.transport.base import Handlers, Transport
 from p2pmesh.transport.links import Links
+from p2pmesh.watchable import Watchable
 from p2pmesh.wire.messages import Message
 
 SETTLE_MAX_S = 3.0  # nobody answered, or there is very much to learn: it acts on what it knows

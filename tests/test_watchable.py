@@ -3,7 +3,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pmesh.node.watchable import Watchable
+from p2pmesh.watchable import Watchable
 
 
 async def test_who_looked_before_a_change_does_not_wait(autojump_clock: MockClock) -> None:
