@@ -264,14 +264,16 @@ def _open(interfaces: Sequence[Interface]) -> Zeroconf:
 
 
 def _browse(opened: Zeroconf, inbox: Inbox) -> None:
-    from zeroconf import ServiceBrowser, ServiceStateChange
+    from zeroconf import ServiceListener
 
-    def changed(
-        zeroconf: Zeroconf,  # noqa: ARG001 - zeroconf gives these four by name
-        service_type: str,  # noqa: ARG001
-        name: str,
-        state_change: ServiceStateChange,
-    ) -> None:
-        inbox.put(name, is_there=state_change is not ServiceStateChange.Removed)
+    class Listener(ServiceListener):
+        def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
+            inbox.put(name, is_there=True)
 
-    ServiceBrowser(opened, SERVICE_TYPE, handlers=[changed])
+        def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
+            inbox.put(name, is_there=False)
+
+        update_service = add_service
+
+    # A listener, since closing does not end the thread of a browser of one's own.
+    opened.add_service_listener(SERVICE_TYPE, Listener())

@@ -172,6 +172,6 @@ def system_interfaces() -> list[Interface]:
             for entry in entries
             if entry.family == socket.AF_INET6
         ]
-        if not any(address.ip.is_loopback for address in (*v4, *v6)):
+        if not any(entry.address in ("127.0.0.1", "::1") for entry in entries):
             found.append(Interface(name, numbers[name], (*v4, *v6)))
     return found
