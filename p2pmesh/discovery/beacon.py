@@ -28,7 +28,8 @@ from p2pmesh.discovery.announcement import (
     Query,
     read_datagram,
 )
-from p2pmesh.discovery.network import Interface, broadcasts, ipv6, on_link_host
+from p2pmesh.discovery.network import broadcasts, ipv6, on_link_host
+from p2pmesh.discovery.onlink import Interface
 from p2pmesh.errors import PeerError
 from p2pmesh.gossip.buckets import Bucket, Buckets
 from p2pmesh.transport.pace import Pace

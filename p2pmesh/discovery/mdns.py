@@ -24,7 +24,8 @@ import trio
 
 from p2pmesh.discovery.announcement import Announcement, read_properties
 from p2pmesh.discovery.heard import ANNOUNCE_INTERVAL_S
-from p2pmesh.discovery.network import Interface, ipv4, ipv6, on_link_host
+from p2pmesh.discovery.network import ipv4, ipv6, on_link_host
+from p2pmesh.discovery.onlink import Interface
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.watchable import Watchable

@@ -7,21 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
+from p2pmesh.discovery.onlink import Interface
+
 V4_HOST_BITS_MIN = 2  # a network of one or two addresses has no broadcast address
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A network interface of this machine."""
-
-    name: str
-    index: int
-    """The number that scopes link-local addresses; 0 when it is not known."""
-    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
-    """Without scope."""
 
 
 def ipv4(interface: Interface) -> list[IPv4Address]:

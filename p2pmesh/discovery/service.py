@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Callable, Sequence
 
-import psutil
 import structlog
 import trio
 
 from p2pmesh.discovery.announcement import Announcement, Query
 from p2pmesh.discovery.beacon import DISCOVERY_PORT, Beacon
 from p2pmesh.discovery.heard import ANNOUNCE_INTERVAL_S, QUERY_INTERVAL_S, Heard
+from p2pmesh.discovery.interfaces import usable_interfaces
 from p2pmesh.discovery.mdns import Mdns
-from p2pmesh.discovery.network import Interface
+from p2pmesh.discovery.onlink import Interface
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.watchable import Watchable
 
@@ -34,7 +32,7 @@ class Discovery:
         me: This node.
         name: What people call it.
         port: Where it listens for peers.
-        usable_interfaces: Reads the interfaces to use; called in a thread, every few seconds.
+        interfaces: Reads the interfaces to use; called in a thread, every few seconds.
         discovery_port: Where beacons arrive.
         with_beacon: Whether to use the beacon.
         with_mdns: Whether to use mDNS.
@@ -50,7 +48,7 @@ class Discovery:
         name: str,
         port: int,
         *,
-        usable_interfaces: Callable[[], Sequence[Interface]] | None = None,
+        interfaces: Callable[[], Sequence[Interface]] = usable_interfaces,
         discovery_port: int = DISCOVERY_PORT,
         with_beacon: bool = True,
         with_mdns: bool = True,
@@ -58,7 +56,7 @@ class Discovery:
         self.heard = Heard()
         self.changes = Watchable()
         self._me, self._name, self._port = me, name, port
-        self._usable_interfaces = usable_interfaces or system_interfaces
+        self._interfaces = interfaces
         self._announcement: Announcement | None = None
         self._is_seeking = True
         self._said = Watchable()
@@ -111,9 +109,7 @@ class Discovery:
 
     async def _read_interfaces(self) -> None:
         try:
-            interfaces = await trio.to_thread.run_sync(
-                self._usable_interfaces, abandon_on_cancel=True
-            )
+            interfaces = await trio.to_thread.run_sync(self._interfaces, abandon_on_cancel=True)
         except OSError as exc:
             log.warning("interfaces_unreadable", reason=str(exc))
             return
@@ -152,26 +148,3 @@ class Discovery:
             return None
         is_told = query.mesh is None if said.open else query.node in self._admitted
         return said if is_told else None
-
-
-def system_interfaces() -> list[Interface]:
-    """The interfaces that are up, but for loopback."""
-    up = psutil.net_if_stats()
-    numbers = {name: index for index, name in socket.if_nameindex()}
-    found = []
-    for name, entries in psutil.net_if_addrs().items():
-        if name not in numbers or not (name in up and up[name].isup):
-            continue
-        v4 = [
-            ipaddress.IPv4Interface(f"{entry.address}/{entry.netmask}")
-            for entry in entries
-            if entry.family == socket.AF_INET and entry.netmask
-        ]
-        v6 = [
-            ipaddress.IPv6Interface(f"{entry.address.partition('%')[0]}/64")
-            for entry in entries
-            if entry.family == socket.AF_INET6
-        ]
-        if not any(entry.address in ("127.0.0.1", "::1") for entry in entries):
-            found.append(Interface(name, numbers[name], (*v4, *v6)))
-    return found

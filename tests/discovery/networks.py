@@ -6,7 +6,7 @@ import socket
 from ipaddress import ip_interface
 
 from p2pmesh.discovery.announcement import Announcement, Query
-from p2pmesh.discovery.network import Interface
+from p2pmesh.discovery.onlink import Interface
 from p2pmesh.identity.keys import MeshId, NodeId
 
 LOOPBACK = Interface("lo", 1, addresses=(ip_interface("127.0.0.1/8"),))

@@ -20,7 +20,7 @@ from p2pmesh.discovery.announcement import (
     read_datagram,
 )
 from p2pmesh.discovery.beacon import ANSWERS_BURST, GROUP, SOURCE_BURST, Beacon
-from p2pmesh.discovery.network import Interface
+from p2pmesh.discovery.onlink import Interface
 from tests.discovery.networks import (
     LOOPBACK,
     TO_ALL,

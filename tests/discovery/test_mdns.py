@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_interface
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -19,7 +20,7 @@ from zeroconf import IPVersion, ServiceInfo, Zeroconf
 from p2pmesh.discovery import mdns
 from p2pmesh.discovery.announcement import Announcement
 from p2pmesh.discovery.mdns import INBOX_MAX, KNOWN_MAX, SERVICE_TYPE, Inbox, Mdns
-from p2pmesh.discovery.network import Interface
+from p2pmesh.discovery.onlink import Interface
 from p2pmesh.identity.keys import show_id
 from tests.discovery.networks import LOOPBACK, announcement, node_id
 
@@ -86,6 +87,11 @@ def service(said: Announcement, address: str, **changes: object) -> ServiceInfo:
     return ServiceInfo(SERVICE_TYPE, name, **{**fields, **changes})  # type: ignore[arg-type]
 
 
+async def register(opened: Zeroconf, info: ServiceInfo) -> None:
+    call = partial(opened.register_service, info, cooperating_responders=True)
+    await trio.to_thread.run_sync(call)
+
+
 async def test_nodes_hear_each_other_and_what_changes() -> None:
     ear, echo = Ear(), Ear()
     kitchen, desk = Mdns(node_id("kitchen"), heard=echo), Mdns(node_id("desk"), heard=ear)
@@ -137,10 +143,10 @@ async def test_forged_services_are_not_heard_and_harm_nothing() -> None:
             lambda: Zeroconf(["127.0.0.1"], ip_version=IPVersion.V4Only)
         )
         try:
-            for info in (*forged, service(true, "127.0.0.1")):
-                await trio.to_thread.run_sync(
-                    lambda info=info: liar.register_service(info, cooperating_responders=True)
-                )
+            async with trio.open_nursery() as nursery:
+                for info in forged:
+                    nursery.start_soon(register, liar, info)
+            await register(liar, service(true, "127.0.0.1"))
             await ear.until(true)
         finally:
             await trio.to_thread.run_sync(liar.close)
@@ -194,7 +200,7 @@ async def test_services_held_are_bounded_and_the_known_stay() -> None:
     inbox.put(instance("one more"), is_there=True)
     inbox.put(instance("n1"), is_there=False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one._look_up, None, inbox)
+        nursery.start_soon(one._look_up, cast("Zeroconf", None), inbox)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert instance("one more") not in one._known
@@ -203,24 +209,28 @@ async def test_services_held_are_bounded_and_the_known_stay() -> None:
 
 @pytest.mark.parametrize("failure", [OSError("no multicast"), AssertionError(), ValueError("x")])
 async def test_what_zeroconf_raises_is_logged_and_tried_again(
-    failure: Exception, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries = []
+    tries: list[object] = []
+    token, enough = trio.lowlevel.current_trio_token(), trio.Event()
 
     def fail(interfaces: object) -> None:
         tries.append(interfaces)
+        if len(tries) == 3:
+            token.run_sync_soon(enough.set)
         raise failure
 
     monkeypatch.setattr(mdns, "_open", fail)
-    with capture_logs() as logged, trio.move_on_after(mdns.RETRY_S * 2.5):
+    monkeypatch.setattr(mdns, "RETRY_S", 0.01)
+    with capture_logs() as logged, trio.fail_after(PATIENCE_S):
         async with running(Mdns(node_id("desk5"), heard=Ear())):
-            await trio.sleep_forever()
-    assert len(tries) == 3
-    assert [entry["event"] for entry in logged] == ["mdns_failed"] * 3
+            await enough.wait()
+    assert {entry["event"] for entry in logged} == {"mdns_failed"}
+    assert len(logged) >= 2
 
 
-def failing_zeroconf(refused: Callable[[IPVersion], bool]) -> Callable[..., IPVersion]:
-    def open_(*, interfaces: list[object], ip_version: IPVersion, use_asyncio: bool) -> IPVersion:
+def failing_zeroconf(refused: Callable[[IPVersion], bool]) -> Callable[..., object]:
+    def open_(*, interfaces: list[object], ip_version: IPVersion, use_asyncio: bool) -> object:
         assert interfaces
         assert not use_asyncio
         if refused(ip_version):
@@ -248,7 +258,8 @@ def test_the_addresses_there_are_decide_what_is_opened(
 ) -> None:
     monkeypatch.setattr("zeroconf.Zeroconf", failing_zeroconf(lambda asked: asked in without))
     one = Interface("eth0", 3, addresses=tuple(map(ip_interface, addresses)))
-    assert mdns._open([one]) is opened
+    got: object = mdns._open([one])
+    assert got is opened
 
 
 def test_where_nothing_can_be_opened_the_systems_reason_is_raised(

@@ -4,7 +4,8 @@ from ipaddress import ip_interface
 
 import pytest
 
-from p2pmesh.discovery.network import Interface, broadcasts, ipv4, ipv6, on_link_host
+from p2pmesh.discovery.network import broadcasts, ipv4, ipv6, on_link_host
+from p2pmesh.discovery.onlink import Interface
 
 
 def interface(name: str, index: int, *addresses: str) -> Interface:

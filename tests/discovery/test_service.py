@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from p2pmesh.discovery import service
 from p2pmesh.discovery.beacon import DISCOVERY_PORT
 from p2pmesh.discovery.heard import QUERY_INTERVAL_S
-from p2pmesh.discovery.network import Interface
+from p2pmesh.discovery.onlink import Interface
 from p2pmesh.discovery.service import ADMITTED_MAX, Discovery
 from tests.discovery.networks import LOOPBACK, announcement, free_port, node_id, query
 
@@ -26,9 +26,7 @@ def discovery(
     *,
     usable: Callable[[], Sequence[Interface]] = lambda: [LOOPBACK],
 ) -> Discovery:
-    return Discovery(
-        node_id(me), me, 9338, usable_interfaces=usable, discovery_port=port, with_mdns=False
-    )
+    return Discovery(node_id(me), me, 9338, interfaces=usable, discovery_port=port, with_mdns=False)
 
 
 @asynccontextmanager

@@ -42,4 +42,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(_discover, *sys.argv[1:4])
+    trio.run(_discover, sys.argv[1], sys.argv[2], sys.argv[3])
