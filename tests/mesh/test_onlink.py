@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from p2pmesh.discovery.interfaces import hold_to_link, refusal, usable_interfaces
-from p2pmesh.discovery.networks import network_ids
+from p2pmesh.discovery.network_id import network_ids
 from tests.mesh.namespaces import Host, Lan, Network, network
 
 PORT = 9338

@@ -7,10 +7,10 @@ from ipaddress import ip_address
 import pytest
 import trio
 
-from p2pmesh.discovery import interfaces, netlink, networks
+from p2pmesh.discovery import interfaces, netlink, network_id
 from p2pmesh.discovery.interfaces import Gateway
 from p2pmesh.discovery.netlink import Neighbour
-from p2pmesh.discovery.networks import RESOLVE_S, network_ids, parse_arp
+from p2pmesh.discovery.network_id import RESOLVE_S, network_ids, parse_arp
 from p2pmesh.discovery.onlink import Interface, IpAddress
 
 ROUTER, ROUTER_V6 = ip_address("192.168.1.1"), ip_address("fe80::1")
@@ -30,11 +30,11 @@ class Machine:
         self.answers: dict[str, Neighbour] = {}
         self.provoked: list[str] = []
         usable = [Interface(name=name, index=NUMBERS[name]) for name in ("eth0", "wlan0")]
-        monkeypatch.setattr(networks, "usable_interfaces", lambda: usable)
-        monkeypatch.setattr(networks, "gateways", self._gateways)
-        monkeypatch.setattr(networks, "_provoke", self._provoke)
+        monkeypatch.setattr(network_id, "usable_interfaces", lambda: usable)
+        monkeypatch.setattr(network_id, "gateways", self._gateways)
+        monkeypatch.setattr(network_id, "_provoke", self._provoke)
         monkeypatch.setattr(netlink, "neighbours", lambda: self.neighbours)
-        monkeypatch.setattr(networks, "SYSTEM", "linux")
+        monkeypatch.setattr(network_id, "SYSTEM", "linux")
 
     async def _gateways(self) -> list[Gateway]:
         return list(self.gateways)
@@ -86,9 +86,9 @@ async def test_a_machine_without_a_gateway_is_on_no_known_network(
 
 async def test_macos_is_asked_by_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, Gateway("eth0", ROUTER))
-    monkeypatch.setattr(networks, "SYSTEM", "darwin")
+    monkeypatch.setattr(network_id, "SYSTEM", "darwin")
     script = f"import sys; assert sys.argv[1] == '{ROUTER}'; print({ARP!r})"
-    monkeypatch.setattr(networks, "ARP_COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr(network_id, "ARP_COMMAND", (sys.executable, "-c", script))
     assert await network_ids() == {"eth0": MAC}
 
 
@@ -111,12 +111,12 @@ async def test_a_gateway_beyond_an_interface_that_is_gone_stays_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gone = Interface(name="gone0", index=max(index for index, _ in socket.if_nameindex()) + 9)
-    monkeypatch.setattr(networks, "RESOLVE_S", 0.05)
-    monkeypatch.setattr(networks, "usable_interfaces", lambda: [gone])
+    monkeypatch.setattr(network_id, "RESOLVE_S", 0.05)
+    monkeypatch.setattr(network_id, "usable_interfaces", lambda: [gone])
     for router in (ROUTER, ROUTER_V6):
 
         async def found(router: IpAddress = router) -> list[Gateway]:
             return [Gateway(gone.name, router)]
 
-        monkeypatch.setattr(networks, "gateways", found)
+        monkeypatch.setattr(network_id, "gateways", found)
         assert await network_ids() == {}
