@@ -320,6 +320,13 @@ class Pool:
                 while self._idle:
                     await self._close_oldest()
 
+    async def close_peers(self) -> None:
+        """Close the idle streams to peers: this node leaves the mesh that they belong to."""
+        for upstream in [one for one in self._idle.values() if isinstance(one.key, bytes)]:
+            if id(upstream) in self._idle:  # closing gives others a turn, and they may take it
+                self._forget(upstream)
+                await upstream.aclose()
+
     async def _close_oldest(self) -> None:
         upstream = next(iter(self._idle.values()))
         self._forget(upstream)

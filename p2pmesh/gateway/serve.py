@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import h11
@@ -234,14 +234,34 @@ class Gateway:
         """
         self._api.draining = True
         self._accepting.cancel()
-        for connection in self._connections():
+        await self._finish(self._connections, deadline_s)
+
+    async def drain_peers(self, deadline_s: float) -> None:
+        """End the streams of peers that are open now, as `drain` does; clients are not concerned.
+
+        For a node that changes its mesh: streams that peers open later are served.
+        """
+        await self._proxy.pool.close_peers()
+        leaving = frozenset(self._open["peer"])
+        await self._finish(lambda: leaving & self._open["peer"], deadline_s)
+
+    async def _finish(
+        self, connections: Callable[[], Collection[_Open]], deadline_s: float
+    ) -> None:
+        """Let the running requests of connections end, and close the idle ones at once.
+
+        Args:
+            connections: Those of them that are still open.
+            deadline_s: How long the running ones have, in seconds.
+        """
+        for connection in connections():
             connection.client.last = True
             if not connection.busy:
                 connection.scope.cancel()
         with trio.move_on_after(deadline_s):
-            while self._connections():
+            while connections():
                 await self._idle.park()
-        for connection in self._connections():
+        for connection in connections():
             connection.scope.cancel()
 
 

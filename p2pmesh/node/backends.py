@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pmesh.errors import EngineError
 from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target
 from p2pmesh.gossip.events import Health
 from p2pmesh.identity.hello import HTTP
@@ -65,10 +64,7 @@ class MeshBackends:
         """See `Backends.connect`."""
         if not target.local:
             return await self._mesh.open_stream(target.node, HTTP)
-        status = self._engines.status(target.part)
-        if status is None:
-            raise EngineError(f"{target.model_id} is not running here any more")
-        return await trio.open_tcp_stream(status.host, status.port)
+        return await self._engines.connect(target.part)
 
     def engine_key(self, part: PartId) -> str | None:
         """See `Backends.engine_key`."""
@@ -79,7 +75,7 @@ class MeshBackends:
         if not target.local:
             await self._mesh.suspected(target.node).wait()
             return
-        while self._state_here(target.part) in ("ready", "stopping"):
+        while self._engines.states().get(target.part) in ("ready", "stopping"):
             await self._mesh.changes.wait(self._mesh.changes.count)
 
     def begin(self, part: PartId) -> None:
@@ -225,11 +221,6 @@ class MeshBackends:
             if one.state == READY and self._can_reach(node.node, one.part)
         ]
         return tuple(sorted(targets, key=lambda target: (not target.local, target.node)))
-
-    def _state_here(self, part: PartId) -> str:
-        own = self._mesh.view.nodes.get(self._mesh.me)
-        served = own.serves.get(part) if own else None
-        return served.state if served else "not served"
 
     def _can_reach(self, node: NodeId, part: PartId) -> bool:
         if node == self._mesh.me:

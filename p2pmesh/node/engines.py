@@ -21,6 +21,7 @@ from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.engine.supervisor import EngineStatus, Supervisor
+from p2pmesh.errors import EngineError
 from p2pmesh.models.parts import PartId
 from p2pmesh.state.registers import Served, ServeState
 
@@ -109,6 +110,18 @@ class EngineManager:
             self._watchers.remove(on_change)
 
     # --- requests -------------------------------------------------------------------------------
+
+    async def connect(self, part: PartId) -> trio.SocketStream:
+        """Open a connection to the engine of a part.
+
+        Raises:
+            EngineError: It takes no requests any more.
+            OSError: It does not accept.
+        """
+        status = self.status(part)
+        if status is None:
+            raise EngineError("that model is not running here any more")
+        return await trio.open_tcp_stream(status.host, status.port)
 
     def begin(self, part: PartId) -> None:
         """A request is given to the engine of a part; `end` follows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import dataclass
+from typing import cast
 
 import trio
 
@@ -20,6 +21,33 @@ class Listening:
 
     listeners: list[trio.SocketListener]
     address: Address
+
+    def lend(self) -> list[trio.SocketListener]:
+        """Return the listeners for one who serves them, in a way that leaves them open at the end.
+
+        trio closes what it serves. Connections that come until somebody accepts again wait in the
+        system's queue, instead of being refused.
+        """
+        return [cast("trio.SocketListener", _LentListener(one)) for one in self.listeners]
+
+    def close(self) -> None:
+        """Give the port back, whether or not anybody served it."""
+        for listener in self.listeners:
+            listener.socket.close()
+
+
+class _LentListener(trio.abc.Listener[trio.SocketStream]):
+    """A listener that is not closed by those who accept from it; trio's own cannot be derived."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        self.socket = listener.socket
+
+    async def accept(self) -> trio.SocketStream:
+        return await self._listener.accept()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 async def listen(name: str, wanted: Address, *, exact: bool) -> Listening:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -23,6 +23,7 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.state.registers import Served
 from p2pmesh.state.views import NodeView
+from p2pmesh.watchable import Watchable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,34 +35,75 @@ class Addresses:
     peer: Address
 
 
+class InMesh(Protocol):
+    """The parts that belong to one mesh."""
+
+    @property
+    def card(self) -> MeshInfo:
+        """Return which mesh it is."""
+        ...
+
+    @property
+    def mesh(self) -> Mesh:
+        """Return the access to it."""
+        ...
+
+    @property
+    def reconciler(self) -> Reconciler:
+        """Return the part that has the plan."""
+        ...
+
+    @property
+    def routes(self) -> MeshBackends:
+        """Return the view of its models."""
+        ...
+
+
 class NodeStatus:
-    """Implements the console's source of snapshots; arguments are the node's parts."""
+    """Implements the console's source of snapshots.
+
+    Args:
+        name: What people call the node.
+        home: Where it writes.
+        addresses: Where it listens.
+        engine: What runs models.
+        engines: What runs.
+        life: The mesh that it is in; `enter` exchanges it.
+        changes: Notified of each change of the present mesh.
+        token: Who shows it may stop the node.
+        stop: Begins the node's graceful end; returns at once.
+    """
 
     def __init__(
         self,
         *,
         name: str,
         home: Home,
-        card: MeshInfo,
         addresses: Addresses,
         engine: Engine,
-        mesh: Mesh,
-        reconciler: Reconciler,
         engines: EngineManager,
-        routes: MeshBackends,
+        life: InMesh,
+        changes: Watchable,
         token: str,
         stop: Callable[[], None],
     ) -> None:
         self.token = token
         self.stop = stop
-        self._name, self._home, self._card, self._addresses = name, home, card, addresses
-        self._engine, self._mesh, self._routes = engine, mesh, routes
-        self._reconciler, self._engines = reconciler, engines
+        self._name, self._home, self._addresses = name, home, addresses
+        self._engine, self._engines = engine, engines
+        self._changes = changes
         self._started_s = trio.current_time()
+        self.enter(life)
+
+    def enter(self, life: InMesh) -> None:
+        """Show another mesh from now on."""
+        self._card, self._mesh = life.card, life.mesh
+        self._reconciler, self._routes = life.reconciler, life.routes
+        self._changes.notify()
 
     async def wait_changed(self, seen: int) -> int:
         """The count of changes, as soon as it is not `seen` any more."""
-        return await self._mesh.changes.wait(seen)
+        return await self._changes.wait(seen)
 
     def snapshot(self) -> Mapping[str, Any]:
         """Everything, as JSON values."""

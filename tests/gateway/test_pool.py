@@ -80,6 +80,23 @@ async def test_an_idle_connection_times_out_and_is_closed(autojump_clock: MockCl
         nursery.cancel_scope.cancel()
 
 
+async def test_idle_streams_to_peers_are_closed_when_their_mesh_is_left() -> None:
+    async with trio.open_nursery() as nursery:
+        pool = pool_of(FakeEngine(nursery))
+        here, idle = await pool.open(target()), await pool.open(target(THERE))
+        busy = await pool.open(target(THERE))
+        for upstream in (here, idle):
+            await exchange(upstream)
+            await pool.release(upstream)
+        await pool.close_peers()
+        assert await pool.take(target(THERE)) is None
+        with pytest.raises(LinkError):
+            await exchange(idle)
+        assert await pool.take(target()) is here
+        await exchange(busy)
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_whose_answer_was_not_read_is_closed() -> None:
     async with trio.open_nursery() as nursery:
         pool = pool_of(FakeEngine(nursery))

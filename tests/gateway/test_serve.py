@@ -364,6 +364,40 @@ async def test_draining_cuts_what_does_not_end(autojump_clock: MockClock) -> Non
         assert world.gateway.statistics().connections == 0
 
 
+async def test_streams_of_peers_end_alone_and_later_ones_are_served(
+    autojump_clock: MockClock,
+) -> None:
+    async def slow(asked: Asked, reply: Reply) -> None:
+        await trio.sleep(5)
+        await hello(asked, reply)
+
+    part = str(target().part)
+    async with open_world() as world:
+        world.engine(slow)
+        client, client_too = world.caller(), world.caller()
+        idle, busy = world.caller(peer=True), world.caller(peer=True)
+        assert (await client.ask("GET", "/health"))[0].status_code == 200
+        assert (await idle.ask("GET", "/health"))[0].status_code == 403
+        await busy.send("POST", CHAT, BODY, x_p2pmesh_part=part)
+        await client_too.send("POST", CHAT, BODY)
+        await trio.sleep(3)
+        stuck = world.caller(peer=True)
+        await stuck.send("POST", CHAT, BODY, x_p2pmesh_part=part)
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.gateway.drain_peers, 3)
+            assert await idle.rest() == b""
+            later = world.caller(peer=True)
+            head, _ = await later.ask("POST", CHAT, BODY, x_p2pmesh_part=part)
+            assert head.status_code == 200
+            assert field_of(head, "connection") is None
+            assert (await busy.answer())[0].status_code == 200
+            assert await busy.rest() == b""
+            assert b"HTTP/1.1 200" not in await stuck.rest(), "it takes longer than it is let"
+        assert (await client_too.answer())[0].status_code == 200
+        assert (await client.ask("GET", "/health"))[0].status_code == 200
+
+
 async def test_draining_closes_the_port() -> None:
     async with open_port() as port:
         assert await port.answers()

@@ -15,12 +15,12 @@ from p2pmesh.errors import MeshError
 from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, parse_id
 from p2pmesh.node.descriptors import raise_limit
-from p2pmesh.node.run import MEASURE_INTERVAL_S
+from p2pmesh.node.presence import LOOK_INTERVAL_S
 from p2pmesh.transport.tls import TlsTransport
 from tests.mesh.hostile import ANSWER, ask, connected, held, identity_in
 from tests.mesh.nodes import Node, end, start
 
-WATCHED_S = 2 * MEASURE_INTERVAL_S + 1  # two measurements, and the engine's health often
+WATCHED_S = 2 * LOOK_INTERVAL_S + 1  # two measurements, and the engine's health often
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
 
@@ -35,7 +35,7 @@ def assert_stays_well(node: Node, limit: int) -> None:
         time.sleep(0.5)
     log = (Path(node.me["home"]) / "logs" / "node.log").read_text("utf-8")
     assert "Too many open files" not in log + node.said()
-    assert "memory_not_measured" not in log
+    assert "machine_not_measured" not in log
 
 
 @pytest.mark.full

@@ -42,6 +42,23 @@ async def test_port_0_takes_a_free_one_and_says_which() -> None:
             assert stream.socket.getpeername() == (HOST, found.address.port)
 
 
+async def test_a_port_that_was_lent_stays_open() -> None:
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"hello")
+
+    async with listening(Address(HOST, 0), exact=True) as found:
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                # Also the one that comes before anybody accepts is answered.
+                async with await trio.open_tcp_stream(HOST, found.address.port) as stream:
+                    nursery.start_soon(trio.serve_listeners, greet, found.lend())
+                    assert await stream.receive_some() == b"hello"
+                nursery.cancel_scope.cancel()
+        found.close()
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream(HOST, found.address.port)
+
+
 async def test_a_taken_default_moves_on_to_a_free_port() -> None:
     async with (
         listening(Address(HOST, 0), exact=True) as first,

@@ -19,25 +19,19 @@ import psutil
 import pytest
 import structlog
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.config import Address, Settings
 from p2pmesh.control import find_node
 from p2pmesh.engine.find import Engine
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.home import Home
-from p2pmesh.identity.keys import parse_id
-from p2pmesh.node import joining
+from p2pmesh.node import joining, presence
 from p2pmesh.node import run as module
-from p2pmesh.node.keystore import MeshInfo, load_book
 from p2pmesh.node.run import Node, run
 from p2pmesh.node.status import NodeStatus
 from p2pmesh.placement.resources import Memory
-from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED
 from tests.models.builders import tiny_gguf
-from tests.node.isolated_node import Hearsay
-from tests.state.builders import MESH, NODES, member
 
 DEADLINE_S = 30.0
 GIB = 2**30
@@ -184,14 +178,14 @@ async def test_a_measurement_that_fails_leaves_what_was_said_last(
         failures += 1
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc/meminfo")
 
-    monkeypatch.setattr(module, "MEASURE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(presence, "LOOK_INTERVAL_S", 0.01)
     async with running(replace(settings, memory=NO_ROOM)) as (_, status):
-        monkeypatch.setattr(module, "_main_memory", fail)
+        monkeypatch.setattr(presence, "_main_memory", fail)
         with structlog.testing.capture_logs() as logs:
             while failures < 3:  # noqa: ASYNC110 - nothing announces it
                 await trio.sleep(0.01)
         assert status.snapshot()["node"]["memory"]["budget_bytes"] == NO_ROOM
-    failed = [log for log in logs if log["event"] == "memory_not_measured"]
+    failed = [log for log in logs if log["event"] == "machine_not_measured"]
     assert "Too many open files" in failed[0]["reason"]
 
 
@@ -385,28 +379,3 @@ async def test_who_is_joined_and_does_not_answer_is_named(
         await run(replace(settings, join=(Address("127.0.0.1", port),)), Ui())
     assert not home.mesh_file.exists()
     assert not home.run_file.exists()
-
-
-# Tasks
-
-
-async def test_the_address_book_follows_the_mesh(
-    autojump_clock: MockClock, settings: Settings, home: Home
-) -> None:
-    hearsay = Hearsay()
-    node = Node(settings, home, Ui())
-    card = MeshInfo(id=MESH, name="home")
-    where = (Address("10.0.0.1", 9338),)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node._keep_book, hearsay.mesh, card)
-        await wait_all_tasks_blocked()
-        assert load_book(home, MESH) == {}
-        hearsay.say(1, MEMBER, member("node-1", addresses=where).to_wire())
-        await trio.sleep(10)
-        assert load_book(home, MESH) == {NODES[1]: where}
-        hearsay.say(1, MEMBER, member("node-1", addresses=where, left=True).to_wire())
-        hearsay.say(2, MEMBER, member("node-2", addresses=where).to_wire())
-        await trio.sleep(10)
-        assert load_book(home, MESH) == {NODES[1]: where, NODES[2]: where}, "it may come back"
-        nursery.cancel_scope.cancel()
-    assert parse_id(json.loads(home.peers_file.read_text())["mesh"]) == MESH

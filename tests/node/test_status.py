@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from p2pmesh.engine.devices import Device
 from p2pmesh.engine.find import Engine
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import show_id
+from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.keystore import MeshInfo
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.status import Addresses, NodeStatus
 from p2pmesh.wire.registers import MEMBER
-from tests.node.isolated_node import ENGINE, GIB, ME, Parts, serving, wanted
+from tests.node.isolated_node import ENGINE, GIB, ME, Hearsay, Parts, serving, wanted
 from tests.state.builders import MESH, NODES, digest, held, member
 
 GPU = Device(
@@ -40,19 +44,30 @@ ADDRESSES = Addresses(
 )
 
 
+@dataclass(frozen=True)
+class Life:
+    card: MeshInfo
+    mesh: Mesh
+    reconciler: Reconciler
+    routes: MeshBackends
+
+
+def life_of(parts: Parts, name: str) -> Life:
+    card = MeshInfo(id=MESH, name=name)
+    return Life(card, parts.mesh, parts.reconciler, parts.routes)
+
+
 def status_of(
     parts: Parts, engine: Engine = ENGINE, stop: Callable[[], None] = lambda: None
 ) -> NodeStatus:
     return NodeStatus(
         name="me",
         home=HOME,
-        card=MeshInfo(id=MESH, name="brave-otter"),
         addresses=ADDRESSES,
         engine=engine,
-        mesh=parts.mesh,
-        reconciler=parts.reconciler,
         engines=parts.manager,
-        routes=parts.routes,
+        life=life_of(parts, "brave-otter"),
+        changes=parts.mesh.changes,
         token="a token",
         stop=stop,
     )
@@ -317,6 +332,19 @@ async def test_who_waits_for_a_change_gets_its_count(
     assert scope.cancelled_caught
     parts.hearsay.join(1)
     assert await status.wait_changed(seen) == parts.mesh.changes.count > seen
+
+
+async def test_another_mesh_is_shown_once_it_is_entered(parts: Parts) -> None:
+    status = status_of(parts)
+    parts.hearsay.join(1)
+    assert len(snapshot(status)["nodes"]) == 2
+    seen = await status.wait_changed(-1)
+    parts.join(Hearsay())
+    status.enter(life_of(parts, "tidal-heron"))
+    assert await status.wait_changed(seen) > seen
+    assert snapshot(status)["mesh"]["name"] == "tidal-heron"
+    assert len(snapshot(status)["nodes"]) == 1
+    assert status.ready_line()["id"] == show_id(ME)
 
 
 async def test_the_ready_line_says_how_to_reach_it(parts: Parts) -> None:

@@ -1,0 +1,188 @@
+"""One node's life in one mesh: from the first hello to the goodbye.
+
+Here is what belongs to one mesh: its records, the plan that follows from them, the links, the
+address book. Engines, models, ports, API and console outlive it (`run.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import trio
+
+from p2pmesh.config import Address
+from p2pmesh.engine.argv import engine_modality
+from p2pmesh.errors import LocalError
+from p2pmesh.gateway.serve import Gateway
+from p2pmesh.gossip.membership import Gossip
+from p2pmesh.home import Home
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer
+from p2pmesh.identity.keys import MeshId
+from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.node.backends import MeshBackends
+from p2pmesh.node.engines import EngineManager
+from p2pmesh.node.inventory import InventoryPublisher, ModelInventory
+from p2pmesh.node.keystore import MeshInfo, load_book, next_epoch, save_book, save_epoch
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.presence import Own, Presence
+from p2pmesh.node.proofs import ask_replica
+from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.state.registers import ModelRequest, wants_to_wire
+from p2pmesh.transport.base import Transport
+from p2pmesh.watchable import Watchable
+from p2pmesh.wire.registers import WANTS
+
+GOODBYE_S = 1.0
+BOOK_PAUSE_S = 1.0  # between two writes of the address book, when many nodes join at once
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lasting:
+    """The parts of a node that outlive its mesh.
+
+    Attributes:
+        wanted: What it asks any mesh to serve.
+        slots: Requests at the same time, where no want says otherwise.
+        changes: Notified of each change of the present mesh.
+    """
+
+    home: Home
+    clock: Callable[[], float]
+    transport: Transport
+    engines: EngineManager
+    inventory: ModelInventory
+    gateway: Gateway
+    own: Own
+    wanted: tuple[ModelRequest, ...]
+    slots: int
+    changes: Watchable
+
+
+class MeshLife:
+    """One node's life in one mesh; run once.
+
+    Args:
+        lasting: The node.
+        me: Its identity in this mesh, as the transport states it by now.
+        card: The mesh.
+        seeds: Where members of it may be found.
+
+    Attributes:
+        mesh: The access to it.
+        reconciler: Makes the plan and follows it.
+        routes: The gateway's way to its models.
+    """
+
+    def __init__(
+        self, lasting: Lasting, me: LocalIdentity, card: MeshInfo, seeds: tuple[Address, ...]
+    ) -> None:
+        self.card = card
+        self._lasting = lasting
+        core = Gossip(
+            key=me.key,
+            mesh=card.id,
+            instance=me.instance,
+            epoch=next_epoch(lasting.home, lasting.clock()),
+            seeds=seeds,
+            book=load_book(lasting.home, card.id),
+        )
+        self.mesh = Mesh(
+            core,
+            lasting.transport,
+            save_epoch=partial(save_epoch, lasting.home),
+            clock=lasting.clock,
+        )
+        self.mesh.changes = lasting.changes  # of all its meshes, so that who waits is woken by each
+        self._presence = Presence(self.mesh, lasting.own)
+        self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
+        self._publisher = InventoryPublisher(self.mesh, lasting.inventory)
+        self.reconciler = Reconciler(
+            self.mesh, lasting.engines, lasting.inventory, slots=lasting.slots, ask=self._ask
+        )
+        self.routes = MeshBackends(self.mesh, self.reconciler, lasting.engines, slots=lasting.slots)
+        self._living = trio.CancelScope()
+        self._acting = trio.CancelScope()
+        self._peer_streams: set[trio.CancelScope] = set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until it was left or is cancelled; started once the mesh was heard.
+
+        Before that this node has nothing to answer with: it does not even know itself.
+        """
+        with self._living:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.mesh.run, {HTTP: self._serve_peer})
+                await nursery.start(self._act)
+                await self.mesh.settled.wait()
+                task_status.started()
+                await keep_book(self.mesh, self._lasting.home, self.card.id)
+
+    def say_goodbye(self) -> None:
+        """Tell the others that this node leaves, so that they take over; it does nothing more.
+
+        Its engines go on, which answer for as long as they are let.
+        """
+        log.info("mesh_left", mesh=self.card.name)
+        self._acting.cancel()
+        self._presence.say_goodbye()
+
+    async def leave(self) -> None:
+        """End this life but for the streams of peers, whose running answers `drain` waits for."""
+        self.say_goodbye()
+        await self.mesh.finish(GOODBYE_S)
+        for stream in self._peer_streams:
+            stream.shield = True
+        self._living.cancel()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Let the answers that peers still receive end, and cut those that do not."""
+        try:
+            await self._lasting.gateway.drain_peers(deadline_s)
+        finally:
+            for stream in self._peer_streams:
+                stream.shield = False
+
+    async def _act(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Do, until the goodbye, what is told to the mesh or follows from it."""
+        with self._acting:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._presence.run)
+                nursery.start_soon(self._publisher.run)
+                nursery.start_soon(self.reconciler.run)
+                task_status.started()
+
+    async def _serve_peer(self, peer: Peer, stream: trio.abc.Stream) -> None:
+        with trio.CancelScope() as scope:
+            self._peer_streams.add(scope)
+            try:
+                await self._lasting.gateway.serve_peer(peer, stream)
+            finally:
+                self._peer_streams.discard(scope)
+
+    async def _ask(self, replica: ReplicaKey) -> None:
+        """Have the replica of a model that runs here too compute a token on its node."""
+        file = self._lasting.inventory.file(replica.part.digest)
+        assert file is not None, "what runs here has a file here"
+        stream = await self.mesh.open_stream(replica.node, HTTP)
+        await ask_replica(stream, replica, engine_modality(file.card.gives))
+
+
+async def keep_book(mesh: Mesh, home: Home, mesh_id: MeshId) -> None:
+    """Remember where the others of a mesh are, for the next start, until cancelled."""
+    written = load_book(home, mesh_id)
+    while True:
+        seen = mesh.changes.count
+        book = dict(mesh.book)
+        if book != written:
+            try:
+                save_book(home, mesh_id, book)
+            except LocalError as exc:
+                log.warning("address_book_not_saved", reason=str(exc))
+            written = book
+            await trio.sleep(BOOK_PAUSE_S)
+        await mesh.changes.wait(seen)
