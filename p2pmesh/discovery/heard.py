@@ -119,6 +119,10 @@ class Heard:
     """The meshes that are announced here and the nodes that ask for one."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget everything: it was heard on another network."""
         self._announcements: _Table[tuple[MeshId, NodeId, Address], Announcement] = _Table(
             ANNOUNCEMENTS_MAX, HEARD_FOR_S
         )

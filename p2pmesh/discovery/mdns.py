@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 SERVICE_TYPE = "_p2pmesh._tcp.local."
 TTL_S = 60  # a node that crashed is forgotten after as long; the usual 75 minutes suit printers
-INBOX_MAX = 256  # names to look up; beyond, the newest is dropped: the beacon says it too
+INBOX_MAX = 256  # names to look up; beyond, the oldest is dropped: the beacon says it too
 KNOWN_MAX = 64  # services held; with two addresses each, they fill half of what `Heard` holds
 ADDRESSES_MAX = 2  # of one service: IPv4 and IPv6
 LOOKUPS = 4  # at once, so that some that never answer do not hold up the rest
@@ -67,6 +67,7 @@ class Mdns:
         self._said: Announcement | None = None
         self._interfaces: tuple[Interface, ...] = ()
         self._changed = Watchable()
+        self._session_number = 0
         self._known: dict[str, tuple[Announcement, list[str]]] = {}
         self._threads = trio.CapacityLimiter(THREADS)
 
@@ -74,7 +75,13 @@ class Mdns:
         """From now on these are the interfaces to speak on and to hear from."""
         if tuple(interfaces) != self._interfaces:
             self._interfaces = tuple(interfaces)
-            self._changed.notify()
+            self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget all that was heard: this node is on another network."""
+        self._known.clear()
+        self._session_number += 1
+        self._changed.notify()
 
     def say(self, announcement: Announcement | None) -> None:
         """From now on this is announced; None: nothing."""
@@ -101,9 +108,10 @@ class Mdns:
                     pause_s = RETRY_S
 
     async def _session(self, interfaces: tuple[Interface, ...]) -> None:
-        """Announce and hear on these interfaces, until there are others."""
-        inbox = Inbox()
-        opened = await self._in_thread(partial(_open, interfaces))
+        """Announce and hear on these interfaces, until everything starts anew."""
+        inbox, number = Inbox(), self._session_number
+        # Not to be left to itself: who is cancelled meanwhile still has to close it.
+        opened = await trio.to_thread.run_sync(_open, interfaces, limiter=self._threads)
         try:
             await self._in_thread(partial(_browse, opened, inbox))
             async with trio.open_nursery() as nursery:
@@ -111,7 +119,7 @@ class Mdns:
                 for _ in range(LOOKUPS):
                     nursery.start_soon(self._look_up, opened, inbox)
                 seen = self._changed.count
-                while self._interfaces == interfaces:
+                while self._session_number == number:
                     seen = await self._changed.wait(seen)
                 nursery.cancel_scope.cancel()
         finally:
@@ -201,7 +209,8 @@ class Mdns:
 class Inbox:
     """Names of services that came or went, from zeroconf's thread to trio's. Bounded.
 
-    Each name is held once, with its last state; a flood of names wakes trio once for many.
+    Each name is held once, with its last state; a flood of names wakes trio once for many. The
+    newest comes out first, so that a name does not wait until a flood before it is looked up.
     """
 
     def __init__(self) -> None:
@@ -215,10 +224,11 @@ class Inbox:
         if not _INSTANCE.fullmatch(name):
             return
         with self._lock:
-            if name not in self._changes and len(self._changes) >= INBOX_MAX:
-                return
             is_first = not self._changes
+            self._changes.pop(name, None)
             self._changes[name] = is_there
+            if len(self._changes) > INBOX_MAX:
+                del self._changes[next(iter(self._changes))]
         if is_first:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._filled.notify)
@@ -229,8 +239,7 @@ class Inbox:
             seen = self._filled.count
             with self._lock:
                 if self._changes:
-                    name = next(iter(self._changes))
-                    return name, self._changes.pop(name)
+                    return self._changes.popitem()
             await self._filled.wait(seen)
 
 

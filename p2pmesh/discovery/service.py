@@ -56,10 +56,11 @@ class Discovery:
         self.heard = Heard()
         self.changes = Watchable()
         self._me, self._name, self._port = me, name, port
-        self._interfaces = interfaces
+        self._usable_interfaces = interfaces
+        self._interfaces: tuple[Interface, ...] = ()
         self._announcement: Announcement | None = None
         self._is_seeking = True
-        self._said = Watchable()
+        self._said, self._asks = Watchable(), Watchable()
         self._admitted: dict[NodeId, None] = {}
         self._beacon = Beacon(
             me,
@@ -83,7 +84,19 @@ class Discovery:
     def seek(self, *, on: bool) -> None:
         """Whether to ask which meshes are here; so others see this node waiting. On at first."""
         self._is_seeking = on
+        self._asks.notify()
+
+    def start_anew(self) -> None:
+        """Forget all that was heard, ask and announce at once: this node is on another network.
+
+        Happens by itself when the interfaces change. Networks may have equal subnets, so whoever
+        tells them apart in another way calls this.
+        """
+        self.heard.forget()
+        self._mdns.start_anew()
         self._said.notify()
+        self._asks.notify()
+        self.changes.notify()
 
     def admit(self, node: NodeId) -> None:
         """Answer the queries of a node from now on, although the mesh is not open."""
@@ -109,12 +122,16 @@ class Discovery:
 
     async def _read_interfaces(self) -> None:
         try:
-            interfaces = await trio.to_thread.run_sync(self._interfaces, abandon_on_cancel=True)
+            found = await trio.to_thread.run_sync(self._usable_interfaces, abandon_on_cancel=True)
         except OSError as exc:
             log.warning("interfaces_unreadable", reason=str(exc))
             return
-        self._beacon.use(interfaces)
-        self._mdns.use(interfaces)
+        interfaces = tuple(found)
+        if interfaces != self._interfaces:
+            self._interfaces = interfaces
+            self._beacon.use(interfaces)
+            self._mdns.use(interfaces)
+            self.start_anew()
 
     async def _repeat_announcement(self) -> None:
         while True:
@@ -125,12 +142,14 @@ class Discovery:
                 await self._said.wait(seen)
 
     async def _repeat_query(self) -> None:
-        pauses_s = iter(FIRST_QUERIES_S)
         while True:
-            if self._is_seeking:
-                mesh = self._announcement.mesh if self._announcement else None
-                self._beacon.send(Query(self._me, self._name, mesh, self._port))
-            await trio.sleep(next(pauses_s, QUERY_INTERVAL_S))
+            seen, pauses_s = self._asks.count, iter(FIRST_QUERIES_S)
+            while self._asks.count == seen:
+                if self._is_seeking:
+                    mesh = self._announcement.mesh if self._announcement else None
+                    self._beacon.send(Query(self._me, self._name, mesh, self._port))
+                with trio.move_on_after(next(pauses_s, QUERY_INTERVAL_S)):
+                    await self._asks.wait(seen)
 
     def _heard(self, said: Announcement | Query, host: str) -> None:
         now = trio.current_time()

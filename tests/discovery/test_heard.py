@@ -132,3 +132,15 @@ def test_many_nodes_on_one_machine_are_heard() -> None:
     for n in range(PER_HOST_MAX):
         heard.announced(said(f"n{n}", port=9000 + n), "10.0.0.2", 0)
     assert len(heard.addresses(HOME, 0)) == PER_HOST_MAX
+
+
+def test_what_was_heard_elsewhere_is_forgotten() -> None:
+    heard = Heard()
+    heard.announced(said(), "10.0.0.2", 0)
+    heard.queried(asked("tablet"), "10.0.0.7", 0)
+    heard.forget()
+    assert heard.meshes(0) == []
+    assert heard.waiting(0) == []
+    assert not heard.is_known("10.0.0.2")
+    assert heard.announced(said(), "10.0.0.2", 0)
+    assert heard.is_known("10.0.0.2")

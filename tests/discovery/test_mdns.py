@@ -127,6 +127,26 @@ async def test_an_end_takes_a_moment_only_and_says_good_bye() -> None:
     assert not any(thread.name.startswith("zeroconf-Serv") for thread in threading.enumerate())
 
 
+async def test_an_end_while_it_opens_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, may_open, closed = trio.Event(), threading.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    class Slow:
+        def close(self) -> None:
+            closed.set()
+
+    def open_slowly(interfaces: object) -> Slow:
+        token.run_sync_soon(opening.set)
+        assert may_open.wait(PATIENCE_S)
+        return Slow()
+
+    monkeypatch.setattr(mdns, "_open", open_slowly)
+    async with running(Mdns(node_id("desk6"), heard=Ear())):
+        await opening.wait()
+        may_open.set()
+    assert closed.is_set()
+
+
 async def test_forged_services_are_not_heard_and_harm_nothing() -> None:
     ear = Ear()
     true = announcement("true")
@@ -170,13 +190,15 @@ async def test_the_inbox_is_bounded_and_wakes_trio_once_for_many() -> None:
     def flood() -> None:
         for n in range(10_000):
             inbox.put(instance(f"n{n}"), is_there=True)
-        inbox.put(instance("n0"), is_there=False)
+        inbox.put(instance("n9999"), is_there=False)
+        inbox.put(instance("true"), is_there=True)
 
     await trio.to_thread.run_sync(flood)
     await trio.testing.wait_all_tasks_blocked()
     assert woken == [1]
     taken = [await inbox.take() for _ in range(INBOX_MAX)]
-    assert taken[0] == (instance("n0"), False), "the last state counts"
+    assert taken[0] == (instance("true"), True), "what came after a flood does not wait for it"
+    assert taken[1] == (instance("n9999"), False), "the last state counts"
     assert inbox._changes == {}
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import ip_interface
 
 import pytest
 import trio
@@ -130,7 +131,31 @@ async def test_a_node_asks_while_it_seeks(
         desk.seek(on=False)
         await trio.sleep(10 * QUERY_INTERVAL_S)
         assert len(sent) == 4
+        desk.seek(on=True)
+        await trio.sleep(1)
+        assert len(sent) == 7
+        desk.start_anew()
+        await trio.sleep(1)
+        assert len(sent) == 10
         nursery.cancel_scope.cancel()
+
+
+async def test_on_another_network_nothing_of_the_last_one_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "INTERFACES_EVERY_S", 0.02)
+    port, found = free_port(), [LOOPBACK]
+    kitchen, desk = discovery("kitchen", port), discovery("desk", port, usable=lambda: list(found))
+    kitchen.announce(HOME)
+    async with running(kitchen, desk):
+        await until(desk, lambda: meshes(desk) == ["home"])
+        found[0] = Interface("eth9", 9, addresses=(ip_interface("192.0.2.5/24"),))
+        await until(desk, lambda: meshes(desk) == [])
+        found[0] = LOOPBACK
+        await until(desk, lambda: meshes(desk) == ["home"])
+        kitchen.announce(None)
+        desk.start_anew()
+        assert meshes(desk) == []
 
 
 async def test_interfaces_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:

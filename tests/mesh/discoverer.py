@@ -11,6 +11,7 @@ import time
 import trio
 
 from p2pmesh.discovery.service import Discovery
+from p2pmesh.log import configure
 from tests.discovery.networks import announcement, node_id
 
 
@@ -42,4 +43,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    configure(None, debug=False)
     trio.run(_discover, sys.argv[1], sys.argv[2], sys.argv[3])
