@@ -197,9 +197,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="peer",
         unit="HOST:PORT",
-        default="0.0.0.0:9338",
-        parse=_address("0.0.0.0:9338"),
-        help="Where other nodes reach this one; port 0 picks a free one.",
+        default="[::]:9338",
+        parse=_address("[::]:9338"),
+        help="Where other nodes reach this one, [::] on IPv4 and IPv6; port 0 picks a free one.",
     ),
     Setting(
         name="join",
@@ -274,7 +274,7 @@ class Settings:
     name: str | None = None
     api: Address = Address("127.0.0.1", 9337)
     console: Address = Address("127.0.0.1", 3131)
-    peer: Address = Address("0.0.0.0", 9338)  # noqa: S104 - peers come from other machines
+    peer: Address = Address("::", 9338)  # all of IPv4 and IPv6: peers come from other machines
     join: tuple[Address, ...] = ()
     model: tuple[str, ...] = ()
     engine: Path | None = None

@@ -30,26 +30,30 @@ def is_loopback(host: str) -> bool:
 def advertised(bound: Address) -> tuple[Address, ...]:
     """The addresses to tell others, the likeliest first, for a listener bound at `bound`.
 
-    A listener on all interfaces is reached at each of them; the loopback address says nothing to
-    another machine, so it is told only when there is nothing else.
+    A listener on all interfaces is reached at each of them, those of a VPN included. The loopback
+    address says nothing to another machine, so it is told only when there is nothing else; nor
+    does a link-local one, which goes with the name of an interface there.
+
+    Args:
+        bound: `::` stands for all addresses of both families, `0.0.0.0` for those of IPv4.
     """
     unspecified = ipaddress.ip_address(bound.host.partition("%")[0])
     if not unspecified.is_unspecified:
         return (bound,)
-    # A listener on :: takes no IPv4 connections: trio separates the two on every system.
-    v4 = unspecified.version == 4
-    family = socket.AF_INET if v4 else socket.AF_INET6
+    families = [socket.AF_INET]
+    if unspecified.version == 6:
+        families.append(socket.AF_INET6)
     found = {
         ipaddress.ip_address(entry.address.partition("%")[0])
         for entries in psutil.net_if_addrs().values()
         for entry in entries
-        if entry.family == family
+        if entry.family in families
     }
-    usable = sorted(str(ip) for ip in found if not ip.is_loopback and not ip.is_link_local)
+    usable = [ip for ip in found if not ip.is_loopback and not ip.is_link_local]
     # Bridges of containers and virtual machines have addresses too, which lead nowhere.
-    outgoing = _outgoing(family)
-    usable.sort(key=lambda host: host != outgoing)
-    hosts = usable[:ADDRESSES_MAX] or ["127.0.0.1" if v4 else "::1"]
+    outgoing = {_outgoing(family) for family in families}
+    usable.sort(key=lambda ip: (str(ip) not in outgoing, ip.version, str(ip)))
+    hosts = [str(ip) for ip in usable[:ADDRESSES_MAX]] or ["127.0.0.1"]
     return tuple(Address(host, bound.port) for host in hosts)
 
 

@@ -13,11 +13,15 @@ from p2pmesh.config import PORT_MAX, Address
 from p2pmesh.errors import LocalError
 
 NEIGHBOURS_MAX = 50  # ports tried after a default; so many nodes on one machine are a test
+FREE_TRIES = 20  # for a port that is free in both families; one is almost always
+BOTH, ALL_IPV4 = "::", "0.0.0.0"  # noqa: S104 - other machines are let in where the user wants it
+# The machine, or its kernel, goes without that family.
+_NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Bound listeners and where they are."""
+    """Bound listeners and where they are; `::` stands for both families, all addresses."""
 
     listeners: list[trio.SocketListener]
     address: Address
@@ -65,7 +69,7 @@ async def listen(name: str, wanted: Address, *, exact: bool) -> Listening:
     port = wanted.port
     while True:
         try:
-            listeners = await trio.open_tcp_listeners(port, host=wanted.host)
+            listeners = await _bind(wanted.host, port)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and port < last:
                 port += 1
@@ -74,8 +78,35 @@ async def listen(name: str, wanted: Address, *, exact: bool) -> Listening:
                 f"Cannot listen on {wanted} ({_reason(exc)}); "
                 f"choose another with --{name} HOST:PORT"
             ) from exc
-        host, bound = listeners[0].socket.getsockname()[:2]
+        named = listeners[-1 if wanted.host == BOTH else 0]
+        host, bound = named.socket.getsockname()[:2]
         return Listening(listeners, Address(host, bound))
+
+
+async def _bind(host: str, port: int) -> list[trio.SocketListener]:
+    """Return listeners at one port; for `::` that of IPv4 and then that of IPv6.
+
+    A machine without one of the families listens on the other.
+    """
+    if host != BOTH:
+        return await trio.open_tcp_listeners(port, host=host)
+    for tries_left in reversed(range(FREE_TRIES if port == 0 else 1)):
+        try:
+            first = await trio.open_tcp_listeners(port, host=ALL_IPV4)
+        except OSError as exc:
+            if exc.errno not in _NO_FAMILY:
+                raise
+            return await trio.open_tcp_listeners(port, host=BOTH)
+        bound = first[0].socket.getsockname()[1]
+        try:
+            return [*first, *await trio.open_tcp_listeners(bound, host=BOTH)]
+        except OSError as exc:
+            if exc.errno in _NO_FAMILY or isinstance(exc, socket.gaierror):
+                return first
+            first[0].socket.close()
+            if exc.errno != errno.EADDRINUSE or not tries_left:
+                raise
+    raise AssertionError("each last try returns or raises")
 
 
 def _reason(exc: OSError) -> str:

@@ -13,6 +13,7 @@ import trio
 from p2pmesh.config import NAME_CHARS_MAX, Address
 from p2pmesh.node import interfaces
 from p2pmesh.node.interfaces import advertised, default_name, is_loopback, own_host
+from p2pmesh.node.ports import listen
 from p2pmesh.state.registers import ADDRESSES_MAX
 
 EVERYWHERE = Address("0.0.0.0", 9338)
@@ -38,7 +39,8 @@ def machine(
 ) -> None:
     found = {name: list(entries(hosts)) for name, hosts in addresses.items()}
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
-    monkeypatch.setattr(interfaces, "_outgoing", lambda family: outgoing)
+    ways = {entry.family: entry.address for entry in entries(outgoing.split())}
+    monkeypatch.setattr(interfaces, "_outgoing", lambda family: ways.get(family, ""))
 
 
 def hosts(addresses: tuple[Address, ...]) -> list[str]:
@@ -66,15 +68,39 @@ def test_without_a_way_out_the_order_is_fixed(monkeypatch: pytest.MonkeyPatch) -
     assert hosts(advertised(EVERYWHERE)) == ["10.8.0.6", "172.17.0.1", "192.168.1.20"]
 
 
-def test_a_listener_on_ipv6_is_not_told_by_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_on_both_families_is_told_by_both_ipv4_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, LAPTOP, outgoing="192.168.1.20 2001:db9::20")
+    likely = ["192.168.1.20", "2001:db9::20"]
+    assert hosts(advertised(EVERYWHERE_V6)) == [*likely, "10.8.0.6", "172.17.0.1"]
     machine(monkeypatch, LAPTOP, outgoing="")
+    others = ["10.8.0.6", "172.17.0.1", "192.168.1.20"]
+    assert hosts(advertised(EVERYWHERE_V6)) == [*others, "2001:db9::20"]
+
+
+def test_a_vpn_is_an_ordinary_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    tailscale = ["100.101.102.103", "fd7a:115c:a1e0::1", "fe80::1%tailscale0"]
+    vpns = {"lo": LAPTOP["lo"], "tailscale0": tailscale, "wg0": ["10.8.0.6", "fd00:8::6"]}
+    machine(monkeypatch, vpns, outgoing="100.101.102.103")
+    told = ["100.101.102.103", "10.8.0.6", "fd00:8::6", "fd7a:115c:a1e0::1"]
+    assert hosts(advertised(EVERYWHERE_V6)) == told
+    assert hosts(advertised(EVERYWHERE)) == told[:2]
+
+
+def test_a_machine_with_ipv6_alone_is_told_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = {"lo": LAPTOP["lo"], "eth0": ["2001:db9::20", "fe80::20%eth0"]}
+    machine(monkeypatch, only, outgoing="2001:db9::20")
     assert hosts(advertised(EVERYWHERE_V6)) == ["2001:db9::20"]
 
 
-def test_a_machine_without_a_network_is_told_by_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, {"lo": LAPTOP["lo"]}, outgoing="")
+@pytest.mark.parametrize("more", [{}, {"eth0": ["169.254.7.7", "fe80::20%eth0"]}])
+def test_a_machine_without_a_network_is_told_by_loopback(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, list[str]]
+) -> None:
+    machine(monkeypatch, {"lo": LAPTOP["lo"], **more}, outgoing="")
     assert hosts(advertised(EVERYWHERE)) == ["127.0.0.1"]
-    assert hosts(advertised(EVERYWHERE_V6)) == ["::1"]
+    assert hosts(advertised(EVERYWHERE_V6)) == ["127.0.0.1"]
 
 
 def test_no_more_addresses_than_a_record_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,22 +113,23 @@ def test_no_more_addresses_than_a_record_takes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_this_machine_has_addresses_of_the_right_kind() -> None:
-    for bound, version in ((EVERYWHERE, 4), (EVERYWHERE_V6, 6)):
+    for bound, versions in ((EVERYWHERE, {4}), (EVERYWHERE_V6, {4, 6})):
         found = [ipaddress.ip_address(host) for host in hosts(advertised(bound))]
         assert found
-        assert {ip.version for ip in found} == {version}
+        assert {ip.version for ip in found} <= versions
         assert not any(ip.is_unspecified or ip.is_link_local for ip in found)
 
 
 async def test_a_listener_on_all_is_reached_at_every_address_told() -> None:
-    (listener,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
-    async with listener:
-        host, port = listener.socket.getsockname()
-        for address in advertised(Address(host, port)):
+    found = await listen("peer", Address("::", 0), exact=True)
+    try:
+        for address in advertised(found.address):
             with trio.fail_after(10):
                 stream = await trio.open_tcp_stream(address.host, address.port)
             async with stream:
-                assert stream.socket.getpeername() == (address.host, port)
+                assert stream.socket.getpeername()[:2] == (address.host, address.port)
+    finally:
+        found.close()
 
 
 def test_a_machine_without_routes_has_no_outgoing_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -10,11 +15,15 @@ from trio.testing import MockClock
 
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, LocalError, PeerError
+from p2pmesh.gossip.events import Health
+from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import Home
-from p2pmesh.identity.hello import Peer, RefusedError
-from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.identity.hello import LocalIdentity, Peer, RefusedError
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.node.joining import JOIN_RETRY_S, JOIN_WAIT_S, choose_mesh, what_answers
 from p2pmesh.node.keystore import MeshInfo, load_mesh, save_mesh
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.transport.tls import TlsTransport
 
 ANNA, BERT = Address("192.168.1.5", 9338), Address("kitchen-pc", 9338)
 EARLIER = MeshInfo(id=MeshId(b"e" * 16), name="early-otter")
@@ -272,3 +281,78 @@ async def test_one_that_nobody_else_named_can_confirm_counts(
     with pytest.raises(LocalError, match="This clock is 1 h 00 min behind the mesh"):
         await choose_mesh(home, (ANNA, BERT), network.introduce, unsaid, nothing_known)
     assert [address for _, address in network.asked] == [ANNA, BERT, ANNA]
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Resolves `kitchen-pc`, which moves from one address to the next."""
+
+    def __init__(self, *hosts: str) -> None:
+        self.left = list(hosts)
+
+    async def getaddrinfo(
+        self, host: bytes | None, port: object, *_: object, **__: object
+    ) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        assert host == b"kitchen-pc"
+        address = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise AssertionError("nobody asks for the name of an address")
+
+
+@asynccontextmanager
+async def meshes_at_names(*hosts: str) -> AsyncIterator[tuple[Mesh, Mesh, TlsTransport, Address]]:
+    """One mesh that runs, one whose seed is its name, that one's transport, and the name.
+
+    Args:
+        hosts: The addresses that the name has, one after the other.
+    """
+    trio.socket.set_custom_hostname_resolver(Resolver(*hosts))
+    async with AsyncExitStack() as stack:
+        made: list[Mesh] = []
+        seeds: tuple[Address, ...] = ()
+        for number in (1, 2):
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await stack.enter_async_context(listener)
+            me = someone(number)
+            transport = TlsTransport(partial(lambda me: me, me), [listener])
+            core = Gossip(
+                key=me.key, mesh=THERE.id, instance=1, epoch=int(time.time()), seeds=seeds
+            )
+            made.append(Mesh(core, transport, save_epoch=lambda _: None, clock=time.time))
+            if not seeds:
+                seeds = (Address("kitchen-pc", transport.address.port),)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        await nursery.start(made[0].run, {})
+        yield made[0], made[1], transport, seeds[0]
+        nursery.cancel_scope.cancel()
+
+
+def someone(number: int) -> LocalIdentity:
+    key = SigningKey(number.to_bytes(32, "big"))
+    return LocalIdentity(key=key, instance=1, mesh=THERE.id, mesh_name=THERE.name)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has one loopback address")
+async def test_a_name_is_resolved_again_for_each_try(home: Home) -> None:
+    async with meshes_at_names("127.0.0.2", "127.0.0.2", "127.0.0.1") as (_, _, transport, name):
+        with trio.fail_after(JOIN_WAIT_S):
+            card = await choose_mesh(home, (name,), transport.introduce, unsaid, nothing_known)
+    assert card == THERE
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has one loopback address")
+async def test_a_running_node_follows_the_name_that_it_joined_by() -> None:
+    """Its seed moves while nobody is linked: a laptop that got another address."""
+    hosts = ("127.0.0.2", "127.0.0.2", "127.0.0.1")
+    async with (
+        meshes_at_names(*hosts) as (there, here, _, _),
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(here.run, {})
+        with trio.fail_after(20):
+            while there.me not in here.linked:
+                await here.changes.wait(here.changes.count)
+        assert here.health(there.me) is Health.LIVE
+        nursery.cancel_scope.cancel()

@@ -4,8 +4,9 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 import trio
@@ -16,6 +17,19 @@ from p2pmesh.node import ports
 from p2pmesh.node.ports import Listening, listen
 
 HOST = "127.0.0.1"
+
+
+def has_ipv6() -> bool:
+    """Whether this machine's kernel goes with it, not only its Python."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
 
 @asynccontextmanager
@@ -150,11 +164,77 @@ async def test_any_other_reason_is_the_systems(monkeypatch: pytest.MonkeyPatch) 
         await listen("api", Address(HOST, 0), exact=True)
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-async def test_ipv6_is_listened_on() -> None:
-    try:
-        async with listening(Address("::1", 0), exact=True) as found:
-            assert found.address.host == "::1"
-            assert str(found.address) == f"[::1]:{found.address.port}"
-    except LocalError as exc:
-        assert "does not have that address" in str(exc)  # noqa: PT017 - a machine without IPv6
+@needs_ipv6
+async def test_both_families_have_one_port() -> None:
+    async with listening(Address("::", 0), exact=True) as found:
+        port = found.address.port
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            assert stream.socket.getpeername() == ("127.0.0.1", port)
+        assert found.address == Address("::", port)
+        async with await trio.open_tcp_stream("::1", port) as stream:
+            assert stream.socket.getpeername()[:2] == ("::1", port)
+
+
+@needs_ipv6
+async def test_a_port_that_one_family_has_taken_is_not_half_taken() -> None:
+    for host in ("127.0.0.1", "::1"):
+        async with listening(Address(host, 0), exact=True) as other:
+            port = other.address.port
+            with pytest.raises(LocalError, match="another program listens there"):
+                await listen("peer", Address("::", port), exact=True)
+            async with listening(Address("::", port), exact=False) as found:
+                assert 0 < found.address.port - port <= ports.NEIGHBOURS_MAX
+                assert len(found.listeners) == 2
+        async with listening(Address("::", port), exact=True) as found:
+            assert found.address.port == port, "nothing of the first attempt is left"
+
+
+@dataclass
+class System:
+    """Listens, except with the families that it lacks, and on ports that are taken."""
+
+    real: Callable[..., Awaitable[list[trio.SocketListener]]]
+    lacks: str = ""
+    taken: int = 0
+    reason: int = errno.EAFNOSUPPORT
+
+    async def open(self, port: int, *, host: str) -> list[trio.SocketListener]:
+        if host == self.lacks:
+            raise OSError(self.reason, "no such family")
+        if host == "::" and self.taken:
+            self.taken -= 1
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return await self.real(port, host=host)
+
+
+@needs_ipv6
+@pytest.mark.parametrize("reason", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize(("lacks", "left"), [("::", "0.0.0.0"), ("0.0.0.0", "::")])
+async def test_a_machine_without_one_family_listens_on_the_other(
+    monkeypatch: pytest.MonkeyPatch, lacks: str, left: str, reason: int
+) -> None:
+    system = System(trio.open_tcp_listeners, lacks=lacks, reason=reason)
+    monkeypatch.setattr(trio, "open_tcp_listeners", system.open)
+    async with listening(Address("::", 0), exact=True) as found:
+        assert len(found.listeners) == 1
+        assert found.address.host == left
+
+
+@needs_ipv6
+async def test_a_free_port_is_one_that_is_free_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System(trio.open_tcp_listeners, taken=3)
+    monkeypatch.setattr(trio, "open_tcp_listeners", system.open)
+    async with listening(Address("::", 0), exact=True) as found:
+        assert len(found.listeners) == 2
+    system.taken = 2 * ports.FREE_TRIES
+    with pytest.raises(LocalError, match="another program listens there"):
+        await listen("peer", Address("::", 0), exact=True)
+    assert system.taken == ports.FREE_TRIES
+
+
+@needs_ipv6
+async def test_one_address_of_ipv6_is_listened_on_alone() -> None:
+    async with listening(Address("::1", 0), exact=True) as found:
+        assert found.address.host == "::1"
+        assert str(found.address) == f"[::1]:{found.address.port}"
+        assert len(found.listeners) == 1
