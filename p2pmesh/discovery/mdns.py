@@ -12,8 +12,10 @@ interface in use are believed, so that no announcement makes this node dial else
 from __future__ import annotations
 
 import logging
+import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -45,6 +47,9 @@ LOOKUP_S = 1.0  # a whole announcement needs none; a missing part comes within 1
 THREADS = LOOKUPS + 2  # those, and opening and announcing
 SETTLE_S = 2.0  # after interfaces changed: IPv6 addresses are checked for a second before use
 RETRY_S = 30.0  # after zeroconf failed
+BUSY_CHECK_S = 5.0
+BUSY_MAX = 0.2  # of a core, for zeroconf: thousands of services that come and go each second
+BUSY_PAUSE_S = 60.0  # without mDNS then; the beacon goes on, at a cost that is bounded
 CLOSE_S = 2.0  # it says good-bye three times in 0.3 s
 
 _INSTANCE = re.compile(r"([a-z2-7]{26})\." + re.escape(SERVICE_TYPE))
@@ -96,10 +101,9 @@ class Mdns:
             while True:
                 await trio.sleep(pause_s)
                 seen, interfaces = self._changed.count, self._interfaces
-                pause_s = SETTLE_S
                 try:
                     if interfaces:
-                        await self._session(interfaces)
+                        pause_s = await self._session(interfaces)
                     else:
                         await self._changed.wait(seen)
                         pause_s = 0.0
@@ -107,25 +111,42 @@ class Mdns:
                     log.warning("mdns_failed", exc_info=True)
                     pause_s = RETRY_S
 
-    async def _session(self, interfaces: tuple[Interface, ...]) -> None:
-        """Announce and hear on these interfaces, until everything starts anew."""
+    async def _session(self, interfaces: tuple[Interface, ...]) -> float:
+        """Announce and hear on these interfaces; returns how long to pause after that."""
         inbox, number = Inbox(), self._session_number
         # Not to be left to itself: who is cancelled meanwhile still has to close it.
         opened = await trio.to_thread.run_sync(_open, interfaces, limiter=self._threads)
+        pause_s = SETTLE_S
         try:
             await self._in_thread(partial(_browse, opened, inbox))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._announce, opened, interfaces)
                 for _ in range(LOOKUPS):
                     nursery.start_soon(self._look_up, opened, inbox)
-                seen = self._changed.count
-                while self._session_number == number:
-                    seen = await self._changed.wait(seen)
+                nursery.start_soon(self._end_when_anew, number, nursery.cancel_scope)
+                await self._until_busy(opened)
+                log.warning("mdns_paused", reason="too many announcements", pause_s=BUSY_PAUSE_S)
+                pause_s = BUSY_PAUSE_S
                 nursery.cancel_scope.cancel()
+            return pause_s
         finally:
             self._known.clear()
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._in_thread(opened.close)
+
+    async def _end_when_anew(self, number: int, session: trio.CancelScope) -> None:
+        seen = self._changed.count
+        while self._session_number == number:
+            seen = await self._changed.wait(seen)
+        session.cancel()
+
+    async def _until_busy(self, opened: Zeroconf) -> None:
+        """Wait until zeroconf's thread used more of a core than all real services need."""
+        before_s = used_s = 0.0
+        while used_s - before_s <= BUSY_MAX * BUSY_CHECK_S:
+            before_s = await self._in_thread(partial(_thread_time_s, opened))
+            await trio.sleep(BUSY_CHECK_S)
+            used_s = await self._in_thread(partial(_thread_time_s, opened))
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Call into zeroconf. Who is cancelled leaves the call to itself: closing ends it."""
@@ -271,6 +292,18 @@ def _open(interfaces: Sequence[Interface]) -> Zeroconf:
         except (OSError, RuntimeError) as exc:
             failure = exc
     raise failure
+
+
+def _thread_time_s(opened: Zeroconf) -> float:
+    """How long zeroconf's thread has used a core; that takes as long as the thread is busy.
+
+    Raises:
+        queue.Empty: It does not come to an end of its work.
+    """
+    answer: queue.SimpleQueue[float] = queue.SimpleQueue()
+    assert opened.loop is not None
+    opened.loop.call_soon_threadsafe(lambda: answer.put(time.thread_time()))
+    return answer.get(timeout=BUSY_CHECK_S)
 
 
 def _browse(opened: Zeroconf, inbox: Inbox) -> None:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -125,6 +125,39 @@ async def test_an_end_takes_a_moment_only_and_says_good_bye() -> None:
         assert time.monotonic() - started < mdns.CLOSE_S
         await desk_knows.until_gone(instance("kitchen2"))
     assert not any(thread.name.startswith("zeroconf-Serv") for thread in threading.enumerate())
+
+
+async def test_mdns_pauses_while_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, pauses = list[Zeroconf](), trio.Event()
+    token, really = trio.lowlevel.current_trio_token(), mdns._open
+
+    def open_(interfaces: Sequence[Interface]) -> Zeroconf:
+        opened.append(really(interfaces))
+        if len(opened) == 2:
+            token.run_sync_soon(pauses.set)
+        return opened[-1]
+
+    monkeypatch.setattr(mdns, "_open", open_)
+    monkeypatch.setattr(mdns, "BUSY_MAX", -1.0)
+    monkeypatch.setattr(mdns, "BUSY_CHECK_S", 0.01)
+    monkeypatch.setattr(mdns, "BUSY_PAUSE_S", 0.01)
+    with capture_logs() as logged, trio.fail_after(PATIENCE_S):
+        async with running(Mdns(node_id("desk7"), heard=Ear())):
+            await pauses.wait()
+    assert "mdns_paused" in [entry["event"] for entry in logged]
+    assert all(each.done for each in opened)
+
+
+async def test_an_idle_mdns_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mdns, "BUSY_CHECK_S", 0.1)
+    ear = Ear()
+    kitchen, desk = Mdns(node_id("kitchen8"), heard=Ear()), Mdns(node_id("desk8"), heard=ear)
+    with capture_logs() as logged:
+        async with running(desk), running(kitchen):
+            await trio.sleep(0.3)  # three checks
+            kitchen.say(announcement("kitchen8"))
+            await ear.until(announcement("kitchen8"))
+    assert logged == []
 
 
 async def test_an_end_while_it_opens_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
