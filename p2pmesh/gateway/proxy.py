@@ -12,7 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import h11
@@ -208,7 +208,8 @@ class Proxy:
             ApiError: 503, it is not worth waiting; 429, too many wait.
         """
         digest = request.model.digest
-        model = next((m for m in self._backends.models() if m.digest == digest), request.model)
+        offered = (model for model in self._backends.models() if model.digest == digest)
+        model = next(offered, None) or _not_offered(request.model)
         limits, now = self._limits, trio.current_time()
         hopeful = model.state in (READY, LOADING)
         ends_at = since + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
@@ -421,6 +422,10 @@ class Proxy:
                 client.write(b"\n\n" + error_event(lost, upstream.path))
                 await client.flush()
             raise
+
+
+def _not_offered(model: ServedModel) -> ServedModel:
+    return replace(model, state="not served", reason="no node of this mesh has it any more")
 
 
 def _lost(model: ServedModel, failure: str) -> ApiError:

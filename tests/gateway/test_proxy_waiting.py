@@ -122,6 +122,24 @@ async def test_waiting_ends_with_503_and_a_time_to_come_again(
         assert trio.current_time() - began == pytest.approx(waits_s, abs=0.01)
 
 
+@pytest.mark.parametrize("waited_s", [0.0, UNSERVED_WAIT_S + 1])
+async def test_a_model_that_this_mesh_does_not_have_is_not_waited_for_long(
+    autojump_clock: MockClock, waited_s: float
+) -> None:
+    """The node has changed its mesh, say."""
+    async with open_world(model(state="loading")) as world:
+        caller = world.caller()
+        began = trio.current_time()
+        await caller.send("POST", CHAT, BODY)
+        await trio.sleep(waited_s)
+        await trio.testing.wait_all_tasks_blocked()
+        world.backends.set_models()
+        head, body = await caller.answer()
+        assert head.status_code == 503
+        assert "(not served): no node of this mesh has it any more" in error_of(body)["message"]
+        assert trio.current_time() - began == pytest.approx(max(waited_s, UNSERVED_WAIT_S), abs=0.1)
+
+
 async def test_waiting_is_bounded(autojump_clock: MockClock) -> None:
     async with open_world(model(state="loading"), limits=Limits(waiting=2)) as world:
         callers = [world.caller() for _ in range(2)]
