@@ -26,7 +26,7 @@ ADMITTED_MAX = 64  # nodes that a person let in by hand; the first of them goes
 class Discovery:
     """Finds meshes on the local network and says where this node's mesh is.
 
-    Says nothing before `announce`, and opens nothing before `run`.
+    Opens nothing before `run`, then asks for meshes; announces nothing before `announce`.
 
     Args:
         me: This node.
