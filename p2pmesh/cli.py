@@ -87,8 +87,17 @@ def with_settings(command: click.Command, names: Iterable[str]) -> click.Command
 
 
 def _option(setting: Setting) -> click.Option:
+    if setting.flag:
+        return click.Option(
+            [f"--{setting.name}", f"setting_{setting.field}"],
+            is_flag=True,
+            flag_value="yes",
+            type=str,
+            default=None,
+            help=setting.help,
+        )
     return click.Option(
-        [f"--{setting.name}", f"setting_{setting.name}"],
+        [f"--{setting.name}", f"setting_{setting.field}"],
         metavar=setting.unit,
         multiple=setting.many,
         help=setting.help,
@@ -98,7 +107,7 @@ def _option(setting: Setting) -> click.Option:
 
 def _resolving(callback: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
     def resolved(**params: Any) -> Any:
-        options = {name: params.pop(f"setting_{name}") for name in names}
+        options = {name: params.pop(f"setting_{BY_NAME[name].field}") for name in names}
         context = click.get_current_context()
         debug = context.meta["debug"] = params.pop("debug")
         # Never on standard output, where answers go. A node opens a file as well.

@@ -32,6 +32,7 @@ SIZE_BYTES_MAX = 2**60  # far above any machine, and still a number that the wir
 _SIZE = re.compile(
     r"(?P<number>\d{1,18}(\.\d{1,18})?)\s?(?P<unit>([KMGT](I?B)?|B)?)", re.ASCII | re.IGNORECASE
 )
+_INVITATION = re.compile(r"p2pmesh[0-9]+-")
 _EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -140,6 +141,26 @@ def _parse_text(text: str) -> str:
     return text.strip()
 
 
+def _parse_flag(text: str) -> bool:
+    word = text.strip().lower()
+    if word in {"1", "true", "yes", "on"}:
+        return True
+    if word in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def parse_join(text: str) -> Address | str:
+    """An address, or an invitation as it was given: `identity/tokens.py` reads it.
+
+    Raises:
+        ValueError: The sentence says what is wrong with `text`.
+    """
+    if _INVITATION.match(text.strip().lower()):
+        return text.strip()
+    return parse_address(text, default=parse_address("127.0.0.1:9338"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One row of the table.
@@ -151,6 +172,7 @@ class Setting:
         parse: Turns text into the value, or raises ValueError with a sentence.
         help: One sentence.
         many: May be given several times (in a variable: separated by commas).
+        flag: As an option it stands alone; elsewhere its value is yes or no.
     """
 
     name: str
@@ -159,6 +181,12 @@ class Setting:
     parse: Callable[[str], Any]
     help: str
     many: bool = False
+    flag: bool = False
+
+    @property
+    def field(self) -> str:
+        """The attribute of `Settings`."""
+        return self.name.replace("-", "_")
 
 
 def _address(default: str) -> Callable[[str], Address]:
@@ -203,11 +231,43 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="join",
-        unit="HOST:PORT",
+        unit="TOKEN",
         default="",
-        parse=_address("127.0.0.1:9338"),
-        help="A node of the mesh to join; without it, this node's last mesh or a new one.",
+        parse=parse_join,
+        help="An invitation to a mesh, or HOST:PORT of a member (default: this node's last mesh, "
+        "else an open one that is heard on this network, else a new one).",
         many=True,
+    ),
+    Setting(
+        name="mesh",
+        unit="NAME",
+        default="",
+        parse=_parse_name,
+        help="The open mesh of this network to join, or what a new one is called.",
+    ),
+    Setting(
+        name="private",
+        unit="",
+        default="",
+        parse=_parse_flag,
+        help="Let only those join whom somebody invites.",
+        flag=True,
+    ),
+    Setting(
+        name="open",
+        unit="",
+        default="",
+        parse=_parse_flag,
+        help="Let anybody on this network join, also where the mesh was not founded.",
+        flag=True,
+    ),
+    Setting(
+        name="no-discovery",
+        unit="",
+        default="",
+        parse=_parse_flag,
+        help="Neither announce the mesh nor listen for others on this network.",
+        flag=True,
     ),
     Setting(
         name="model",
@@ -275,7 +335,11 @@ class Settings:
     api: Address = Address("127.0.0.1", 9337)
     console: Address = Address("127.0.0.1", 3131)
     peer: Address = Address("::", 9338)  # all of IPv4 and IPv6: peers come from other machines
-    join: tuple[Address, ...] = ()
+    join: tuple[Address | str, ...] = ()
+    mesh: str | None = None
+    private: bool = False
+    open: bool = False
+    no_discovery: bool = False
     model: tuple[str, ...] = ()
     engine: Path | None = None
     memory: int | None = None
@@ -286,7 +350,9 @@ class Settings:
     given: frozenset[str] = frozenset()
 
 
-assert {field.name for field in fields(Settings)} == {*BY_NAME, "given"}, "table and class differ"
+assert {one.name for one in fields(Settings)} == {*(s.field for s in SETTINGS), "given"}, (
+    "table and class differ"
+)
 
 
 def variable(name: str) -> str:
@@ -322,7 +388,7 @@ def resolve(
         else:
             continue
         parsed = [_parse(setting, where, text) for text in raw]
-        values[setting.name] = tuple(parsed) if setting.many else parsed[-1]
+        values[setting.field] = tuple(parsed) if setting.many else parsed[-1]
     return Settings(**values, given=frozenset(values))
 
 
@@ -345,7 +411,7 @@ def _read_toml(text: str) -> dict[str, list[str]]:
             hint = f"; did you mean {close[0]}?" if close and close[0] != "home" else ""
             raise ConfigError(f"{CONFIG_FILE}: there is no setting {key!r} for it{hint}")
         many = value if isinstance(value, list) else [value]
-        if not many or not all(type(item) in (str, int) for item in many):
+        if not many or not all(type(item) in (str, int, bool) for item in many):
             raise ConfigError(f"{CONFIG_FILE}: {key} must be text or a number")
         if len(many) > 1 and not BY_NAME[key].many:
             raise ConfigError(f"{CONFIG_FILE}: {key} takes one value")
@@ -357,7 +423,8 @@ def settings_table() -> str:
     """The table of settings as the README shows it, in Markdown."""
     rows = ["| setting | value | default | what it does |", "| --- | --- | --- | --- |"]
     for setting in SETTINGS:
-        unit = f"{setting.unit}, repeatable" if setting.many else setting.unit
+        unit = "yes or no" if setting.flag else setting.unit
+        unit = f"{unit}, repeatable" if setting.many else unit
         default = f"`{setting.default}`" if setting.default else ""
         rows.append(f"| `{setting.name}` | {unit} | {default} | {setting.help} |")
     return "\n".join(rows)

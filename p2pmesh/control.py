@@ -24,6 +24,7 @@ from p2pmesh.home import Home
 
 NO_NODE = "No node is running here: p2pmesh up"
 ANSWER_TIMEOUT_S = 5.0  # a node that answers its own machine later than this is stuck
+ORDER_TIMEOUT_S = 25.0  # an order may wait for a node elsewhere, and for nobody there
 SILENCE_S = 40.0  # the event stream says something each 15 s
 ANSWER_BYTES_MAX = 64 * 2**20  # the status of some hundred thousand nodes
 # Names and wildcard addresses are not always what the node lets in; this always is.
@@ -73,6 +74,15 @@ class Control:
         """Begin the node's graceful shutdown; raises as `status`."""
         self._ask("POST", "/api/stop")
 
+    def order(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Have the node do something about members, see `node/orders.py`.
+
+        Raises:
+            ConfigError: A value cannot be used.
+            LocalError: The node cannot do it, or may not.
+        """
+        return _object(self._ask("POST", f"/api/orders/{name}", values))
+
     def events(self) -> Iterator[dict[str, Any]]:
         """The status now and after each change, until the node ends; raises as `status`."""
         with closing(dial(self.run.console, SILENCE_S)) as connection:
@@ -87,11 +97,13 @@ class Control:
             except (OSError, http.client.HTTPException) as exc:
                 raise LocalError(f"The connection to the node was lost ({_why(exc)})") from exc
 
-    def _ask(self, method: str, path: str) -> str:
+    def _ask(self, method: str, path: str, values: dict[str, Any] | None = None) -> str:
         headers = {"Host": HOST, "Authorization": f"Bearer {self.run.token}"}
-        with closing(dial(self.run.console, ANSWER_TIMEOUT_S)) as connection:
+        said = None if values is None else json.dumps(values)
+        timeout_s = ANSWER_TIMEOUT_S if values is None else ORDER_TIMEOUT_S
+        with closing(dial(self.run.console, timeout_s)) as connection:
             try:
-                connection.request(method, path, headers=headers)
+                connection.request(method, path, body=said, headers=headers)
                 with connection.getresponse() as response:
                     body = response.read(ANSWER_BYTES_MAX)
             except (OSError, http.client.HTTPException) as exc:
@@ -99,6 +111,10 @@ class Control:
                     f"The node (process {self.run.pid}) does not answer on {self.run.console} "
                     f"({_why(exc)}); if that lasts, end the process and start it again"
                 ) from exc
+        if values is not None and response.status == HTTPStatus.BAD_REQUEST:
+            raise ConfigError(error_message(body) or "the node cannot use that")
+        if values is not None and response.status == HTTPStatus.CONFLICT:
+            raise LocalError(error_message(body) or "the node cannot do that")
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise self._refused(response.status, body)
         return body.decode("utf-8", "replace")

@@ -58,14 +58,24 @@ class Home:
         return self.root / "node.key"
 
     @property
-    def mesh_key(self) -> Path:
-        """The mesh's private key; only its founder has it."""
-        return self.root / "mesh.key"
+    def mesh_file(self) -> Path:
+        """Which mesh this node belongs to, and its credential there."""
+        return self.root / "mesh.json"
 
     @property
-    def mesh_file(self) -> Path:
-        """Which mesh this node belongs to."""
-        return self.root / "mesh.json"
+    def statements_file(self) -> Path:
+        """The statements of trust that stand in that mesh."""
+        return self.root / "statements.json"
+
+    @property
+    def networks_file(self) -> Path:
+        """The networks on which each mesh may be announced."""
+        return self.root / "networks.json"
+
+    @property
+    def invitations_file(self) -> Path:
+        """Who has used the invitations that this node made."""
+        return self.root / "invitations.json"
 
     @property
     def epoch_file(self) -> Path:

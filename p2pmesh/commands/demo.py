@@ -21,6 +21,7 @@ import trio
 
 from p2pmesh.commands.chat import Answer, answer_parts
 from p2pmesh.config import ENV_PREFIX, Settings, parse_address
+from p2pmesh.control import Control, read_run_file
 from p2pmesh.engine.find import managed_directory
 from p2pmesh.errors import LocalError
 from p2pmesh.home import Home
@@ -64,7 +65,10 @@ class _Demo:
         try:
             first = await self._start(NAMES[0], [])
             away = ["--api", "127.0.0.1:0", "--console", "127.0.0.1:0"]
-            join = [*away, "--join", first["nodes"][0]["peer"]]
+            token = Control(read_run_file(Home.at(self._folder / NAMES[0]).run_file)).order(
+                "invite", {"uses": len(NAMES) - 1}
+            )["token"]
+            join = [*away, "--join", token]
             lines = [first, *[await self._start(name, join) for name in NAMES[1:]]]
             nodes = [node for line in lines for node in line["nodes"]]
             if as_json:

@@ -100,7 +100,7 @@ class Doctor:
         home = self._home
         if not home.node_key.exists():
             yield _ok("key", "none yet; the first start makes one")
-        for path in (home.node_key, home.mesh_key, home.run_file):
+        for path in (home.node_key, home.run_file):
             try:
                 mode = path.stat().st_mode & 0o777
             except FileNotFoundError:

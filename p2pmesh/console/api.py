@@ -16,6 +16,8 @@ import structlog
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import (
+    BadRequest,
+    Conflict,
     Forbidden,
     HTTPException,
     InternalServerError,
@@ -29,6 +31,7 @@ from werkzeug.exceptions import (
 from p2pmesh.console import access
 from p2pmesh.console.assets import load_assets, web_root
 from p2pmesh.console.feed import Feed, FeedFull, SnapshotSource
+from p2pmesh.errors import ConfigError, MeshError
 from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
 BODY_BYTES_MAX = 64 * 1024  # nothing that may be sent here is longer than a form
@@ -59,6 +62,13 @@ class ConsoleSource(SnapshotSource, Protocol):
 
     def stop(self) -> None:
         """Begin the node's graceful shutdown; returns at once."""
+
+    async def order(self, name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Carry out what a person orders; see `node/orders.py`.
+
+        Raises:
+            MeshError: It cannot be done; the sentence says why.
+        """
 
 
 def create_app(node: ConsoleSource, *, policy: WebPolicy = THIS_MACHINE) -> QuartTrio:
@@ -169,7 +179,21 @@ def _serve_control(app: QuartTrio, node: ConsoleSource) -> None:
         node.stop()
         return _json({"stopping": True}), HTTPStatus.ACCEPTED
 
+    async def order(name: str) -> Response:
+        if not access.holds_token(request.headers, node.token):
+            raise Unauthorized("This needs the token in this node's run.json")
+        values = await request.get_json(force=True, silent=True)
+        if not isinstance(values, dict):
+            raise BadRequest("An order is a JSON object")
+        try:
+            return _json(await node.order(name, values))
+        except ConfigError as exc:
+            raise BadRequest(str(exc)) from exc
+        except MeshError as exc:
+            raise Conflict(str(exc)) from exc
+
     app.add_url_rule("/api/stop", "stop", stop, methods=["POST"])
+    app.add_url_rule("/api/orders/<name>", "order", order, methods=["POST"])
 
 
 async def _failure_answer(error: Exception) -> Response:

@@ -14,7 +14,7 @@ The parts each answer one question and do nothing by themselves:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.antientropy import AntiEntropy
@@ -23,7 +23,7 @@ from p2pmesh.gossip.clock import MeshClock
 from p2pmesh.gossip.dialer import Dialer
 from p2pmesh.gossip.dissemination import Dissemination
 from p2pmesh.gossip.events import (
-    AuthorisationChanged,
+    Declare,
     DialFailed,
     Disconnect,
     Event,
@@ -36,6 +36,8 @@ from p2pmesh.gossip.events import (
     SetTimer,
     StateChanged,
     TimerFired,
+    TrustChanged,
+    UseCredential,
 )
 from p2pmesh.gossip.health import Healths
 from p2pmesh.gossip.heartbeat import Heartbeat
@@ -49,8 +51,10 @@ from p2pmesh.gossip.recovery import LEARNED, Recovery
 from p2pmesh.gossip.removal import Removal
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.gossip.watch import Watch
+from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.document import Authorised, Document
+from p2pmesh.state.document import Document
+from p2pmesh.state.trust import Authorised
 from p2pmesh.wire.evidence import accused_to_wire
 from p2pmesh.wire.messages import (
     Ack,
@@ -63,8 +67,10 @@ from p2pmesh.wire.messages import (
     Push,
     Ranges,
     Unknown,
+    gather,
 )
 from p2pmesh.wire.registers import ACCUSED
+from p2pmesh.wire.statements import Statement
 
 PAUSE_S = 3.0  # a tick so late means that this machine slept: nobody else is to blame
 LAG_S = 0.25  # a time-out so late says more about this node than about the others
@@ -87,6 +93,8 @@ class Core:
         book: Mapping[NodeId, tuple[Address, ...]],
         shared: Shared,
         authorised: Authorised,
+        statements: Iterable[Statement],
+        credential: Credential | None,
     ) -> None:
         self.me = NodeId(key.id)
         self.document = Document(
@@ -97,6 +105,9 @@ class Core:
             grow=shared.grown,
             homes=shared.homes,
         )
+        for statement in statements:
+            self.document.merge(statement, statement.issued_at)
+        self._trust = self.document.trust
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
         self.clock = MeshClock()
@@ -108,7 +119,7 @@ class Core:
         self._sync = AntiEntropy(self.document)
         self._dissemination = Dissemination()
         self._dialer = Dialer(self.members, seeds)
-        self.publisher = Publisher(key, mesh, instance, epoch, self.document)
+        self.publisher = Publisher(key, mesh, instance, epoch, self.document, credential=credential)
         self._near = Neighbours(self.members, shared)
         self.watch = Watch(self.members, self.prober, self._near, self.links)
         self.heartbeat = Heartbeat(
@@ -137,7 +148,8 @@ class Core:
             now: This machine's time in seconds; never goes back within one life.
         """
         woken = self._wake(now) if now - self._ticked_at > PROBE_INTERVAL_S + PAUSE_S else []
-        return [*woken, *self._dispatch(event, now), *self.healths.changes()]
+        out = [*woken, *self._dispatch(event, now), *self.healths.changes()]
+        return [*out, *self._trust_changes()]
 
     def _dispatch(self, event: Event, now: float) -> list[Out]:
         match event:
@@ -154,10 +166,11 @@ class Core:
             case Publish(register=register, body=body):
                 self.publisher.publish(register, body)
                 return self._write(now)
-            case AuthorisationChanged(owners=owners):
-                self._sync.retry()
-                over = self.document.reauthorise(owners, self.clock.now(now))
-                return [*self._learned(over, now), *self._review_soon()]
+            case Declare(statements=statements):
+                return self._declare(statements, now)
+            case UseCredential(credential=credential):
+                self.publisher.use(credential)
+                return self._write(now)
 
     # --- links ------------------------------------------------------------------------------------
 
@@ -404,6 +417,27 @@ class Core:
         if self.members.moved or accused:
             return [StateChanged(owners=owners), *self._review_soon()]
         return [StateChanged(owners=owners)]
+
+    # --- trust ------------------------------------------------------------------------------------
+
+    def _declare(self, statements: Iterable[Statement], now: float) -> list[Out]:
+        owners: set[NodeId] = set()
+        fresh: list[Statement] = []
+        for statement in statements:
+            if result := self.document.merge(statement, self.clock.now(now)):
+                owners |= result.owners
+                fresh.append(statement)
+        self._dissemination.learned((one.id for one in fresh), now)
+        flooded = self._dissemination.flood(gather(fresh), self.links) if fresh else []
+        return [*flooded, *self._learned(owners, now)]
+
+    def _trust_changes(self) -> list[Out]:
+        """Announce that other statements stand than before the event, if they do."""
+        if self.document.trust is self._trust:
+            return []
+        self._trust = self.document.trust
+        self._sync.retry()
+        return [TrustChanged(), *self._review_soon()]
 
     # --- own records ------------------------------------------------------------------------------
 

@@ -7,8 +7,10 @@ from enum import Enum
 from typing import Any
 
 from p2pmesh.config import Address
+from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.wire.messages import Message
+from p2pmesh.wire.statements import Statement
 
 
 class Health(Enum):
@@ -73,13 +75,20 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuthorisationChanged:
-    """These owners are authorised now and were not, or the other way round."""
+class Declare:
+    """This node makes statements of trust."""
 
-    owners: frozenset[NodeId]
+    statements: tuple[Statement, ...]
 
 
-Event = LinkUp | LinkDown | DialFailed | Received | TimerFired | Publish | AuthorisationChanged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseCredential:
+    """This node has this credential from now on, for its records to carry."""
+
+    credential: Credential
+
+
+Event = LinkUp | LinkDown | DialFailed | Received | TimerFired | Publish | Declare | UseCredential
 
 
 # --- out --------------------------------------------------------------------------------------
@@ -137,6 +146,11 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrustChanged:
+    """The statements of trust that stand are others now: keep them, and look who still counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthChanged:
     """This node's own view of `node` changed."""
 
@@ -164,6 +178,7 @@ Out = (
     | Disconnect
     | PersistEpoch
     | StateChanged
+    | TrustChanged
     | HealthChanged
     | TwinFound
     | Rejected

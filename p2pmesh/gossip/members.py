@@ -80,7 +80,7 @@ class Members:
                 self._departed.pop(owner, None)
             elif before is not None:
                 del self.known[owner]
-                if not before.left:
+                if not before.left and not any(self.document.trust.revoking(owner)):
                     self._note(owner, before)
             if _standing(before) != _standing(after):
                 self._judge(owner)

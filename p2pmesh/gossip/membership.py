@@ -6,14 +6,17 @@ is this machine's own time; records carry mesh time, which the core makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.core import Core
 from p2pmesh.gossip.events import Event, Health, Out
 from p2pmesh.gossip.shared import Shared
+from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
-from p2pmesh.state.document import Authorised, Document, everybody
+from p2pmesh.state.document import Document
+from p2pmesh.state.trust import Authorised, everybody
+from p2pmesh.wire.statements import Statement
 
 
 class Gossip:
@@ -27,8 +30,9 @@ class Gossip:
         seeds: Addresses that the user named.
         book: Addresses of nodes known from earlier.
         shared: The functions that depend on their arguments alone.
-        authorised: Whether the facts of an owner count at a mesh time; the shell reports each
-            change with `AuthorisationChanged`.
+        authorised: Whether a fact counts in the mesh.
+        statements: Statements of trust kept from earlier, with their signatures checked.
+        credential: This node's, for its records to carry; None in a mesh that asks for none.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class Gossip:
         book: Mapping[NodeId, tuple[Address, ...]] | None = None,
         shared: Shared | None = None,
         authorised: Authorised = everybody,
+        statements: Iterable[Statement] = (),
+        credential: Credential | None = None,
     ) -> None:
         self.me = NodeId(key.id)
         self._core = Core(
@@ -53,6 +59,8 @@ class Gossip:
             book=book or {},
             shared=shared or Shared(),
             authorised=authorised,
+            statements=statements,
+            credential=credential,
         )
 
     def start(self, now: float) -> list[Out]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from p2pmesh.gossip.buckets import Bucket
 from p2pmesh.gossip.events import Out, PersistEpoch, Send, TwinFound
+from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, Document
 from p2pmesh.wire.messages import Push
-from p2pmesh.wire.records import Record, seal
+from p2pmesh.wire.records import CREDENTIAL, Record, seal
 from p2pmesh.wire.registers import MEMBER, REGISTERS, Life, register_of
 
 LEASE_SHARE = 0.75  # of a short one, written when the mesh looked small, that may pass before that
@@ -37,11 +38,20 @@ class Publisher:
         instance: Random per start.
         epoch: Already on disk, larger than any used before.
         document: Where it stands beside what others say.
+        credential: This node's, None in a mesh that asks for none.
     """
 
     def __init__(
-        self, key: SigningKey, mesh: MeshId, instance: int, epoch: int, document: Document
+        self,
+        key: SigningKey,
+        mesh: MeshId,
+        instance: int,
+        epoch: int,
+        document: Document,
+        *,
+        credential: Credential | None = None,
     ) -> None:
+        self._credential = credential
         self.writing = False
         self._me = NodeId(key.id)
         self._key, self._mesh, self._instance = key, mesh, instance
@@ -66,6 +76,11 @@ class Publisher:
         elif self._bodies.get(register) != body:
             self._bodies[register] = body
             self._waiting.add(register)
+
+    def use(self, credential: Credential) -> None:
+        """Have this node's records carry that credential from now on."""
+        self._credential = credential
+        self._waiting |= {name for name in self._bodies if not _is_leased(name)}
 
     def refute(self) -> None:
         """Somebody takes this node for dead: say anew that it is here."""
@@ -130,7 +145,7 @@ class Publisher:
 
     def _may_stand(self, register: str, mesh_now: float) -> bool:
         """Whether a record could stand: most need a lease of the same epoch."""
-        if register_of(register).life is not Life.LEASED:
+        if not _is_leased(register):
             return True
         lease = self._document.get(self._me, MEMBER)
         return lease is not None and lease.epoch == self._epoch and lease.expires_at > mesh_now
@@ -145,7 +160,7 @@ class Publisher:
             # All that start together write leases for a small mesh: they wait as long as they can,
             # as the refreshes of a large one would come within a minute.
             every_s = min(every_s, LEASE_SHARE * record.ttl_s)
-        if row.life is not Life.LEASED:
+        if not _is_leased(register):
             every_s *= 1 - self._early(record)
         return mesh_now - record.issued_at >= every_s
 
@@ -161,13 +176,19 @@ class Publisher:
         row = register_of(register)
         ttl_s = row.ttl_s(members)
         standing = self._document.get(self._me, register)
-        if standing is not None and row.life is not Life.LEASED:
+        if standing is not None and not _is_leased(register):
             # None ends before the one that it replaces: else an old record could return.
             ttl_s = max(ttl_s, standing.expires_at - int(mesh_now))
-        return min(ttl_s, row.ttl_s_max)
+        if self._credential is not None and not _is_leased(register):
+            # Records carry the credential that they rest on, and end before it.
+            ttl_s = min(ttl_s, self._credential.expires_at - int(mesh_now))
+        return max(0, min(ttl_s, row.ttl_s_max))
 
     def _write(self, register: str, mesh_now: float, members: int) -> Record:
         self._seq += 1
+        body = self._bodies.get(register, {})
+        if self._credential is not None and not _is_leased(register):
+            body = {**body, CREDENTIAL: self._credential.raw}
         record = seal(
             self._key,
             mesh=self._mesh,
@@ -177,11 +198,15 @@ class Publisher:
             instance=self._instance,
             issued_at=int(mesh_now),
             ttl_s=self._ttl_s(register, mesh_now, members),
-            body=self._bodies.get(register, {}),
+            body=body,
         )
         merged = self._document.merge(record, mesh_now)
         assert merged, "a node's own newest record always stands"
         return record
+
+
+def _is_leased(register: str) -> bool:
+    return register_of(register).life is Life.LEASED
 
 
 def _rank(register: str) -> tuple[int, str]:

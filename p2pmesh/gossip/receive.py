@@ -21,7 +21,8 @@ from p2pmesh.state.document import Document, MergeOutcome
 from p2pmesh.wire.evidence import Certificate, Fork, make_fork
 from p2pmesh.wire.facts import FACT_KINDS, Fact, verify
 from p2pmesh.wire.messages import Push, gather
-from p2pmesh.wire.records import Record, RecordCheck
+from p2pmesh.wire.records import Record, RecordCheck, credential_of
+from p2pmesh.wire.statements import Statement
 
 PEER_RATE_PER_S = 500.0  # signatures; some 6 % of a core for a neighbour that means ill
 COMPLAINTS = 1 / 60, 1  # per second and at once, of one neighbour: somebody reads the log
@@ -179,6 +180,8 @@ class Receiver:
             self._reject(node, "it brings more than there is room for", now, taken)
         if not outcome.may_count:
             return
+        if not self._may(node, self._new_signatures(fact), now, taken):
+            return
         if not verify(fact, self._check):
             raise PeerError(f"{FACT_KINDS[type(fact)].name} with a wrong signature")
         if isinstance(fact, Certificate):
@@ -186,9 +189,17 @@ class Receiver:
         else:
             self._said(fact, outcome, now, mesh_now, taken)
 
+    def _new_signatures(self, fact: Fact) -> int:
+        """Return how many signatures of credentials come with a record that were not checked."""
+        if not isinstance(fact, Record) or (own := credential_of(fact)) is None:
+            return 0
+        standing = self._document.get(*fact.key)
+        before = credential_of(standing) if standing else None
+        return 0 if before is own else len(own.chain)
+
     def _said(
         self,
-        fact: Record | Fork,
+        fact: Statement | Record | Fork,
         outcome: MergeOutcome,
         now: float,
         mesh_now: float,

@@ -1,15 +1,16 @@
-"""The files of a node's identity: its key, its mesh, its epoch, its address book.
+"""The files of a node's identity: its key, its mesh and credential, its epoch, its address book.
 
 Private keys are PEM files readable by their owner only. Everything else can be read by a person.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,19 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pmesh.config import Address, parse_address
-from p2pmesh.errors import ConfigError, LocalError
+from p2pmesh.errors import ConfigError, LocalError, MeshError
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
+from p2pmesh.identity.credentials import Credential, found, read_credential
 from p2pmesh.identity.hello import UNNAMED
 from p2pmesh.identity.keys import SEED_BYTES, MeshId, NodeId, SigningKey, parse_id, show_id
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX
+from p2pmesh.wire.statements import (
+    Policy,
+    Statement,
+    parse_statement,
+    state,
+    verify_statement,
+)
 from p2pmesh.wire.text import plain_text
 
 log = structlog.get_logger(__name__)
@@ -35,10 +44,16 @@ class MeshInfo:
 
     Attributes:
         name: What people call it: two words.
+        founded_at: Unix time in seconds.
+        credential: What this node may do there.
+        joined_at: Unix time in seconds at which this node founded or joined it.
     """
 
     id: MeshId
     name: str
+    founded_at: int
+    credential: Credential
+    joined_at: int
 
 
 def node_key(home: Home) -> SigningKey:
@@ -62,31 +77,132 @@ def load_mesh(home: Home) -> MeshInfo | None:
         fields = json.loads(home.mesh_file.read_text("utf-8"))
         # Cleaned again: an earlier version wrote down whatever the node there had said.
         name = plain_text(str(fields["name"])) or UNNAMED
-        return MeshInfo(id=MeshId(parse_id(fields["id"])), name=name)
+        credential = read_credential(base64.b64decode(fields["credential"], validate=True))
+        if credential.mesh != parse_id(fields["id"]):
+            raise ValueError("a credential of another mesh")
+        return MeshInfo(
+            id=credential.mesh,
+            name=name,
+            founded_at=int(fields["founded_at"]),
+            credential=credential,
+            joined_at=int(fields["joined_at"]),
+        )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MeshError) as exc:
         raise LocalError(
-            f"{home.mesh_file} is damaged; delete it to start afresh with --join or a new mesh"
+            f"{home.mesh_file} is damaged, or of an earlier version of p2pmesh; to start afresh: "
+            "p2pmesh leave"
         ) from exc
 
 
 def save_mesh(home: Home, mesh: MeshInfo) -> None:
     """Remember the mesh; raises as `write_atomic`."""
-    text = json.dumps({"id": show_id(mesh.id), "name": mesh.name}, indent=2) + "\n"
-    write_atomic(home.mesh_file, text.encode())
+    fields = {
+        "id": show_id(mesh.id),
+        "name": mesh.name,
+        "founded_at": mesh.founded_at,
+        "joined_at": mesh.joined_at,
+        "credential": base64.b64encode(mesh.credential.raw).decode("ascii"),
+    }
+    write_atomic(home.mesh_file, json.dumps(fields, indent=2).encode() + b"\n")
 
 
-def found_mesh(home: Home) -> MeshInfo:
-    """Make a new mesh, whose key stays with this node; raises as `write_atomic`."""
-    seed = secrets.token_bytes(SEED_BYTES)
-    _write_key(home.mesh_key, seed)
+def found_mesh(home: Home, key: SigningKey, *, name: str, is_open: bool, now: float) -> MeshInfo:
+    """Make a new mesh with this node as its first admin; raises as `write_atomic`.
+
+    The mesh's own key signs the credential and the policy, and is forgotten.
+
+    Args:
+        home: Where it is remembered.
+        key: This node's.
+        name: What people call the mesh; "" for two words.
+        is_open: Whether who is on the same network may join.
+        now: Unix time in seconds.
+    """
+    mesh_key = SigningKey(secrets.token_bytes(SEED_BYTES))
+    name = name or f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}"
+    policy = Policy(number=1, open=is_open, name=name, founded_at=int(now))
     mesh = MeshInfo(
-        id=MeshId(SigningKey(seed).id),
-        name=f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}",
+        id=MeshId(mesh_key.id),
+        name=name,
+        founded_at=int(now),
+        credential=found(mesh_key, key.public, now),
+        joined_at=int(now),
     )
+    save_statements(home, mesh.id, [state(mesh_key, None, policy, mesh=mesh.id, now=now)])
     save_mesh(home, mesh)
     return mesh
+
+
+def forget_mesh(home: Home) -> None:
+    """Forget the mesh, and all that was remembered of it.
+
+    Raises:
+        LocalError: The files cannot be deleted.
+    """
+    for path in (home.mesh_file, home.statements_file, home.invitations_file, home.peers_file):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise LocalError(f"Cannot delete {path} ({exc.strerror})") from exc
+
+
+def load_statements(home: Home, mesh: MeshId) -> tuple[Statement, ...]:
+    """The statements of trust that stood when this node last ran, none of another mesh.
+
+    Raises:
+        LocalError: The file is damaged. Going on without it would bring back who was revoked.
+    """
+    try:
+        fields = json.loads(home.statements_file.read_text("utf-8"))
+        if fields["mesh"] != show_id(mesh):
+            return ()
+        raws = [base64.b64decode(text, validate=True) for text in fields["statements"]]
+        statements = tuple(parse_statement(raw) for raw in raws)
+        if not all(map(verify_statement, statements)):
+            raise ValueError("a wrong signature")
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MeshError) as exc:
+        raise LocalError(
+            f"{home.statements_file} is damaged; restore it, or join the mesh anew: p2pmesh leave"
+        ) from exc
+    return statements
+
+
+def save_statements(home: Home, mesh: MeshId, statements: Iterable[Statement]) -> None:
+    """Remember the statements of trust; raises as `write_atomic`."""
+    raws = [base64.b64encode(one.raw).decode("ascii") for one in statements]
+    fields = {"mesh": show_id(mesh), "statements": raws}
+    write_atomic(home.statements_file, json.dumps(fields, indent=1).encode() + b"\n")
+
+
+def load_used(home: Home) -> dict[bytes, list[NodeId]]:
+    """The nodes that came in with this node's invitations, by invitation.
+
+    Raises:
+        LocalError: The file is damaged. Going on without it would let in more than were invited.
+    """
+    try:
+        fields = json.loads(home.invitations_file.read_text("utf-8"))
+        return {
+            parse_id(invitation): [NodeId(parse_id(node)) for node in nodes]
+            for invitation, nodes in fields.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
+        raise LocalError(
+            f"{home.invitations_file} is damaged; delete it, and revoke the invitations that this "
+            "node made: p2pmesh revoke"
+        ) from exc
+
+
+def save_used(home: Home, used: Mapping[bytes, Iterable[NodeId]]) -> None:
+    """Remember who used which invitation, durably; raises as `write_atomic`."""
+    fields = {show_id(one): [show_id(node) for node in nodes] for one, nodes in used.items()}
+    write_atomic(home.invitations_file, json.dumps(fields, indent=1).encode() + b"\n")
 
 
 def next_epoch(home: Home, now_s: float) -> int:

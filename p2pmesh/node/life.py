@@ -19,19 +19,36 @@ from p2pmesh.errors import LocalError
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import Home
-from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer, Vouch
 from p2pmesh.identity.keys import MeshId
 from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.node.admission import Admission
+from p2pmesh.node.authority import Authority
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
+from p2pmesh.node.interfaces import advertised
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory
-from p2pmesh.node.keystore import MeshInfo, load_book, next_epoch, save_book, save_epoch
+from p2pmesh.node.joining import Entry, Joiner
+from p2pmesh.node.keystore import (
+    MeshInfo,
+    load_book,
+    load_statements,
+    next_epoch,
+    save_book,
+    save_epoch,
+    save_mesh,
+    save_statements,
+)
+from p2pmesh.node.local_network import LocalNetwork
+from p2pmesh.node.membership import Membership
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.presence import Own, Presence
 from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.state.registers import ModelRequest, wants_to_wire
-from p2pmesh.transport.base import Transport
+from p2pmesh.state.trust import members_only
+from p2pmesh.transport.base import Service, Transport
 from p2pmesh.watchable import Watchable
 from p2pmesh.wire.registers import WANTS
 
@@ -49,6 +66,9 @@ class Lasting:
         wanted: What it asks any mesh to serve.
         slots: Requests at the same time, where no want says otherwise.
         changes: Notified of each change of the present mesh.
+        network: What is around this node.
+        joiner: Gets it into other meshes.
+        change_mesh: Begins to leave the present mesh for another one.
     """
 
     home: Home
@@ -61,6 +81,9 @@ class Lasting:
     wanted: tuple[ModelRequest, ...]
     slots: int
     changes: Watchable
+    network: LocalNetwork
+    joiner: Joiner
+    change_mesh: Callable[[Entry], None]
 
 
 class MeshLife:
@@ -69,34 +92,51 @@ class MeshLife:
     Args:
         lasting: The node.
         me: Its identity in this mesh, as the transport states it by now.
-        card: The mesh.
-        seeds: Where members of it may be found.
+        entry: The mesh, and where members of it may be found.
+        state_identity: Has every hello say that this node is a member, with what credential.
 
     Attributes:
         mesh: The access to it.
+        membership: This node's own.
+        admission: Lets others in.
+        authority: What people decide about members.
         reconciler: Makes the plan and follows it.
         routes: The gateway's way to its models.
     """
 
     def __init__(
-        self, lasting: Lasting, me: LocalIdentity, card: MeshInfo, seeds: tuple[Address, ...]
+        self,
+        lasting: Lasting,
+        me: LocalIdentity,
+        entry: Entry,
+        state_identity: Callable[[MeshInfo, Vouch], None],
     ) -> None:
-        self.card = card
-        self._lasting = lasting
+        self.card = card = entry.card
+        self._entry, self._lasting = entry, lasting
+        self._state_identity = state_identity
         core = Gossip(
             key=me.key,
             mesh=card.id,
             instance=me.instance,
             epoch=next_epoch(lasting.home, lasting.clock()),
-            seeds=seeds,
+            seeds=entry.seeds,
             book=load_book(lasting.home, card.id),
+            authorised=members_only,
+            statements=load_statements(lasting.home, card.id),
+            credential=card.credential,
         )
         self.mesh = Mesh(
             core,
             lasting.transport,
             save_epoch=partial(save_epoch, lasting.home),
             clock=lasting.clock,
+            save_statements=partial(save_statements, lasting.home, card.id),
+            credential=card.credential,
         )
+        self.membership = Membership(me.key, card, self.mesh, self._keep)
+        issuer = self.membership.issuer
+        self.admission = Admission(self.mesh, lasting.home, issuer, lasting.network.refusal)
+        self.authority = Authority(self.mesh, card.id, issuer, self._invites_to)
         self.mesh.changes = lasting.changes  # of all its meshes, so that who waits is woken by each
         self._presence = Presence(self.mesh, lasting.own)
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
@@ -116,7 +156,8 @@ class MeshLife:
         """
         with self._living:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self.mesh.run, {HTTP: self._serve_peer})
+                http = Service(self._serve_peer, Needs(Role.USE))
+                await nursery.start(self.mesh.run, {HTTP: http, **self.admission.handlers()})
                 await nursery.start(self._act)
                 await self.mesh.settled.wait()
                 task_status.started()
@@ -154,7 +195,25 @@ class MeshLife:
                 await nursery.start(self._presence.run)
                 nursery.start_soon(self._publisher.run)
                 nursery.start_soon(self.reconciler.run)
+                nursery.start_soon(self.membership.run)
+                nursery.start_soon(self._heed_network)
                 task_status.started()
+
+    async def _heed_network(self) -> None:
+        """Speak for this mesh on the network around, or follow a better one that is heard there."""
+        network = self._lasting.network
+        await network.enter(self.card, self.mesh, is_new=self._entry.is_new)
+        self._lasting.change_mesh(await network.follow(self._lasting.joiner))
+
+    def _keep(self, card: MeshInfo) -> None:
+        """Remember this mesh with another credential of this node."""
+        self.card = card
+        self._state_identity(card, self.mesh.vouch)
+        save_mesh(self._lasting.home, card)
+
+    def _invites_to(self) -> tuple[Address, ...]:
+        """The addresses that go into an invitation: what others can reach before what they may."""
+        return advertised(self._lasting.own.listening)
 
     async def _serve_peer(self, peer: Peer, stream: trio.abc.Stream) -> None:
         with trio.CancelScope() as scope:

@@ -16,6 +16,7 @@ import trio
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, LocalError, PeerError
 from p2pmesh.gossip.events import (
+    Declare,
     Dial,
     DialFailed,
     Disconnect,
@@ -33,23 +34,34 @@ from p2pmesh.gossip.events import (
     SetTimer,
     StateChanged,
     TimerFired,
+    TrustChanged,
     TwinFound,
+    UseCredential,
 )
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, Peer, Purpose
+from p2pmesh.identity.credentials import Credential
+from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, GOSSIP, Peer, Purpose
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.clocks import check_clock
+from p2pmesh.state.admission import fault
+from p2pmesh.state.trust import Trust
 from p2pmesh.state.views import MeshReader, MeshView
 from p2pmesh.transport.base import Handlers, Transport
 from p2pmesh.transport.links import Links
 from p2pmesh.watchable import Watchable
 from p2pmesh.wire.messages import Message
+from p2pmesh.wire.statements import Statement
 
 SETTLE_MAX_S = 3.0  # nobody answered, or there is very much to learn: it acts on what it knows
 JUST_STARTED_S = 30.0  # who was answered by nobody for so long need not ask who has the right time
+REVOKED_GRACE_S = 1.0
 CLOCKS_WAIT_S = 2.0  # after the first link, for what more peers say of the time
 
 log = structlog.get_logger(__name__)
+
+
+def _forget(_statements: Collection[Statement]) -> None:
+    """Keep no statements, in a mesh that asks for no credentials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +80,8 @@ class Mesh:
         transport: Where links come from.
         save_epoch: Writes an epoch to disk, durably.
         clock: Unix time in seconds; never goes back.
+        save_statements: Writes the statements of trust to disk.
+        credential: This node's; None in a mesh that asks for none.
     """
 
     def __init__(
@@ -77,6 +91,8 @@ class Mesh:
         *,
         save_epoch: Callable[[int], None],
         clock: Callable[[], float],
+        save_statements: Callable[[Collection[Statement]], None] = _forget,
+        credential: Credential | None = None,
     ) -> None:
         self.me = core.me
         self.changes = Watchable()
@@ -86,6 +102,7 @@ class Mesh:
         self._links = Links(transport, core.me, self)
         self._save_epoch = save_epoch
         self._clock = clock
+        self._save_statements, self._credential = save_statements, credential
         self._reader = MeshReader(core.document, core.me)
         self._seen = self._glance()
         # Who founds a mesh knows from the start all that there is, the time too.
@@ -157,6 +174,75 @@ class Mesh:
             self._early.append(said)
         else:
             self._feed(said)
+
+    # --- trust ----------------------------------------------------------------------------------
+
+    @property
+    def trust(self) -> Trust:
+        """What the statements of trust come to; another object after each change."""
+        return self._core.document.trust
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """All statements of trust that stand, sorted by id."""
+        return self._core.document.statements
+
+    @property
+    def credential(self) -> Credential | None:
+        """Return what this node may do; None in a mesh that asks for no credentials."""
+        return self._credential
+
+    @property
+    def now(self) -> float:
+        """Mesh time in seconds."""
+        return self._core.mesh_now(self._clock())
+
+    @property
+    def names(self) -> dict[NodeId, str]:
+        """Return what people call the members."""
+        return {node: view.member.name for node, view in self.view.nodes.items()}
+
+    def vouch(self, credential: Credential) -> str:
+        """Say why a credential is not good in this mesh any more; "" if it is."""
+        return fault(self.trust, credential, self.names)
+
+    def declare(self, *statements: Statement) -> None:
+        """Make statements of trust, on this disk and in the whole mesh, one with the other."""
+        self._feed(Declare(statements=statements))
+
+    def use(self, credential: Credential) -> None:
+        """Have this node's records carry another credential from now on."""
+        self._credential = credential
+        self._feed(UseCredential(credential=credential))
+
+    def _heed_trust(self) -> None:
+        """Keep the statements, and part with those whose credential they void."""
+        try:
+            self._save_statements(self._core.document.statements)
+        except LocalError as exc:
+            # Whoever was revoked stays out while this node runs; after a restart others say so.
+            log.warning("statements_not_saved", reason=str(exc))
+        if self._is_revoked and self._nursery is not None:
+            self._nursery.start_soon(self._end_if_revoked)
+        # A link ends a moment later, when the peer has heard why.
+        self._transport.cut_off(lambda peer: peer.purpose == GOSSIP or self._is_good(peer))
+        for node in self._links.of(lambda peer: not self._is_good(peer)):
+            log.info("peer_revoked", node=show_id(node))
+            self._links.dismiss(node)
+
+    @property
+    def _is_revoked(self) -> bool:
+        return self._credential is not None and bool(self.vouch(self._credential))
+
+    async def _end_if_revoked(self) -> None:
+        # A lower role comes as a revocation and a grant, which may arrive one after the other.
+        await trio.sleep(REVOKED_GRACE_S)
+        if self._is_revoked:
+            assert self._credential is not None
+            self._fail(LocalError(self.vouch(self._credential)))
+
+    def _is_good(self, peer: Peer) -> bool:
+        return peer.credential is None or not self.vouch(peer.credential)
 
     def set_plan(self, digest: bytes) -> None:
         """Say in probes which plan this node computed, and here that it is a new one."""
@@ -293,13 +379,13 @@ class Mesh:
                 case Dial(node=node, addresses=addresses):
                     if not self._finishing:
                         self._links.dial(node, addresses)
-                case Disconnect(node=node, reason=reason, hostile=True):
-                    self._links.cut_off(node, reason)
-                case Disconnect(node=node, reason=reason):
-                    log.info("peer_disconnected", node=show_id(node), reason=reason)
-                    self._links.close(node)
+                case Disconnect():
+                    self._disconnect(out)
                 case StateChanged(owners=owners):
                     self._learn(owners)
+                case TrustChanged():
+                    self._heed_trust()
+                    self.changes.notify()
                 case HealthChanged(node=node, health=health):
                     log.info("health_changed", node=show_id(node), health=health.value)
                     self.suspected(node)  # sets the event of those who wait, if it is suspect
@@ -313,6 +399,13 @@ class Mesh:
                         "Another node is running with this node's key; "
                         "give each its own --home instead of a copy"
                     )
+
+    def _disconnect(self, out: Disconnect) -> None:
+        if out.hostile:
+            self._links.cut_off(out.node, out.reason)
+        else:
+            log.info("peer_disconnected", node=show_id(out.node), reason=out.reason)
+            self._links.close(out.node)
 
     def _learn(self, owners: Collection[NodeId]) -> None:
         """Read these owners again; a lease that was only renewed wakes nobody."""

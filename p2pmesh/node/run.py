@@ -14,31 +14,34 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import structlog
 import trio
 
-from p2pmesh.config import Address, Settings
+from p2pmesh.config import Settings
 from p2pmesh.console import serve as console
 from p2pmesh.console.api import create_app
 from p2pmesh.engine.find import Engine, find_engine
 from p2pmesh.errors import LocalError
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
-from p2pmesh.identity.hello import LocalIdentity
-from p2pmesh.identity.keys import show_id
+from p2pmesh.identity.hello import LocalIdentity, Vouch
+from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.store import Store
+from p2pmesh.node.arrival import check_settings, choose_entry
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.descriptors import Bounds, budget, raise_limit
 from p2pmesh.node.engines import EngineManager
-from p2pmesh.node.interfaces import default_name, own_host
+from p2pmesh.node.interfaces import default_name, is_loopback, own_host
 from p2pmesh.node.inventory import ModelInventory, Opened, open_models
-from p2pmesh.node.joining import choose_mesh
-from p2pmesh.node.keystore import MeshInfo, node_key, save_mesh
+from p2pmesh.node.joining import Door, Entry, Joiner, what_answers
+from p2pmesh.node.keystore import MeshInfo, forget_mesh, found_mesh, node_key, save_mesh
 from p2pmesh.node.life import GOODBYE_S, Lasting, MeshLife
+from p2pmesh.node.local_network import LocalNetwork, only_here
+from p2pmesh.node.orders import Orders
 from p2pmesh.node.ports import Listening, listen
 from p2pmesh.node.presence import Own
 from p2pmesh.node.status import Addresses, NodeStatus
@@ -98,14 +101,6 @@ async def run(settings: Settings, ui: Ui, until: Until | None = None) -> None:
             node.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Destination:
-    """A mesh to change to, and where members of it may be found."""
-
-    card: MeshInfo
-    seeds: tuple[Address, ...]
-
-
 class Node:
     """A node and its parts.
 
@@ -122,13 +117,14 @@ class Node:
         self._store = Store(home, environ=os.environ)
         self._clock = SteadyClock()
         self._changes = Watchable()
-        self._stopping = False
-        self._destination: _Destination | None = None
+        self._stopping = self._leaving = False
+        self._destination: Entry | None = None
         self._told = trio.Event()  # to stop, or to change the mesh
         self._ports: dict[str, Listening] = {}
 
     async def prepare(self) -> None:
         """Everything that can fail for a reason of the user's, before anything is promised."""
+        check_settings(self._settings)
         self._engine: Engine = await trio.to_thread.run_sync(
             partial(find_engine, self._settings.engine, self._home.engine, os.environ)
         )
@@ -153,43 +149,50 @@ class Node:
         self._stopping = True
         self._told.set()
 
-    def change_mesh(self, card: MeshInfo, seeds: tuple[Address, ...]) -> None:
+    def leave(self) -> None:
+        """Begin the end of this node, after which it belongs to no mesh; returns at once."""
+        self._leaving = True
+        self.stop()
+
+    def change_mesh(self, entry: Entry) -> None:
         """Begin to leave the present mesh for another one; returns at once.
 
         Engines, API and console go on meanwhile. A later call overrules one that was not followed
         yet; a call with the present mesh does nothing.
 
         Args:
-            card: The other mesh.
-            seeds: Where members of it may be found.
+            entry: The other mesh.
         """
-        self._destination = _Destination(card=card, seeds=seeds)
+        self._destination = entry
         self._told.set()
 
     async def run(self, until: Until | None) -> None:
         """Join or found, start every part, follow from mesh to mesh, stop every part."""
         bounds = budget(raise_limit())
         transport = self._make_transport(bounds)
-        card = await choose_mesh(
-            self._home, self._settings.join, transport.introduce, self._ui.note
-        )
+        joiner = self._make_joiner(transport)
+        network = self._make_network()
         engines = EngineManager(self._engine, logs=self._home.logs)
         switch = BackendsSwitch(engines, self._changes)
         gateway = Gateway(switch, limits=bounds.gateway, policy=self._web_policy())
-        lasting = self._make_lasting(transport, engines, gateway)
+        lasting = self._make_lasting(transport, engines, gateway, network, joiner)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals)
             if until is not None:
                 nursery.start_soon(self._heed, until)
             await nursery.start(engines.run)
-            life = await self._enter(card, self._settings.join, lasting, nursery)
+            await nursery.start(network.run)
+            entry = await choose_entry(self._settings, joiner, network, self._found, self._ui.note)
+            life = await self._enter(entry, lasting, nursery)
             switch.enter(life.routes)
-            status = self._make_status(life, engines)
+            self._life = life
+            orders = Orders(lambda: self._life, joiner, network, self.change_mesh, self.leave)
+            status = self._make_status(life, engines, orders)
             await nursery.start(gateway.serve, self._ports["api"].listeners)
             serve_console = partial(console.serve, connections_max=bounds.console)
             app = create_app(status, policy=self._web_policy())
             await nursery.start(serve_console, app, self._ports["console"].listeners)
-            self._write_run_file(status, card)
+            self._write_run_file(status, entry.card)
             try:
                 self._ui.listening(status)
                 nursery.start_soon(self._announce_ready, life, switch, status)
@@ -198,17 +201,19 @@ class Node:
                         switch.leave()
                         await life.leave()
                         nursery.start_soon(life.drain, DRAIN_S)
-                        life = await self._enter(there.card, there.seeds, lasting, nursery)
+                        life = self._life = await self._enter(there, lasting, nursery)
                         switch.enter(life.routes)
                         status.enter(life)
                         self._write_run_file(status, there.card)
                         self._ui.note(f"This node is in the mesh {there.card.name} now")
                 await self._leave(life, gateway, engines)
+                if self._leaving:
+                    forget_mesh(self._home)
             finally:
                 self._home.run_file.unlink(missing_ok=True)
             nursery.cancel_scope.cancel()
 
-    async def _next_destination(self, present: MeshInfo) -> _Destination | None:
+    async def _next_destination(self, present: MeshInfo) -> Entry | None:
         """Return the mesh to change to, remembered already; None once this node is to stop."""
         while not self._stopping:
             there, self._destination = self._destination, None
@@ -224,18 +229,32 @@ class Node:
             return there
         return None
 
-    async def _enter(
-        self,
-        card: MeshInfo,
-        seeds: tuple[Address, ...],
-        lasting: Lasting,
-        nursery: trio.Nursery,
-    ) -> MeshLife:
+    async def _enter(self, entry: Entry, lasting: Lasting, nursery: trio.Nursery) -> MeshLife:
         """Begin a life in a mesh; returns once the mesh was heard."""
-        self._self = replace(self._self, mesh=card.id, mesh_name=card.name)
-        life = MeshLife(lasting, self._self, card, seeds)
+        life = MeshLife(lasting, self._self, entry, self._state_identity)
+        self._state_identity(entry.card, life.mesh.vouch)
         await nursery.start(life.run)
         return life
+
+    def _state_identity(self, card: MeshInfo, vouch: Vouch) -> None:
+        """Say in every hello from now on that this node is a member of that mesh."""
+        self._self = replace(
+            self._self,
+            mesh=card.id,
+            mesh_name=card.name,
+            credential=card.credential.raw,
+            vouch=vouch,
+        )
+
+    def _found(self) -> MeshInfo:
+        """Found a mesh as the user wants it."""
+        return found_mesh(
+            self._home,
+            self._self.key,
+            name=self._settings.mesh or "",
+            is_open=not self._settings.private,
+            now=self._clock(),
+        )
 
     async def _leave(self, life: MeshLife, gateway: Gateway, engines: EngineManager) -> None:
         log.info("node_leaving")
@@ -254,10 +273,32 @@ class Node:
             self._clock,
             unauthenticated_max=bounds.unauthenticated,
             holding_max=bounds.holding,
+            only_here=only_here,
+        )
+
+    def _make_joiner(self, transport: TlsTransport) -> Joiner:
+        door = Door(introduce=transport.introduce, ask=transport.ask, identify=what_answers)
+        return Joiner(self._home, self._self, self._name, door, self._clock)
+
+    def _make_network(self) -> LocalNetwork:
+        listening = self._ports["peer"].address
+        return LocalNetwork(
+            self._home,
+            NodeId(self._self.key.id),
+            self._name,
+            listening.port,
+            is_welcome=self._settings.open,
+            # Who listens on loopback alone can be reached by nobody around.
+            is_on=not (self._settings.no_discovery or is_loopback(listening.host)),
         )
 
     def _make_lasting(
-        self, transport: TlsTransport, engines: EngineManager, gateway: Gateway
+        self,
+        transport: TlsTransport,
+        engines: EngineManager,
+        gateway: Gateway,
+        network: LocalNetwork,
+        joiner: Joiner,
     ) -> Lasting:
         own = Own(
             name=self._name,
@@ -277,9 +318,12 @@ class Node:
             wanted=self._opened.wanted,
             slots=self._settings.slots,
             changes=self._changes,
+            network=network,
+            joiner=joiner,
+            change_mesh=self.change_mesh,
         )
 
-    def _make_status(self, life: MeshLife, engines: EngineManager) -> NodeStatus:
+    def _make_status(self, life: MeshLife, engines: EngineManager, orders: Orders) -> NodeStatus:
         return NodeStatus(
             name=self._name,
             home=self._home,
@@ -290,6 +334,7 @@ class Node:
             changes=self._changes,
             token=secrets.token_urlsafe(32),
             stop=self.stop,
+            order=orders.give,
         )
 
     def _web_policy(self) -> WebPolicy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,6 +72,7 @@ class NodeStatus:
         changes: Notified of each change of the present mesh.
         token: Who shows it may stop the node.
         stop: Begins the node's graceful end; returns at once.
+        order: Carries out what a person orders, see `Orders`.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class NodeStatus:
         changes: Watchable,
         token: str,
         stop: Callable[[], None],
+        order: Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self.token = token
         self.stop = stop
+        self._order = order
         self._name, self._home, self._addresses = name, home, addresses
         self._engine, self._engines = engine, engines
         self._changes = changes
@@ -100,6 +103,10 @@ class NodeStatus:
         self._card, self._mesh = life.card, life.mesh
         self._reconciler, self._routes = life.reconciler, life.routes
         self._changes.notify()
+
+    async def order(self, name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Carry out what a person orders; see `Orders.give`."""
+        return await self._order(name, values)
 
     async def wait_changed(self, seen: int) -> int:
         """The count of changes, as soon as it is not `seen` any more."""

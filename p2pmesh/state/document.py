@@ -1,12 +1,12 @@
 """The merged facts of the mesh: which records, certificates and forks stand.
 
 Pure, and a CRDT. Of each register of each owner the largest version stands, of each subject the
-certificate that names its `member` record as it stands, of each owner the newest forks: merging
-is idempotent, commutative and associative, and nodes that were told the same hold the same,
-whatever order it came in, while there are no more than `OWNERS_MAX` owners. What has run out is
-void everywhere, at a moment that follows from the item and from the lease it lives on. So nothing
-that was dropped can come back, as long as an owner never signs a lease that ends before the one
-that it replaces.
+certificate that names its `member` record as it stands, of each owner the newest forks, of each
+signer its statements of trust: merging is idempotent, commutative and associative, and nodes that
+were told the same hold the same, whatever order it came in, while there are no more than
+`OWNERS_MAX` owners. What has run out is void everywhere, at a moment that follows from the item
+and from the lease it lives on. So nothing that was dropped can come back, as long as an owner never
+signs a lease that ends before the one that it replaces.
 
 `judge` is cheap and says what merging a fact would mean; the caller checks the signatures of what
 may count, and whether a certificate has enough accusers; then `merge` takes the fact together with
@@ -37,12 +37,15 @@ from p2pmesh.state.owner_records import (
     OWNER_BYTES_MAX,
     REGISTERS_PER_OWNER_MAX,
     OwnerRecords,
+    hold,
 )
 from p2pmesh.state.pending import Pending
+from p2pmesh.state.trust import Authorised, Statements, Trust, ends_at, everybody
 from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import MEMBER
+from p2pmesh.wire.statements import Statement
 
 __all__ = [
     "AHEAD_S_MAX",
@@ -51,35 +54,26 @@ __all__ = [
     "OWNERS_MAX",
     "OWNER_BYTES_MAX",
     "REGISTERS_PER_OWNER_MAX",
-    "Authorised",
     "Document",
     "MergeOutcome",
     "MergeResult",
-    "everybody",
     "term_of",
 ]
 
 OWNERS_MAX = 16384  # somewhat above the largest mesh that was ever simulated
 
-Authorised = Callable[[NodeId, float], bool]  # whether an owner's facts count at that mesh time
-
-
-def everybody(_owner: NodeId, _now: float) -> bool:
-    """Authorise every owner."""
-    return True
-
 
 class Document:
     """All that stands.
 
-    Facts of an owner who is not authorised are void, except the keeper's own. The document asks
-    when a fact is judged; whoever knows that an authorisation began or ended calls `reauthorise`.
+    Facts that are not authorised are void, except the keeper's own. The document asks when a fact
+    is judged, and anew of all that stands when a statement of trust changes the answer.
 
     Args:
         mesh: Records of other meshes mean nothing here.
         keeper: Whose document it is: what that node says itself always has room and counts.
-        authorised: Whether the facts of an owner count now. Nodes that answer differently do not
-            come to hold the same.
+        authorised: Whether a fact counts in a mesh with the trust that stands. Nodes that answer
+            differently do not come to hold the same.
         share: Returns the one copy of equal values, in a simulation.
         grow: What stands of an owner once a record does, as `OwnerRecords.with_record`.
         homes: Whose each item is, by id; one map for all documents of a simulation.
@@ -100,6 +94,7 @@ class Document:
         self._held: dict[NodeId, OwnerRecords] = {}
         self._certificates: dict[NodeId, Certificate] = {}
         self._forks = Forks()
+        self._statements = Statements()
         self._pending = Pending()
         self._fingerprint = Fingerprint()
         self._index = ItemIndex(homes)
@@ -166,7 +161,7 @@ class Document:
             fact: Parsed, not yet verified.
             now: Mesh time in seconds.
         """
-        if not self._counts(fact.owner, now):
+        if not self._counts(fact, now):
             return MergeOutcome.VOID
         if isinstance(fact, Record):
             return self._judge_record(fact, now)
@@ -174,6 +169,8 @@ class Document:
             return MergeOutcome.VOID
         if isinstance(fact, Certificate):
             return self._judge_certificate(fact)
+        if isinstance(fact, Statement):
+            return self._statements.judge(fact, now)
         return self._forks.judge(fact) if fork_ends_at(fact) > now else MergeOutcome.VOID
 
     def merge(self, fact: Fact, now: float, outcome: MergeOutcome | None = None) -> MergeResult:
@@ -188,6 +185,8 @@ class Document:
         outcome = self.judge(fact, now) if outcome is None else outcome
         if not outcome.may_count:
             return MergeResult(outcome)
+        if isinstance(fact, Statement):
+            return MergeResult(outcome, self._merge_statement(fact, now), (fact.id,))
         if isinstance(fact, Record):
             ids = self._merge_record(fact, now, outcome)
         elif isinstance(fact, Certificate):
@@ -253,6 +252,15 @@ class Document:
         self._ends_at = min(self._ends_at, fork_ends_at(fork))
         return (fork.id,)
 
+    def _merge_statement(self, statement: Statement, now: float) -> frozenset[NodeId]:
+        """Let a statement stand; returns the owners whose facts do not count any more."""
+        self._fingerprint.advance(now)
+        for old in self._statements.add(statement):
+            self._remove(old.id, old.issued_at, statement.issued_at)
+        self._add(statement.id, statement.owner, statement.issued_at)
+        self._ends_at = min(self._ends_at, ends_at(statement))
+        return self.reauthorise(self._held, now)
+
     # --- time -------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> frozenset[NodeId]:
@@ -272,27 +280,43 @@ class Document:
         forks = self._forks.expire(now)
         for fork in forks:
             self._remove(fork.id, fork.issued_at, fork_ends_at(fork))
+        for statement in self._statements.expire(now):
+            self._remove(statement.id, statement.issued_at, ends_at(statement))
         ends = [held.ends_at for held in self._held.values()]
-        self._ends_at = min([*ends, *map(fork_ends_at, self._forks)], default=NEVER)
+        ends += [self._statements.ends_at, *map(fork_ends_at, self._forks)]
+        self._ends_at = min(ends)
         return frozenset([owner for owner, _ in over] + [fork.owner for fork in forks])
 
     def reauthorise(self, owners: Iterable[NodeId], now: float) -> frozenset[NodeId]:
-        """Drop everything of those of `owners` who are no longer authorised; return those owners.
+        """Drop those facts of `owners` that are not authorised any more; return whose they were.
 
-        Facts of owners who are authorised again are no longer void when they are offered.
+        Facts that are authorised again are no longer void when they are offered.
         """
         self._fingerprint.advance(now)
-        over = frozenset(
-            owner
-            for owner in owners
-            if (owner in self._held or self._forks.of(owner)) and not self._counts(owner, now)
-        )
-        for owner in over:
-            if owner in self._held:
-                self._set(owner, self._held[owner], NOTHING, int(now))
-            for fork in self._forks.drop(owner):
-                self._remove(fork.id, fork.issued_at, int(now))
-        return over
+        over: set[NodeId] = set()
+        for owner in list(owners):
+            held = self._held.get(owner, NOTHING)
+            counting = {name: one for name, one in held.records.items() if self._counts(one, now)}
+            if len(counting) < len(held.records):
+                self._set(owner, held, hold(counting).at(now), int(now))
+                over.add(owner)
+            if not all(self._counts(fork, now) for fork in self._forks.of(owner)):
+                for fork in self._forks.drop(owner):
+                    self._remove(fork.id, fork.issued_at, int(now))
+                over.add(owner)
+        return frozenset(over)
+
+    # --- trust ------------------------------------------------------------------------------------
+
+    @property
+    def trust(self) -> Trust:
+        """What the statements come to; the same object until one of them changes."""
+        return self._statements.trust
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """All statements of trust, sorted by id."""
+        return tuple(sorted(self._statements, key=lambda one: one.id))
 
     # --- certificates -----------------------------------------------------------------------------
 
@@ -339,7 +363,8 @@ class Document:
         certificate = self._certificates.get(owner)
         if certificate is not None and certificate.id == item:
             return certificate
-        return next((fork for fork in self._forks.of(owner) if fork.id == item), None)
+        forks = (fork for fork in self._forks.of(owner) if fork.id == item)
+        return next(forks, None) or self._statements.find(owner, item)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -348,9 +373,10 @@ class Document:
             yield from held.digests
         yield from (certificate.id for certificate in self._certificates.values())
         yield from (fork.id for fork in self._forks)
+        yield from (statement.id for statement in self._statements)
 
-    def _counts(self, owner: NodeId, now: float) -> bool:
-        return self._authorised(owner, now) or owner == self._keeper
+    def _counts(self, fact: Fact, now: float) -> bool:
+        return fact.owner == self._keeper or self._authorised(self.trust, fact, now)
 
     def _is_full_for(self, owner: NodeId) -> bool:
         if owner in self._held or owner == self._keeper:

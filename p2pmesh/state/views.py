@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from p2pmesh.errors import PeerError
+from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
@@ -34,7 +35,7 @@ from p2pmesh.state.registers import (
     wants_from_wire,
 )
 from p2pmesh.wire.codec import encode
-from p2pmesh.wire.records import Record
+from p2pmesh.wire.records import Record, credential_of
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING, WANTS
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class NodeView:
         caps: What it can give; None until that record came.
         serves: What it runs.
         held: The models whose files it has.
+        credential: What it may do; None in a mesh that asks for no credentials.
     """
 
     node: NodeId
@@ -60,6 +62,7 @@ class NodeView:
     caps: Caps | None
     serves: Mapping[PartId, Served]
     held: Mapping[ModelDigest, HeldModel]
+    credential: Credential | None = None
 
     @property
     def budget_bytes(self) -> int:
@@ -238,6 +241,7 @@ class MeshReader:
             caps=_read(records.get(CAPS), Caps.from_wire),
             serves={one.part: one for one in served},
             held=held,
+            credential=credential_of(record),
         )
 
     def _index(self, owner: NodeId, before: _Owner, after: _Owner) -> set[ModelDigest]:

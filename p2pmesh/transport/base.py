@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError
-from p2pmesh.identity.hello import Peer, Purpose
+from p2pmesh.identity.hello import LocalIdentity, Needs, Peer, Purpose
 from p2pmesh.identity.keys import NodeId
 
 DIAL_TIMEOUT_S = 3.0  # connect, TLS and hello together; DESIGN §4
@@ -98,7 +98,28 @@ class Channel(Protocol):
 
 OnChannel = Callable[[Channel], Awaitable[None]]
 Handler = Callable[[Peer, trio.abc.Stream], Awaitable[None]]
-Handlers = Mapping[Purpose, Handler]
+
+
+class Service(NamedTuple):
+    """What a node offers for one purpose.
+
+    Attributes:
+        handler: Called with each byte stream and its peer; the stream is closed on return.
+        needs: The conditions under which a peer gets there.
+    """
+
+    handler: Handler
+    needs: Needs
+
+
+Handlers = Mapping[Purpose, Service]
+
+
+class Asked(NamedTuple):
+    """A stream to a node, and who it is. The caller closes the stream."""
+
+    stream: trio.abc.Stream
+    peer: Peer
 
 
 class Transport(Protocol):
@@ -120,11 +141,14 @@ class Transport(Protocol):
 
         Args:
             on_channel: Called with each gossip channel; it is closed on return.
-            handlers: By purpose, called with each byte stream and its authenticated peer; the
-                stream is closed on return. A connection for any other purpose than these, a
-                gossip channel or a mere hello is refused in the hello.
+            handlers: By purpose. A connection for any other purpose than these, a gossip channel
+                or a mere hello is refused in the hello, and so is a peer that may not have it.
             task_status: Told once connections are accepted.
         """
+        ...
+
+    def cut_off(self, is_good: Callable[[Peer], bool]) -> None:
+        """End the accepted connections whose peer is not good any more."""
         ...
 
     def dial(
@@ -146,6 +170,13 @@ class Transport(Protocol):
         self, address: Address, purpose: Purpose, *, expected: NodeId
     ) -> trio.abc.Stream:
         """Open a byte stream for `purpose`; the caller closes it. Raises as `dial`."""
+        ...
+
+    async def ask(self, address: Address, purpose: Purpose, me: LocalIdentity) -> Asked:
+        """Open a byte stream as `me`, who belongs to no mesh yet, to ask for a credential.
+
+        Raises as `dial`.
+        """
         ...
 
     async def introduce(self, address: Address) -> Peer:

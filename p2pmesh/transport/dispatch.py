@@ -8,7 +8,8 @@ from __future__ import annotations
 import trio
 
 from p2pmesh.config import Address
-from p2pmesh.identity.hello import GOSSIP, HELLO, Peer
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import ANYBODY, GOSSIP, HELLO, Needs, Peer
 from p2pmesh.transport.base import Handlers, OnChannel
 from p2pmesh.transport.channel import open_channel
 
@@ -17,14 +18,18 @@ class Services:
     """The handlers of one listening node; arguments as `Transport.serve`'s.
 
     Attributes:
-        purposes: Everything that the hello of this node lets in.
+        purposes: Everything that the hello of this node lets in, and whom.
     """
 
     def __init__(self, on_channel: OnChannel, handlers: Handlers) -> None:
         assert not {GOSSIP, HELLO} & handlers.keys(), "these are served here"
         self._on_channel = on_channel
         self._handlers = dict(handlers)
-        self.purposes = frozenset({GOSSIP, HELLO, *handlers})
+        self.purposes = {
+            GOSSIP: Needs(Role.SERVE),
+            HELLO: ANYBODY,
+            **{purpose: service.needs for purpose, service in handlers.items()},
+        }
 
     async def dispatch(self, peer: Peer, stream: trio.abc.Stream, *, remote: Address) -> None:
         """Give a connection to the handler of its purpose, which is one of `purposes`."""
@@ -34,4 +39,4 @@ class Services:
             async with open_channel(stream, peer=peer, remote=remote, outgoing=False) as channel:
                 await self._on_channel(channel)
             return
-        await self._handlers[peer.purpose](peer, stream)
+        await self._handlers[peer.purpose].handler(peer, stream)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import trio
 
@@ -17,6 +18,7 @@ from p2pmesh.identity.hello import (
     NONCE_BYTES,
     ClientHello,
     LocalIdentity,
+    Needs,
     Peer,
     Purpose,
     ServerHello,
@@ -25,8 +27,16 @@ from p2pmesh.identity.hello import (
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import link_errors
 
+# Around challenge and proof, which only reach a peer where the purpose allows it to be.
+Guard = Callable[[Purpose], AbstractAsyncContextManager[object]]
+
 _LENGTH = struct.Struct(">I")
 _BROKEN = "the connection broke during the hello"
+
+
+def unguarded(_purpose: Purpose) -> AbstractAsyncContextManager[object]:
+    """Let the challenge reach a peer wherever it is."""
+    return nullcontext()
 
 
 async def client_handshake(
@@ -60,18 +70,19 @@ async def client_handshake(
         nonce=secrets.token_bytes(NONCE_BYTES),
         now=now,
     )
-    await _send(stream, hello.start())
-    await _send(stream, hello.proof(await _receive(stream)))
-    return hello.finish(await _receive(stream))
+    await send_frame(stream, hello.start())
+    await send_frame(stream, hello.proof(await receive_frame(stream)))
+    return hello.finish(await receive_frame(stream))
 
 
 async def server_handshake(
     stream: trio.abc.Stream,
     me: LocalIdentity,
     *,
-    purposes: Collection[Purpose],
+    purposes: Mapping[Purpose, Needs],
     certificate: bytes,
     now: float,
+    guard: Guard = unguarded,
 ) -> Peer:
     """Prove each other's identity from the accepting side; refuse what is not in `purposes`.
 
@@ -80,23 +91,37 @@ async def server_handshake(
     nonce = secrets.token_bytes(NONCE_BYTES)
     hello = ServerHello(me, purposes=purposes, certificate=certificate, nonce=nonce, now=now)
     try:
-        await _send(stream, hello.challenge(await _receive(stream)))
-        verdict, peer = hello.verdict(await _receive(stream))
+        challenge = hello.challenge(await receive_frame(stream))
+        async with guard(hello.purpose):
+            await send_frame(stream, challenge)
+            proof = await receive_frame(stream)
+        verdict, peer = hello.verdict(proof)
     except PeerError as exc:
-        await _send(stream, refusal(str(exc)))
+        await send_frame(stream, refusal(exc))
         raise
-    await _send(stream, verdict)
+    await send_frame(stream, verdict)
     return peer
 
 
-async def _send(stream: trio.abc.Stream, message: bytes) -> None:
+async def send_frame(stream: trio.abc.Stream, message: bytes) -> None:
+    """Send one message with its length in front.
+
+    Raises:
+        LinkError: The stream broke.
+    """
     with link_errors(_BROKEN):
         await stream.send_all(_LENGTH.pack(len(message)) + message)
 
 
-async def _receive(stream: trio.abc.Stream) -> bytes:
+async def receive_frame(stream: trio.abc.Stream, *, bytes_max: int = HELLO_BYTES_MAX) -> bytes:
+    """Receive one message, and not a byte of what follows it.
+
+    Raises:
+        LinkError: The stream broke or ended.
+        PeerError: The message is longer than it may be.
+    """
     (size,) = _LENGTH.unpack(await _exactly(stream, _LENGTH.size))
-    if size > HELLO_BYTES_MAX:
+    if size > bytes_max:
         raise PeerError("what came is no hello")
     return await _exactly(stream, size)
 

@@ -39,6 +39,7 @@ MESSAGES_RATE_PER_S = 500.0
 CORE_SHARE = 0.1  # of a core: what a peer's messages may take for long
 MESSAGES_BURST = 8192
 CROSSING_S = 10.0  # two ends that dial each other at once are done with both dials by then
+DISMISS_S = 0.5  # for a node that was revoked to hear of it; nothing that it says counts meanwhile
 ADDRESS_STAGGER_S = 0.25  # between two addresses of one node (RFC 8305 advises the same)
 
 log = structlog.get_logger(__name__)
@@ -113,6 +114,16 @@ class Links:
         """Close the link to `node`, if there is one."""
         if link := self._links.get(node):
             link.close()
+
+    def of(self, is_meant: Callable[[Peer], bool]) -> list[NodeId]:
+        """Return the linked nodes of which `is_meant` is true."""
+        return [node for node, link in self._links.items() if is_meant(link.peer)]
+
+    def dismiss(self, node: NodeId) -> None:
+        """Close the link to `node` once what is queued for it is sent, and soon in any case."""
+        if (link := self._links.get(node)) and self._nursery is not None:
+            link.finish()
+            self._nursery.start_soon(link.close_after, DISMISS_S)
 
     def cut_off(self, node: NodeId, reason: str) -> None:
         """Close the link to `node` and have none with it for a while: it breaks the protocol."""
@@ -291,6 +302,11 @@ class _Link:
         self._fault = self._fault or fault
         self._outbox.close()
         self._scope.cancel()
+
+    async def close_after(self, wait_s: float) -> None:
+        with trio.move_on_after(wait_s):
+            await self.gone.wait()
+        self.close()
 
     def finish(self) -> None:
         self._outbox.close()

@@ -19,6 +19,7 @@ from p2pmesh.identity.hello import GOSSIP, HELLO, LocalIdentity, Peer, Purpose
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport.base import (
     DIAL_TIMEOUT_S,
+    Asked,
     Channel,
     Handlers,
     NobodyThereError,
@@ -58,6 +59,7 @@ class MemoryTransport:
         self._clock = clock
         self._network = network
         self._address = address
+        self._open: dict[trio.CancelScope, Peer] = {}
 
     @property
     def address(self) -> Address:
@@ -98,7 +100,18 @@ class MemoryTransport:
                     certificate=_CERTIFICATE,
                     now=self._clock(),
                 )
-            await services.dispatch(peer, stream, remote=Address("memory", 0))
+            with trio.CancelScope() as scope:
+                self._open[scope] = peer
+                try:
+                    await services.dispatch(peer, stream, remote=Address("memory", 0))
+                finally:
+                    del self._open[scope]
+
+    def cut_off(self, is_good: Callable[[Peer], bool]) -> None:
+        """End connections whose peer is not good any more; see `Transport.cut_off`."""
+        for scope, peer in self._open.items():
+            if not is_good(peer):
+                scope.cancel()
 
     @contextlib.asynccontextmanager
     async def dial(self, address: Address, *, expected: NodeId | None) -> AsyncIterator[Channel]:
@@ -113,6 +126,10 @@ class MemoryTransport:
         """Open a byte stream that the caller closes; see `Transport.open_stream`."""
         return (await self._connect(address, purpose, expected))[0]
 
+    async def ask(self, address: Address, purpose: Purpose, me: LocalIdentity) -> Asked:
+        """Open a stream as somebody without a mesh; see `Transport.ask`."""
+        return Asked(*await self._connect(address, purpose, None, me))
+
     async def introduce(self, address: Address) -> Peer:
         """Say hello and hang up; see `Transport.introduce`."""
         stream, peer = await self._connect(address, HELLO, None)
@@ -120,7 +137,11 @@ class MemoryTransport:
         return peer
 
     async def _connect(
-        self, address: Address, purpose: Purpose, expected: NodeId | None
+        self,
+        address: Address,
+        purpose: Purpose,
+        expected: NodeId | None,
+        me: LocalIdentity | None = None,
     ) -> tuple[trio.abc.Stream, Peer]:
         accept = self._network.listening.get(address)
         if accept is None:
@@ -135,7 +156,7 @@ class MemoryTransport:
             ):
                 peer = await client_handshake(
                     ours,
-                    self._me(),
+                    me or self._me(),
                     certificate=_CERTIFICATE,
                     purpose=purpose,
                     expected=expected,

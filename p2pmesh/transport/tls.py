@@ -13,6 +13,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -23,9 +24,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
-from p2pmesh.identity.hello import GOSSIP, HELLO, LocalIdentity, Peer, Purpose
+from p2pmesh.identity.hello import GOSSIP, HELLO, LAN, LocalIdentity, Peer, Purpose, RefusedError
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport.base import DIAL_TIMEOUT_S, Channel, Handlers, OnChannel, link_errors
+from p2pmesh.transport.base import (
+    DIAL_TIMEOUT_S,
+    Asked,
+    Channel,
+    Handlers,
+    OnChannel,
+    link_errors,
+)
 from p2pmesh.transport.channel import open_channel
 from p2pmesh.transport.dispatch import Services
 from p2pmesh.transport.doorway import Doorway
@@ -38,8 +46,19 @@ DROPPED_LOG_INTERVAL_S = 1.0  # a scanner must not fill the log
 TLS_HANDSHAKE = b"\x16"  # the first byte of all TLS
 
 TlsStream = trio.SSLStream[trio.SocketStream]
+# Around the challenge on a connection; raises `RefusedError` for one from elsewhere.
+OnlyHere = Callable[[trio.SocketStream], contextlib.AbstractAsyncContextManager[object]]
 
 log = structlog.get_logger(__name__)
+
+
+def nowhere(_tcp: trio.SocketStream) -> contextlib.AbstractAsyncContextManager[object]:
+    """Let nobody join from the network around.
+
+    Raises:
+        RefusedError: Always.
+    """
+    raise RefusedError("this node lets nobody in without an invitation")
 
 
 class _TurnedAwayError(PeerError):
@@ -55,6 +74,7 @@ class TlsTransport:
         clock: Unix time in seconds as this node takes it to be, for the hello.
         unauthenticated_max: Connections that have not proved who they are.
         holding_max: Connections that are kept waiting before they are closed unheard.
+        only_here: Keeps the challenge to a connection for `LAN` on the network of this machine.
     """
 
     def __init__(
@@ -65,6 +85,7 @@ class TlsTransport:
         *,
         unauthenticated_max: int = UNAUTHENTICATED_MAX,
         holding_max: int = HOLDING_MAX,
+        only_here: OnlyHere = nowhere,
     ) -> None:
         self._me = me
         self._clock = clock
@@ -73,6 +94,8 @@ class TlsTransport:
         self._client_context = _client_context()
         self._doorway: Doorway[trio.CancelScope] = Doorway(unauthenticated_max)
         self._holding, self._holding_max = 0, holding_max
+        self._only_here = only_here
+        self._open: dict[trio.CancelScope, Peer] = {}
         self._dropped, self._dropped_logged_at = 0, -DROPPED_LOG_INTERVAL_S
 
     @property
@@ -121,9 +144,24 @@ class TlsTransport:
                     purposes=services.purposes,
                     certificate=self._certificate,
                     now=self._clock(),
+                    guard=lambda purpose: (
+                        self._only_here(tcp) if purpose == LAN else contextlib.nullcontext()
+                    ),
                 )
-            self._doorway.proved(remote.host)
-            await services.dispatch(peer, tls, remote=remote)
+            if peer.credential is not None:
+                self._doorway.proved(remote.host)
+            with trio.CancelScope() as scope:
+                self._open[scope] = peer = replace(peer, host=remote.host)
+                try:
+                    await services.dispatch(peer, tls, remote=remote)
+                finally:
+                    del self._open[scope]
+
+    def cut_off(self, is_good: Callable[[Peer], bool]) -> None:
+        """End connections whose peer is not good any more; see `Transport.cut_off`."""
+        for scope, peer in self._open.items():
+            if not is_good(peer):
+                scope.cancel()
 
     async def _hold(self, tcp: trio.SocketStream) -> None:
         """Hang up without a word, and not at once: who waits does not dial again meanwhile."""
@@ -167,6 +205,10 @@ class TlsTransport:
         """Open a byte stream that the caller closes; see `Transport.open_stream`."""
         return (await self._connect(address, purpose, expected))[0]
 
+    async def ask(self, address: Address, purpose: Purpose, me: LocalIdentity) -> Asked:
+        """Open a stream as somebody without a mesh; see `Transport.ask`."""
+        return Asked(*await self._connect(address, purpose, None, me))
+
     async def introduce(self, address: Address) -> Peer:
         """Say hello and hang up; see `Transport.introduce`."""
         tls, peer = await self._connect(address, HELLO, None)
@@ -174,7 +216,11 @@ class TlsTransport:
         return peer
 
     async def _connect(
-        self, address: Address, purpose: Purpose, expected: NodeId | None
+        self,
+        address: Address,
+        purpose: Purpose,
+        expected: NodeId | None,
+        me: LocalIdentity | None = None,
     ) -> tuple[TlsStream, Peer]:
         with link_errors(f"nobody answers at {address}"), trio.fail_after(DIAL_TIMEOUT_S):
             tcp = await trio.open_tcp_stream(address.host, address.port)
@@ -184,13 +230,14 @@ class TlsTransport:
                 await tls.do_handshake()
                 peer = await client_handshake(
                     tls,
-                    self._me(),
+                    me or self._me(),
                     certificate=tls.getpeercert(binary_form=True),
                     purpose=purpose,
                     expected=expected,
                     now=self._clock(),
                 )
-                self._doorway.proved(address.host)
+                if peer.credential is not None:
+                    self._doorway.proved(address.host)
                 return tls, peer
         except BaseException:
             await trio.aclose_forcefully(tls)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from p2pmesh.identity.credentials import is_signed
 from p2pmesh.wire.evidence import (
     CERTIFICATE_BYTES_MAX,
     EVIDENCE_MAX,
@@ -19,9 +20,16 @@ from p2pmesh.wire.evidence import (
     parse_certificate,
     parse_fork,
 )
-from p2pmesh.wire.records import RECORD_BYTES_MAX, Record, RecordCheck
+from p2pmesh.wire.records import RECORD_BYTES_MAX, Record, RecordCheck, credential_of
+from p2pmesh.wire.statements import (
+    STATEMENT_BYTES_MAX,
+    STATEMENT_SIGNATURES_MAX,
+    Statement,
+    parse_statement,
+    verify_statement,
+)
 
-Fact = Record | Certificate | Fork
+Fact = Statement | Record | Certificate | Fork
 
 
 class FactKind(NamedTuple):
@@ -42,7 +50,15 @@ class FactKind(NamedTuple):
     parse: Callable[[bytes, RecordCheck], Fact]
 
 
+# In the order in which they are read: what a statement decides holds for the records beside it.
 FACT_KINDS: Mapping[type[Fact], FactKind] = {
+    Statement: FactKind(
+        "statements",
+        "s",
+        STATEMENT_BYTES_MAX,
+        STATEMENT_SIGNATURES_MAX,
+        lambda raw, _check: parse_statement(raw),
+    ),
     Record: FactKind("records", "r", RECORD_BYTES_MAX, 1, lambda raw, check: check.parse(raw)),
     Certificate: FactKind(
         "certificates", "c", CERTIFICATE_BYTES_MAX, EVIDENCE_MAX, parse_certificate
@@ -53,4 +69,8 @@ FACT_KINDS: Mapping[type[Fact], FactKind] = {
 
 def verify(fact: Fact, check: RecordCheck) -> bool:
     """Whether everything in `fact` is signed by the key of the node that it is from."""
+    if isinstance(fact, Statement):
+        return verify_statement(fact)
+    if isinstance(fact, Record) and (own := credential_of(fact)) and not is_signed(own):
+        return False
     return all(check.verify(record) for record in fact.signed)

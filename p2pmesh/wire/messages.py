@@ -2,7 +2,7 @@
 
 Pure. A message is a canonical map whose `t` names its kind; unknown kinds are skipped and unknown
 fields ignored, so that a newer peer can say more. Everything is bounded before it is believed.
-Whole records, certificates and forks travel as bytes in here and are read by those who need them.
+Whole facts travel as bytes in here and are read by those who need them.
 `PROTOCOL.md` beside this file describes every kind for other implementations.
 """
 
@@ -40,6 +40,7 @@ class Push:
         asked: Whether this replies to a `FetchRequest` or `Own`, even with nothing to send.
     """
 
+    statements: tuple[bytes, ...] = ()
     records: tuple[bytes, ...] = ()
     certificates: tuple[bytes, ...] = ()
     forks: tuple[bytes, ...] = ()

@@ -20,6 +20,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from p2pmesh.errors import PeerError
+from p2pmesh.identity.credentials import Credential, read_credential
 from p2pmesh.identity.keys import (
     ID_BYTES,
     PUBLIC_KEY_BYTES,
@@ -35,6 +36,7 @@ from p2pmesh.wire.registers import register_of
 
 TAG = "p2pmesh record 1"
 RECORD_BYTES_MAX = 16 * 1024  # what does not fit is split into numbered pages
+CREDENTIAL = "credential"  # in the bodies of records that stand by themselves: their owner's
 REGISTER = re.compile(r"[a-z]{1,16}(/(0|[1-9][0-9]?))?", re.ASCII)
 DIGEST_BYTES = 16  # collisions could only be made by owners, of their own records
 _SIGNED_FROM = SIGNATURE_BYTES + PUBLIC_KEY_BYTES
@@ -202,6 +204,21 @@ def verify_record(record: Record) -> bool:
     """Whether the owner's key signed exactly these bytes."""
     raw = record.raw
     return verify(raw[SIGNATURE_BYTES:_SIGNED_FROM], raw[:SIGNATURE_BYTES], raw[_SIGNED_FROM:])
+
+
+def credential_of(record: Record) -> Credential | None:
+    """Return the credential that a record carries for its owner; None without one that reads.
+
+    Its signatures are not checked here.
+    """
+    raw = record.body.get(CREDENTIAL)
+    if type(raw) is not bytes:
+        return None
+    try:
+        found = read_credential(raw)
+    except PeerError:
+        return None
+    return found if (found.node, found.mesh) == (record.owner, record.mesh) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

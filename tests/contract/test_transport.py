@@ -9,9 +9,10 @@ import pytest
 import trio
 
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer, RefusedError
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer, RefusedError
 from p2pmesh.identity.keys import MeshId, NodeId
-from p2pmesh.transport.base import Channel, NobodyThereError, Transport
+from p2pmesh.transport.base import Channel, NobodyThereError, Service, Transport
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
 from tests.transport.networks import MemoryNodes, Nodes, TlsNodes, someone
 
@@ -51,7 +52,10 @@ class Host:
 async def hosting(nodes: Nodes, me: LocalIdentity) -> AsyncIterator[Host]:
     host = Host(await nodes.add(me))
     async with trio.open_nursery() as nursery:
-        handlers = {HTTP: host.on_stream, "files": host.on_files}
+        handlers = {
+            HTTP: Service(host.on_stream, Needs(Role.USE)),
+            "files": Service(host.on_files, Needs(Role.SERVE)),
+        }
         await nursery.start(host.transport.serve, host.on_channel, handlers)
         with trio.fail_after(10):
             yield host

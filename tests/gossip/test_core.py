@@ -7,7 +7,6 @@ import pytest
 
 from p2pmesh.gossip.buckets import Buckets
 from p2pmesh.gossip.events import (
-    AuthorisationChanged,
     Disconnect,
     Health,
     HealthChanged,
@@ -28,7 +27,7 @@ from p2pmesh.wire.messages import ProbeReport, ProbeRequest, Push
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER, WANTS
 from tests.gossip.builders import facts, fork_of
-from tests.gossip.net import LATENCY_S, SETTLED_S, Net, address, settled
+from tests.gossip.net import LATENCY_S, SETTLED_S, settled
 from tests.state.builders import KEYS, MESH, NODES, NOW, record
 
 VALUE = {"value": 1}
@@ -96,35 +95,6 @@ def test_an_update_is_passed_on_but_not_back() -> None:
     sent = [out for out in outs if isinstance(out, Send)]
     assert [out.node for out in sent] == [NODES[2]]
     assert any(isinstance(out, StateChanged) for out in outs)
-
-
-def test_members_are_those_who_are_authorised_and_come_and_go_with_it() -> None:
-    net, allowed = Net(0), {NODES[0], NODES[1]}
-
-    def change(*owners: NodeId) -> None:
-        allowed.symmetric_difference_update(owners)
-        for number in net.cores:
-            net.tell(number, AuthorisationChanged(owners=frozenset(owners)))
-
-    for number in range(3):
-        seeds = () if number == 0 else (address(0),)
-        net.start(number, seeds=seeds, authorised=lambda owner, now: owner in allowed)
-        net.tell(number, Publish(register=CAPS, body=VALUE))
-    net.run(2 * SETTLED_S)
-    assert net.cores[0].document.owners == net.cores[1].document.owners == tuple(sorted(NODES[:2]))
-    assert set(net.cores[2].document.owners) == set(NODES[:3])  # and knows itself
-
-    change(NODES[2])
-    net.run(3)
-    assert net.agree()
-    assert len(net.cores[1].document.registers(NODES[2])) == 2
-
-    before = len(net.told[1])
-    change(NODES[2])
-    assert StateChanged(owners=frozenset({NODES[2]})) in net.told[1][before:]
-    net.run(SETTLED_S)
-    assert net.agree(0, 1)
-    assert set(net.cores[0].document.owners) == set(NODES[:2])
 
 
 def test_what_was_lost_on_the_way_is_repaired() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.errors import PeerError
+from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import (
     GOSSIP,
     HELLO_BYTES_MAX,
@@ -16,6 +17,7 @@ from p2pmesh.identity.hello import (
     VERSIONS_MAX,
     ClientHello,
     LocalIdentity,
+    Needs,
     Peer,
     RefusedError,
     ServerHello,
@@ -24,12 +26,19 @@ from p2pmesh.identity.hello import (
 )
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode, encode
+from tests.identity.builders import MESH, credential
 
-MESH = MeshId(b"m" * 16)
 CERTIFICATE = b"certificate"
-PURPOSES = frozenset({GOSSIP, HTTP})
-ANNA = LocalIdentity(key=SigningKey(b"a" * 32), instance=1, mesh=MESH, mesh_name="home")
-BERT = LocalIdentity(key=SigningKey(b"b" * 32), instance=2, mesh=MESH, mesh_name="home")
+PURPOSES = {GOSSIP: Needs(Role.SERVE), HTTP: Needs(Role.USE)}
+
+
+def somebody(letter: bytes, instance: int) -> LocalIdentity:
+    key = SigningKey(letter * 32)
+    shown = credential(key).raw
+    return LocalIdentity(key=key, instance=instance, mesh=MESH, mesh_name="home", credential=shown)
+
+
+ANNA, BERT = somebody(b"a", 1), somebody(b"b", 2)
 
 
 def client(
@@ -118,7 +127,7 @@ def test_a_purpose_that_is_no_word_is_refused() -> None:
 
 def test_a_refusal_reaches_the_caller_in_words() -> None:
     with pytest.raises(RefusedError, match="no room"):
-        client().proof(refusal("no room"))
+        client().proof(refusal(RefusedError("no room")))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,7 @@ def test_a_refusal_reaches_the_caller_in_words() -> None:
 )
 def test_a_refusal_steers_no_terminal(said: str, shown: str) -> None:
     with pytest.raises(RefusedError) as refused:
-        client().proof(refusal(said))
+        client().proof(refusal(RefusedError(said)))
     assert str(refused.value) == f"the node there refused: {shown}"
 
 
@@ -235,7 +244,7 @@ def test_a_long_refusal_arrives_cut() -> None:
     with pytest.raises(RefusedError) as refused:
         server().challenge(encode({**start, "v": list(offer)}))
     with pytest.raises(RefusedError, match="without a common version"):
-        client().proof(refusal(str(refused.value)))
+        client().proof(refusal(refused.value))
 
 
 def test_unknown_fields_of_either_side_are_left_alone() -> None:

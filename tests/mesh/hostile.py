@@ -22,6 +22,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,11 +31,14 @@ import trio
 from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import MeshError
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer
+from p2pmesh.home import Home
+from p2pmesh.identity.credentials import Credential, Role, issue, read_credential
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, parse_id
 from p2pmesh.models import gguf
 from p2pmesh.models.cards import Card, ModelDigest, card_of
 from p2pmesh.models.store import EMBEDDED
+from p2pmesh.node.keystore import load_mesh, node_key
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.state.registers import (
     Caps,
@@ -45,10 +49,10 @@ from p2pmesh.state.registers import (
     held_register,
     serves_to_wire,
 )
-from p2pmesh.transport.base import Channel
+from p2pmesh.transport.base import Channel, Service
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.messages import Push, encode_message
-from p2pmesh.wire.records import seal
+from p2pmesh.wire.records import CREDENTIAL, seal
 from p2pmesh.wire.registers import CAPS, MEMBER, SERVING
 from tests.mesh.nodes import Node
 
@@ -227,11 +231,26 @@ def member(name: str, *addresses: Address) -> dict[str, Any]:
     return Member(name=name, addresses=addresses, version="0.1.0").to_wire()
 
 
-async def identity_in(node: Node, key: SigningKey | None = None) -> LocalIdentity:
-    """Somebody whom the mesh of `node` takes for a member."""
-    me = LocalIdentity(key=key or SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
+def let_in(node: Node, key: SigningKey, *, role: Role = Role.SERVE) -> Credential:
+    """A credential for `key`, which `node` signs as if it had been asked."""
+    home = Home.at(Path(node.me["home"]))
+    card = load_mesh(home)
+    assert card is not None
+    return issue(
+        card.credential, node_key(home), key.public,
+        role=role, stage=False, basis="grant", now=time.time(), ttl_s=3600,
+    )  # fmt: skip
+
+
+async def identity_in(
+    node: Node, key: SigningKey | None = None, *, role: Role = Role.SERVE
+) -> LocalIdentity:
+    """A member of the mesh of `node`, or of one that `node` is the founder of."""
+    key = key or SigningKey(secrets.token_bytes(32))
+    me = LocalIdentity(key=key, instance=1, mesh=None)
     peer = await TlsTransport(lambda: me, []).introduce(parse_address(node.me["peer"]))
-    return replace(me, mesh=peer.mesh, mesh_name=peer.mesh_name)
+    shown = let_in(node, key, role=role).raw
+    return replace(me, mesh=peer.mesh, mesh_name=peer.mesh_name, credential=shown)
 
 
 @dataclass
@@ -239,7 +258,7 @@ class Attacker:
     """A node with a key of its own that was let into the mesh and speaks raw bytes on its links."""
 
     me: LocalIdentity
-    target: Address
+    node: Node
     new_each_time: bool = False
     links: int = 0
     refused: int = 0
@@ -247,7 +266,7 @@ class Attacker:
     @classmethod
     async def on(cls, node: Node) -> Attacker:
         """One that has `node` for its target."""
-        return cls(await identity_in(node), parse_address(node.me["peer"]))
+        return cls(await identity_in(node), node)
 
     async def run(self, attack: Attack, seconds: float) -> None:
         """Attack over one link after the other: whenever one is closed, the next is dialled."""
@@ -255,9 +274,11 @@ class Attacker:
         with trio.move_on_after(seconds):
             while True:
                 if self.new_each_time:
-                    self.me = replace(self.me, key=SigningKey(secrets.token_bytes(32)))
+                    key = SigningKey(secrets.token_bytes(32))
+                    self.me = replace(self.me, key=key, credential=let_in(self.node, key).raw)
                 try:
-                    async with transport.dial(self.target, expected=None) as channel:
+                    target = parse_address(self.node.me["peer"])
+                    async with transport.dial(target, expected=None) as channel:
                         self.links += 1
                         if not self.new_each_time:
                             mine = self.record(MEMBER, member("attacker"))
@@ -268,7 +289,8 @@ class Attacker:
 
     def record(self, register: str, body: Mapping[str, object], *, ttl_s: int = 240) -> bytes:
         """A valid record of its own."""
-        return signed(self.me.key, self.me.mesh, register, body, ttl_s=ttl_s)
+        whole = {**body, CREDENTIAL: self.me.credential}
+        return signed(self.me.key, self.me.mesh, register, whole, ttl_s=ttl_s)
 
 
 async def never_answer(stream: trio.abc.Stream) -> None:
@@ -333,6 +355,7 @@ class Liar:
             instance=secrets.randbits(60),
             epoch=int(time.time()),
             seeds=(self._target,),
+            credential=read_credential(self._me.credential),
         )
         self._mesh = Mesh(core, transport, save_epoch=lambda _: None, clock=time.time)
         addresses = (transport.address,) if self._addresses is None else self._addresses
@@ -340,7 +363,7 @@ class Liar:
         for register, body in self._registers.items():
             self._mesh.publish(register, body)
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._mesh.run, {HTTP: self._take})
+            await nursery.start(self._mesh.run, {HTTP: Service(self._take, Needs(Role.USE))})
             await self._mesh.settled.wait()
             task_status.started()
 

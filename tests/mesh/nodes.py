@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,26 @@ class Node:
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
+    def order(self, name: str, **values: Any) -> dict[str, Any]:
+        """Have this node do something about members, over its control API.
+
+        Raises:
+            urllib.error.HTTPError: It refuses.
+        """
+        run = json.loads(self.run_file().read_text())
+        request = urllib.request.Request(
+            f"http://{run['console']}/api/orders/{name}",
+            data=json.dumps(values).encode(),
+            headers={"Authorization": f"Bearer {run['token']}"},
+        )
+        with urllib.request.urlopen(request, timeout=STOP_TIMEOUT_S) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
+
+    def invite(self, **values: Any) -> str:
+        """A token with which any number of nodes may join, unless `values` say otherwise."""
+        return str(self.order("invite", **{"uses": 0, **values})["token"])
+
     def said(self) -> str:
         self.log.seek(0)
         return self.log.read().decode()
@@ -125,7 +146,7 @@ def running(folder: Path, count: int, *options: str) -> Iterator[list[Node]]:
     nodes: list[Node] = []
     try:
         for number in range(count):
-            join = ["--join", nodes[0].me["peer"]] if nodes else []
+            join = ["--join", nodes[0].invite()] if nodes else []
             name = f"node-{number + 1}"
             nodes.append(start(folder / name, *join, *options, name=name))
         yield nodes

@@ -283,12 +283,15 @@ def _free_port() -> int:
 
 
 def test_a_node_waits_a_little_for_the_one_it_is_to_join(tmp_path: Path) -> None:
-    peer = f"127.0.0.1:{_free_port()}"
+    peer = f"--peer=127.0.0.1:{_free_port()}"
+    first = start(tmp_path / "late", peer, name="late")
+    token = first.invite()
+    end(first)
     with ThreadPoolExecutor(1) as pool:
-        joining = pool.submit(start, tmp_path / "early", f"--join={peer}", name="early")
+        joining = pool.submit(start, tmp_path / "early", f"--join={token}", name="early")
         time.sleep(3.0)
         assert not joining.done()
-        late = start(tmp_path / "late", f"--peer={peer}", name="late")
+        late = start(tmp_path / "late", peer, name="late")
         try:
             early = joining.result(timeout=20)
             try:

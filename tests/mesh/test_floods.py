@@ -163,7 +163,7 @@ async def test_a_flood_of_forged_records_costs_its_neighbour_little(
 async def peer_port_is_open_to(newcomer: Path, node: Node) -> None:
     """Another node can join at once, and is answered through it."""
     started = time.monotonic()
-    joins = partial(start, newcomer, "--join", node.me["peer"], name="newcomer")
+    joins = partial(start, newcomer, "--join", node.invite(), name="newcomer")
     joined = await trio.to_thread.run_sync(joins)
     try:
         assert time.monotonic() - started < JOIN_S_MAX

@@ -22,7 +22,7 @@ def test_what_a_user_names_is_served_by_whoever_has_it(tmp_path: Path) -> None:
     chat = tiny_gguf(tmp_path / "my-chat.gguf")
     meaning = tiny_gguf(tmp_path / "my-meaning.gguf", pooling="mean")
     first = start(tmp_path / "1", f"--model={chat}", f"--model={meaning}", name="one")
-    second = start(tmp_path / "2", "--join", first.me["peer"], name="two")
+    second = start(tmp_path / "2", "--join", first.invite(), name="two")
     try:
         with OpenAI(base_url=second.api, api_key="none", max_retries=0) as client:
             assert {model.id for model in client.models.list()} == {"my-chat", "my-meaning"}
@@ -49,7 +49,7 @@ def test_another_node_with_the_same_file_takes_over(tmp_path: Path) -> None:
     models = tmp_path / "2" / "models"
     models.mkdir(parents=True)
     (models / "renamed.gguf").write_bytes(chat.read_bytes())
-    second = start(tmp_path / "2", "--join", first.me["peer"], name="two")
+    second = start(tmp_path / "2", "--join", first.invite(), name="two")
     try:
         # What one node wants outlives it, and who has the file is known by its content.
         wait_until(lambda: "my-chat" in served(second), "the second node knows the model")
@@ -68,7 +68,7 @@ def test_another_node_with_the_same_file_takes_over(tmp_path: Path) -> None:
 def test_a_native_and_an_embedded_engine_work_in_one_mesh(tmp_path: Path) -> None:
     engine = install(BUILT, report=lambda _: None)
     first = start(tmp_path / "1", f"--engine={engine.command[0]}", name="native")
-    second = start(tmp_path / "2", "--join", first.me["peer"], name="embedded")
+    second = start(tmp_path / "2", "--join", first.invite(), name="embedded")
     try:
         assert ask(second) == (ANSWER, "native")
         status = first.status()

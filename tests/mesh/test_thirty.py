@@ -14,19 +14,20 @@ from p2pmesh.config import Address
 from p2pmesh.gossip.events import Health
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.identity.hello import LocalIdentity
-from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.state.registers import Caps, Member
+from p2pmesh.state.trust import members_only
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.registers import CAPS, MEMBER
+from tests.identity.builders import MESH, credential
 
 COUNT, VICTIMS = 30, 3
 JOIN_S = 40.0  # all thirty share one core here; what a mesh needs is measured in the simulator
 SPREAD_S = 5.0
 REMOVAL_S = 20.0
 POLL_S = 0.05
-MESH = MeshId(secrets.token_bytes(16))
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +48,14 @@ class Running:
 async def start(number: int, seed: Address | None, nursery: trio.Nursery) -> Running:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     clock, key = SteadyClock(), SigningKey(secrets.token_bytes(32))
-    me = LocalIdentity(key=key, instance=secrets.randbits(63), mesh=MESH, mesh_name="home")
+    own = credential(key)
+    me = LocalIdentity(
+        key=key,
+        instance=secrets.randbits(63),
+        mesh=MESH,
+        mesh_name="home",
+        credential=own.raw,
+    )
     transport = TlsTransport(lambda: me, listeners, clock)
     core = Gossip(
         key=key,
@@ -55,8 +63,10 @@ async def start(number: int, seed: Address | None, nursery: trio.Nursery) -> Run
         instance=me.instance,
         epoch=int(clock()),
         seeds=() if seed is None else (seed,),
+        authorised=members_only,
+        credential=own,
     )
-    mesh = Mesh(core, transport, save_epoch=lambda epoch: None, clock=clock)
+    mesh = Mesh(core, transport, save_epoch=lambda epoch: None, clock=clock, credential=own)
     body = Member(name=f"node-{number}", addresses=(transport.address,), version="0.1.0")
     mesh.publish(MEMBER, body.to_wire())
     one = Running(mesh, transport.address)

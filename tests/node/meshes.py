@@ -13,12 +13,15 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.hello import HTTP, LocalIdentity, Peer
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.state.registers import Caps
+from p2pmesh.transport.base import Service
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.wire.registers import MEMBER
+from tests.identity.builders import credential
 from tests.state.builders import MESH, NOW, member
 
 DEADLINE_S = 1000.0  # on the tests' own clock: reached only by what would never end
@@ -61,7 +64,8 @@ class Started:
 
     async def run(self, *, task_status: trio.TaskStatus[object]) -> None:
         with self.scope:
-            await self.mesh.run({HTTP: self.on_stream}, task_status=task_status)
+            handlers = {HTTP: Service(self.on_stream, Needs(Role.USE))}
+            await self.mesh.run(handlers, task_status=task_status)
 
 
 class Meshes:
@@ -89,7 +93,13 @@ class Meshes:
         }
         arguments = {**defaults, **core}
         gossip = Gossip(key=key, mesh=MESH, **arguments)
-        me = LocalIdentity(key=key, instance=arguments["instance"], mesh=MESH, mesh_name="home")
+        me = LocalIdentity(
+            key=key,
+            instance=arguments["instance"],
+            mesh=MESH,
+            mesh_name="home",
+            credential=credential(key).raw,
+        )
         address = Address("memory", number)
         epochs: list[int] = []
         mesh = Mesh(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from p2pmesh.config import Address
-from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.state.registers import HeldModel, Member
 from p2pmesh.wire.evidence import (
@@ -18,8 +18,9 @@ from p2pmesh.wire.evidence import (
 )
 from p2pmesh.wire.records import Record, seal
 from p2pmesh.wire.registers import ACCUSED
+from tests.identity import builders
 
-MESH = MeshId(b"m" * 16)
+MESH = builders.MESH
 KEYS = [SigningKey(bytes([number]) * 32) for number in range(1, 9)]
 NODES = [NodeId(key.id) for key in KEYS]
 NOW = 1_800_000_000

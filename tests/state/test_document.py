@@ -18,6 +18,7 @@ from p2pmesh.state.owner_records import (
     OwnerRecords,
 )
 from p2pmesh.state.pending import PENDING_S
+from p2pmesh.state.trust import Trust
 from p2pmesh.wire.evidence import make_fork
 from p2pmesh.wire.facts import Fact
 from tests.state.builders import MESH, NODES, NOW, certificate, record
@@ -237,9 +238,9 @@ def test_a_fork_outlives_the_epoch_and_ends_with_its_time() -> None:
 def test_facts_count_for_as_long_as_their_owner_is_authorised() -> None:
     allowed, asked = {NODES[1]}, list[float]()
 
-    def authorised(owner: NodeId, now: float) -> bool:
+    def authorised(_trust: Trust, fact: Fact, now: float) -> bool:
         asked.append(now)
-        return owner in allowed
+        return fact.owner in allowed
 
     document = Document(MESH, authorised=authorised)
     others = [record(1, "member")]

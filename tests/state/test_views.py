@@ -235,7 +235,7 @@ def test_a_view_kept_up_to_date_is_the_view_of_the_document(seed: int) -> None:
 @given(st.integers(0, 2**32))
 def test_a_view_and_its_document_keep_step_when_time_and_trust_run_out(seed: int) -> None:
     rng, now, allowed = Random(seed), NOW, set(NODES[:3])
-    document = Document(MESH, keeper=NODES[0], authorised=lambda owner, _: owner in allowed)
+    document = Document(MESH, keeper=NODES[0], authorised=lambda _, fact, __: fact.owner in allowed)
     reader = MeshReader(document, NODES[0])
     for seq in range(1, 40):
         now += rng.choice([0, 0, 30, 120])

@@ -10,13 +10,20 @@ from p2pmesh.identity.keys import MeshId, SigningKey
 from p2pmesh.transport.base import Transport
 from p2pmesh.transport.memory import MemoryNetwork, MemoryTransport
 from p2pmesh.transport.tls import TlsTransport
+from tests.identity import builders
 
-MESH = MeshId(b"m" * 16)
+MESH = builders.MESH
 
 
 def someone(number: int, *, mesh: MeshId | None = MESH, instance: int = 1) -> LocalIdentity:
     key = SigningKey(number.to_bytes(32, "big"))
-    return LocalIdentity(key=key, instance=instance, mesh=mesh, mesh_name="home")
+    return LocalIdentity(
+        key=key,
+        instance=instance,
+        mesh=mesh,
+        mesh_name="home",
+        credential=builders.credential(key).raw if mesh == MESH else b"",
+    )
 
 
 class MemoryNodes:

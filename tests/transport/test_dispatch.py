@@ -7,9 +7,10 @@ import trio
 from trio.testing import memory_stream_pair
 
 from p2pmesh.config import Address
-from p2pmesh.identity.hello import GOSSIP, HELLO, HTTP, Peer
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import ANYBODY, GOSSIP, HELLO, HTTP, Needs, Peer
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.transport.base import Channel
+from p2pmesh.transport.base import Channel, Service
 from p2pmesh.transport.channel import open_channel
 from p2pmesh.transport.dispatch import Services
 from tests.transport.networks import MESH
@@ -30,12 +31,18 @@ def peer(purpose: str) -> Peer:
     )
 
 
+HTTP_NEEDS, FILES_NEEDS = Needs(Role.USE), Needs(Role.SERVE, stage=True)
+
+
 class Calls:
     """Handlers of a node, and which of them were called with whom."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, Peer, Address | None]] = []
-        self.services = Services(self._channel, {HTTP: self._http, "files": self._files})
+        self.services = Services(
+            self._channel,
+            {HTTP: Service(self._http, HTTP_NEEDS), "files": Service(self._files, FILES_NEEDS)},
+        )
 
     async def _channel(self, channel: Channel) -> None:
         self.seen.append(("channel", channel.peer, channel.remote))
@@ -48,7 +55,12 @@ class Calls:
 
 
 def test_the_hello_lets_in_what_has_a_handler() -> None:
-    assert Calls().services.purposes == {GOSSIP, HELLO, HTTP, "files"}
+    assert Calls().services.purposes == {
+        GOSSIP: Needs(Role.SERVE),
+        HELLO: ANYBODY,
+        HTTP: HTTP_NEEDS,
+        "files": FILES_NEEDS,
+    }
 
 
 @pytest.mark.parametrize("purpose", [HTTP, "files"])

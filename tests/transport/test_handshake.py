@@ -11,6 +11,7 @@ from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memor
 
 from p2pmesh.errors import LinkError, PeerError
 from p2pmesh.identity.hello import (
+    ANYBODY,
     GOSSIP,
     HELLO_BYTES_MAX,
     HTTP,
@@ -56,7 +57,11 @@ async def anna(stream: trio.abc.Stream) -> Peer:
 
 async def bert(stream: trio.abc.Stream) -> Peer:
     return await server_handshake(
-        stream, BERT, purposes={GOSSIP, HTTP}, certificate=CERTIFICATE, now=NOW + 90
+        stream,
+        BERT,
+        purposes={GOSSIP: ANYBODY, HTTP: ANYBODY},
+        certificate=CERTIFICATE,
+        now=NOW + 90,
     )
 
 
@@ -194,7 +199,7 @@ async def test_junk_in_a_frame_is_answered_with_the_reason(
     await near.send_all(frame(junk))
     with pytest.raises(PeerError) as caught:
         await bert(far)
-    assert await read_frame(near) == refusal(str(caught.value))
+    assert await read_frame(near) == refusal(caught.value)
 
 
 async def test_a_caller_who_cannot_prove_itself_is_told(autojump_clock: MockClock) -> None:
@@ -212,7 +217,7 @@ async def test_a_caller_who_cannot_prove_itself_is_told(autojump_clock: MockCloc
         nursery.start_soon(impostor)
         with pytest.raises(PeerError, match="did not prove its identity") as caught:
             await bert(far)
-    assert await read_frame(near) == refusal(str(caught.value))
+    assert await read_frame(near) == refusal(caught.value)
 
 
 async def test_a_man_in_the_middle_is_hung_up_on(autojump_clock: MockClock) -> None:
@@ -221,7 +226,11 @@ async def test_a_man_in_the_middle_is_hung_up_on(autojump_clock: MockClock) -> N
     async def relayed() -> None:
         with pytest.raises(LinkError, match="hung up"):
             await server_handshake(
-                far, BERT, purposes={HTTP}, certificate=b"that of the man in the middle", now=NOW
+                far,
+                BERT,
+                purposes={HTTP: ANYBODY},
+                certificate=b"that of the man in the middle",
+                now=NOW,
             )
 
     async with trio.open_nursery() as nursery:

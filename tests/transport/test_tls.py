@@ -17,10 +17,11 @@ import trio.testing
 
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
-from p2pmesh.identity.hello import HTTP, Peer
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import HTTP, Needs, Peer
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport import banlist, tls
-from p2pmesh.transport.base import Channel
+from p2pmesh.transport.base import Channel, Service
 from p2pmesh.transport.doorway import Doorway
 from p2pmesh.transport.tls import TlsTransport
 from p2pmesh.wire.messages import CHUNK_BYTES_MAX
@@ -46,7 +47,9 @@ async def bert_listening(**bounds: Any) -> AsyncIterator[TlsTransport]:
     transport = TlsTransport(lambda: BERT, own, **bounds)
     greeter = Greeter()
     async with trio.open_nursery() as nursery:
-        await nursery.start(transport.serve, greeter.on_channel, {HTTP: greeter.on_stream})
+        await nursery.start(
+            transport.serve, greeter.on_channel, {HTTP: Service(greeter.on_stream, Needs(Role.USE))}
+        )
         with trio.fail_after(20):
             yield transport
         nursery.cancel_scope.cancel()

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from p2pmesh.identity.hello import GOSSIP, ClientHello, LocalIdentity, ServerHello
+from p2pmesh.identity.credentials import TTL_S, Role, found, issue
+from p2pmesh.identity.hello import GOSSIP, ClientHello, LocalIdentity, Needs, ServerHello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode
 from p2pmesh.wire.evidence import (
@@ -89,11 +90,13 @@ def bounds_table() -> str:
 # Vectors
 
 
-MESH = MeshId(SigningKey(b"M" * 32).id)
+MESH_KEY = SigningKey(b"M" * 32)
+MESH = MeshId(MESH_KEY.id)
 ANNA, BERT, CARL = (SigningKey(seed * 32) for seed in (b"A", b"B", b"C"))
 ID, OTHER_ID = bytes(range(16)), bytes(range(16, 32))
 CHECK = RecordCheck()
 EPOCH = 1_800_000_000
+FOUNDERS = found(MESH_KEY, CARL.public, EPOCH - 3600)
 
 
 def record(key: SigningKey, register: str, body: Mapping[str, object]) -> Record:
@@ -145,11 +148,27 @@ MESSAGES: Mapping[str, Message] = {
 }
 
 
+def _identity(key: SigningKey, instance: int) -> LocalIdentity:
+    shown = issue(
+        FOUNDERS,
+        CARL,
+        key.public,
+        role=Role.SERVE,
+        stage=False,
+        basis="grant",
+        now=EPOCH,
+        ttl_s=TTL_S,
+    )
+    return LocalIdentity(
+        key=key, instance=instance, mesh=MESH, mesh_name="home", credential=shown.raw
+    )
+
+
 def hello() -> dict[str, bytes]:
     """The four messages between Anna, who calls, and Bert."""
     certificate = b"certificate"
     caller = ClientHello(
-        LocalIdentity(key=ANNA, instance=1, mesh=MESH, mesh_name="home"),
+        _identity(ANNA, 1),
         purpose="gossip",
         expected=NodeId(BERT.id),
         certificate=certificate,
@@ -157,8 +176,8 @@ def hello() -> dict[str, bytes]:
         now=EPOCH,
     )
     host = ServerHello(
-        LocalIdentity(key=BERT, instance=2, mesh=MESH, mesh_name="home"),
-        purposes={GOSSIP},
+        _identity(BERT, 2),
+        purposes={GOSSIP: Needs(Role.SERVE)},
         certificate=certificate,
         nonce=b"b" * 32,
         now=EPOCH + 1,

@@ -1,0 +1,309 @@
+"""Commands of people about who belongs to the mesh: invite, revoke, grant, open and close it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from p2pmesh.config import Address
+from p2pmesh.errors import ConfigError, LocalError, PeerError
+from p2pmesh.identity.credentials import TTL_S, Credential, Role, issue, may_issue
+from p2pmesh.identity.keys import MeshId, NodeId, show_id
+from p2pmesh.identity.tokens import TOKEN_SEED_BYTES, Token
+from p2pmesh.node.mesh import Mesh
+from p2pmesh.state.admission import Issuer
+from p2pmesh.wire.statements import (
+    KEEPS_MAX,
+    USES_MAX,
+    Body,
+    Grant,
+    Invitation,
+    Policy,
+    Revocation,
+    state,
+)
+
+ID_SHOWN_CHARS_MIN = 4  # of an id, that a person may give in place of the whole
+INVITE_S_MAX = 366 * 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invited:
+    """An invitation that was made.
+
+    Attributes:
+        token: What to hand on.
+        invitation: What the mesh knows of it.
+    """
+
+    token: Token
+    invitation: Invitation
+
+
+class Authority:
+    """What a person may have this node do about members.
+
+    Args:
+        mesh: Which one.
+        mesh_id: Its id.
+        issuer: Returns who signs: this node and its credential.
+        addresses: Returns where a newcomer finds this node, the likeliest first.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        mesh_id: MeshId,
+        issuer: Callable[[], Issuer],
+        addresses: Callable[[], tuple[Address, ...]],
+    ) -> None:
+        self._mesh, self._mesh_id = mesh, mesh_id
+        self._issuer, self._addresses = issuer, addresses
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def invite(self, *, role: Role, stage: bool, for_s: int, uses: int) -> Invited:
+        """Make an invitation.
+
+        Raises:
+            ConfigError: An argument is out of bounds.
+            LocalError: This node may not.
+        """
+        own = self._own
+        if not 0 < for_s <= INVITE_S_MAX or not 0 <= uses <= USES_MAX:
+            raise ConfigError(
+                f"an invitation lasts at most a year and is for at most {USES_MAX} machines"
+            )
+        if own.role < Role.INVITE:
+            raise LocalError(self._not_allowed("invite anybody", Role.INVITE))
+        if not may_issue(own, role=role, stage=stage, basis="invite"):
+            raise LocalError(self._cannot_give(role, stage=stage))
+        token = Token(
+            mesh=self._mesh_id,
+            seed=secrets.token_bytes(TOKEN_SEED_BYTES),
+            addresses=self._addresses(),
+        )
+        invitation = Invitation(
+            key=token.key.public,
+            role=role,
+            stage=stage,
+            until=int(self._mesh.now) + for_s,
+            uses=uses,
+        )
+        self._declare(invitation)
+        return Invited(token=token, invitation=invitation)
+
+    def revoke(self, target: str, *, below: bool) -> list[str]:
+        """Revoke a node or an invitation; returns sentences for the person who did it.
+
+        Args:
+            target: A name, an id, or the beginning of one.
+            below: Whether to revoke those as well that the node let in.
+
+        Raises:
+            ConfigError: There is no such node or invitation.
+            LocalError: This node may not.
+        """
+        found = find_id(target, {**self._members(), **self._invitations()}, "node or invitation")
+        if found in self._mesh.trust.invitations:
+            return self._revoke_invitation(found, target)
+        node = NodeId(found)
+        if node == self._mesh.me:
+            raise ConfigError("that is this node itself: p2pmesh leave")
+        self._check_reach(node)
+        children = dict(self._children(node))
+        keeps = [] if below else list(children)
+        self._declare(self._revocation(node, keeps))
+        name = self._mesh.names.get(node, target)
+        sentences = [f"{name} is out of the mesh."]
+        if children:
+            names = ", ".join(sorted(set(children.values())))
+            sentences.append(
+                f"So is everybody whom it let in: {names}."
+                if below
+                else f"Whom it let in stays: {names}. To revoke them as well: --below"
+            )
+        if self._mesh.trust.policy is not None and self._mesh.trust.policy.open:
+            sentences.append(
+                "This mesh is open: somebody on this network can come back with a new key. "
+                "To let in only whom you invite: p2pmesh up --private"
+            )
+        return sentences
+
+    def grant(self, target: str, *, role: Role | None, stage: bool | None) -> str:
+        """Give a node another role, or the right `stage`; returns a sentence.
+
+        Raises:
+            ConfigError: There is no such node.
+            LocalError: This node may not.
+        """
+        node = NodeId(find_id(target, self._members(), "node"))
+        old = self._credential_of(node, target)
+        new_role = old.role if role is None else role
+        new_stage = old.stage if stage is None else stage
+        if self._own.role < Role.INVITE:
+            raise LocalError(self._not_allowed("grant anything", Role.INVITE))
+        if node in {one.node for one in self._own.chain}:
+            raise LocalError(f"{target} stands above this node, which cannot change its role")
+        if not may_issue(self._own, role=new_role, stage=new_stage, basis="grant"):
+            raise LocalError(self._cannot_give(new_role, stage=new_stage))
+        bodies: list[Body] = []
+        now = self._mesh.now
+        if new_role < old.role or (old.stage and not new_stage):
+            self._check_reach(node)
+            bodies.append(self._revocation(node, dict(self._children(node))))
+            now += 1  # later than the revocation, whose time is in whole seconds
+        credential = issue(
+            self._own,
+            self._issuer().key,
+            old.last.holder,
+            role=new_role,
+            stage=new_stage,
+            basis="grant",
+            now=now,
+            ttl_s=TTL_S,
+        )
+        self._declare(*bodies, Grant(credential=credential))
+        what = f"the role {new_role.word}" + (" and the right stage" if new_stage else "")
+        return f"{self._mesh.names.get(node, target)} has {what} now."
+
+    def set_open(self, *, is_open: bool) -> bool:
+        """Open or close the mesh; returns whether that is a change.
+
+        Raises:
+            LocalError: This node may not.
+        """
+        policy = self._mesh.trust.policy
+        if policy is None or policy.open == is_open:
+            return False
+        if self._own.role is not Role.ADMIN:
+            what = "open this mesh" if is_open else "make this mesh private"
+            raise LocalError(self._not_allowed(what, Role.ADMIN))
+        self._declare(
+            Policy(
+                number=policy.number + 1,
+                open=is_open,
+                name=policy.name,
+                founded_at=policy.founded_at,
+            )
+        )
+        return True
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    @property
+    def _own(self) -> Credential:
+        return self._issuer().own
+
+    def _declare(self, *bodies: Body) -> None:
+        key, now = self._issuer().key, self._mesh.now
+        try:
+            statements = [
+                state(key, self._own, body, mesh=self._mesh_id, now=now) for body in bodies
+            ]
+        except PeerError as exc:  # checked as everybody will check it
+            raise LocalError(f"this node may not do that: {exc}") from exc
+        self._mesh.declare(*statements)
+
+    def _revoke_invitation(self, invitation: bytes, target: str) -> list[str]:
+        statement = self._mesh.trust.invitations[invitation]
+        if self._own.role is not Role.ADMIN and statement.owner != self._mesh.me:
+            raise LocalError(self._not_allowed("revoke an invitation of another node", Role.ADMIN))
+        self._declare(Revocation(target=invitation, keeps=frozenset()))
+        came = [
+            self._mesh.names[node]
+            for node, view in self._mesh.view.nodes.items()
+            if view.credential and view.credential.last.via == invitation
+        ]
+        sentences = [f"Nobody can join with the invitation {target} any more."]
+        if came:
+            sentences.append(
+                f"Who came in with it stays: {', '.join(sorted(came))}; p2pmesh revoke NODE"
+            )
+        return sentences
+
+    def _revocation(self, node: NodeId, children: Iterable[bytes]) -> Revocation:
+        """Return the revocation of a node, which keeps what it laid down and those children."""
+        trust = self._mesh.trust
+        laid_down = [one for one in trust.all_revocations() if one.owner == node]
+        if trust.policy_statement and trust.policy_statement.owner == node:
+            laid_down.append(trust.policy_statement)
+        keeps = [*(one.id for one in laid_down), *children]
+        if len(keeps) > KEEPS_MAX:
+            raise LocalError(
+                f"that node let in more than the {KEEPS_MAX} that a revocation can keep: --below"
+            )
+        return Revocation(target=node, keeps=frozenset(keeps))
+
+    def _children(self, node: NodeId) -> Iterator[tuple[bytes, str]]:
+        """The delegations to members that a node let in, with those members' names."""
+        for member, view in self._mesh.view.nodes.items():
+            chain = view.credential.chain if view.credential else ()
+            for one in chain[1:]:
+                if one.issuer == node:
+                    yield one.id, self._mesh.names[member]
+
+    def _check_reach(self, node: NodeId) -> None:
+        if self._own.role is Role.ADMIN:
+            return
+        view = self._mesh.view.nodes.get(node)
+        chain = view.credential.chain if view and view.credential else ()
+        above = {one.node for one in chain[:-1]}
+        if self._mesh.me not in above:
+            raise LocalError(self._not_allowed("revoke a node that it did not let in", Role.ADMIN))
+
+    def _credential_of(self, node: NodeId, target: str) -> Credential:
+        view = self._mesh.view.nodes.get(node)
+        if view is None or view.credential is None:
+            raise ConfigError(f"{target} is not here now; grant it something when it is")
+        return view.credential
+
+    def _members(self) -> dict[bytes, str]:
+        return {bytes(node): name for node, name in self._mesh.names.items()}
+
+    def _invitations(self) -> dict[bytes, str]:
+        return dict.fromkeys(self._mesh.trust.invitations, "")
+
+    def _not_allowed(self, what: str, role: Role) -> str:
+        return (
+            f"this node has the role {self._own.role.word} and may not {what}; an admin can: "
+            f"p2pmesh grant {self._mesh.names.get(self._mesh.me, 'NODE')} {role.word}"
+        )
+
+    def _cannot_give(self, role: Role, *, stage: bool) -> str:
+        own = self._own
+        if role > own.role:
+            return self._not_allowed(f"give the role {role.word}", role)
+        if stage and not own.stage:
+            return (
+                "this node has not the right 'stage' and cannot give it (--no-stage leaves it "
+                "out); an admin can give it: p2pmesh grant NODE stage"
+            )
+        return (
+            "this node was let in by others that were let in themselves, too far from the founder "
+            "to let in more; ask another member"
+        )
+
+
+def find_id(text: str, names: dict[bytes, str], what: str) -> bytes:
+    """Return the one of some ids that a person means.
+
+    Args:
+        text: A name, an id, or the beginning of an id.
+        names: What people call each.
+        what: What is looked for, for the error.
+
+    Raises:
+        ConfigError: It is none of them, or several.
+    """
+    word = text.strip()
+    found = [one for one, name in names.items() if name == word]
+    if not found and len(word) >= ID_SHOWN_CHARS_MIN:
+        found = [one for one in names if show_id(one).startswith(word.lower())]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigError(f"there is no {what} {word!r}; see p2pmesh members")
+    choices = ", ".join(sorted(show_id(one) for one in found))
+    raise ConfigError(f"{word!r} can be any of several: {choices}")
