@@ -1,0 +1,201 @@
+"""Laptops on a network: plain `p2pmesh up` joins, and whoever is elsewhere needs an invitation."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pmesh.config import Address
+from p2pmesh.errors import MeshError
+from p2pmesh.home import Home as Place
+from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.hello import LAN, LocalIdentity
+from p2pmesh.identity.keys import SigningKey
+from p2pmesh.node.admission import Answer, ask_with
+from p2pmesh.node.keystore import load_mesh
+from p2pmesh.transport.tls import TlsTransport
+from tests.mesh.hostile import ANSWER, ask
+from tests.mesh.namespaces import Host, Lan, Network, network
+from tests.mesh.nodes import Node, assert_sentence, cli, end, wait_until
+
+PORT = 9338
+FORWARDED = 7000
+PROXIED = 7100
+ASK_TIMEOUT_S = 8.0
+RELAY = """
+import socket, sys, threading
+listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("ready", flush=True)
+def pump(one, other):
+    while data := one.recv(65536):
+        other.sendall(data)
+while True:
+    one = listener.accept()[0]
+    other = socket.create_connection((sys.argv[2], int(sys.argv[3])))
+    for pair in ((one, other), (other, one)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
+
+
+def join_over_network(host: Host, address: Address) -> Answer | str:
+    """Ask for admission from a host; returns the answer, or why there is none."""
+
+    async def asking() -> Answer | str:
+        me = LocalIdentity(key=SigningKey(secrets.token_bytes(32)), instance=1, mesh=None)
+        transport = TlsTransport(lambda: me, [])
+        with trio.move_on_after(ASK_TIMEOUT_S):
+            try:
+                there = await transport.introduce(address)
+                asked = await transport.ask(address, LAN, replace(me, mesh=there.mesh))
+                async with asked.stream:
+                    return await ask_with(asked.stream, {"name": "newcomer"})
+            except MeshError as exc:
+                return str(exc)
+        return "nothing"
+
+    with host.inside():
+        return trio.run(asking)
+
+
+@dataclass
+class Home:
+    """A flat with a node, a neighbour beside it, and people elsewhere."""
+
+    net: Network
+    lan: Lan
+    node: Node
+    kitchen: Host
+    neighbour: Host
+    outsider: Host
+    behind_nat: Host
+    router: Host
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with network() as net, ExitStack() as stack:
+        lan, internet, guests = net.lan(), net.lan("203.0.113.0/24"), net.lan("10.1.1.0/24")
+        kitchen, neighbour = net.host(lan, "kitchen"), net.host(lan, "neighbour")
+        router = net.router(lan, internet, masquerade=True, forwards={FORWARDED: (kitchen, PORT)})
+        outsider = net.host(internet, "outsider")
+        outsider.ip(f"route add {lan.subnet} via {router.address}")
+        net.router(guests, lan, masquerade=True)
+        behind_nat = net.host(guests, "phone")
+        node = kitchen.start(tmp_path_factory.mktemp("kitchen"))
+        stack.callback(end, node)
+        yield Home(net, lan, node, kitchen, neighbour, outsider, behind_nat, router)
+
+
+# --- who gets in ----------------------------------------------------------------------------------
+
+
+def test_a_neighbour_gets_in_and_may_serve_without_running_code_of_stages(home: Home) -> None:
+    for address in (
+        Address(home.kitchen.address, PORT),
+        Address(f"{home.kitchen.link_local()}%eth0", PORT),
+    ):
+        answer = join_over_network(home.neighbour, address)
+        assert isinstance(answer, Answer), answer
+        assert (answer.credential.role, answer.credential.stage) == (Role.SERVE, False)
+        assert answer.credential.last.basis == "lan"
+
+
+@pytest.mark.parametrize("way", ["router", "port forward", "masquerade", "tunnel", "proxy"])
+def test_who_is_elsewhere_does_not_get_in(home: Home, way: str) -> None:
+    with _way_in(home, way) as (host, address, reason):
+        answer = join_over_network(host, address)
+        assert isinstance(answer, str)
+        assert reason in answer
+    assert ask_inside(home.kitchen, home.node) == ANSWER
+
+
+@contextmanager
+def _way_in(home: Home, way: str) -> Iterator[tuple[Host, Address, str]]:
+    """Where somebody asks from, at which address, and what it is told."""
+    match way:
+        case "router":
+            yield home.outsider, Address(home.kitchen.address, PORT), "on another network"
+        case "port forward":
+            yield home.outsider, Address(home.router.address, FORWARDED), "on another network"
+        case "masquerade":
+            yield home.behind_nat, Address(home.kitchen.address, PORT), ""
+        case "tunnel":
+            here, _ = home.net.tunnel(home.kitchen, home.outsider)
+            yield home.outsider, Address(here, PORT), "through a tunnel"
+        case _:
+            command = [sys.executable, "-c", RELAY, str(PROXIED), home.kitchen.address, str(PORT)]
+            relay = subprocess.Popen([*home.kitchen.command, *command], stdout=subprocess.PIPE)
+            assert relay.stdout is not None
+            try:
+                assert relay.stdout.readline() == b"ready\n"
+                address = Address(home.kitchen.address, PROXIED)
+                yield home.neighbour, address, "the node's own machine"
+            finally:
+                relay.kill()
+                relay.wait()
+                relay.stdout.close()
+
+
+def ask_inside(host: Host, node: Node) -> str:
+    with host.inside():
+        return ask(node).text
+
+
+# --- whole nodes ----------------------------------------------------------------------------------
+
+
+def test_plain_nodes_are_one_mesh_and_others_need_a_token(tmp_path: Path) -> None:
+    with network() as net, ExitStack() as stack:
+        lan, internet, guests = net.lan(), net.lan("203.0.113.0/24"), net.lan("10.1.1.0/24")
+        hosts = [net.host(lan, name) for name in ("kitchen", "attic", "garage")]
+        router = net.router(lan, internet)
+        outsider = net.host(internet, "outsider")
+        outsider.ip(f"route add {lan.subnet} via {router.address}")
+        net.router(guests, lan, masquerade=True)
+        phone = net.host(guests, "phone")
+
+        def up(host: Host, *options: str) -> Node:
+            node = host.start(tmp_path / host.name, *options)
+            stack.callback(end, node)
+            return node
+
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            nodes = list(pool.map(up, hosts))
+        wait_until(lambda: all(are_live(node, 3) for node in nodes), "one mesh of three")
+        assert len({node.status()["mesh"]["id"] for node in nodes}) == 1
+        for host, node in zip(hosts, nodes, strict=True):
+            assert ask_inside(host, node) == ANSWER
+
+        there = f"--join={hosts[0].address}:{PORT}"
+        for host in (outsider, phone):
+            home = f"--home={tmp_path / host.name}"
+            done = cli("up", "--json", home, there, inside=host.command)
+            assert_sentence(done, 1, "Cannot join", hosts[0].address)
+        founder = next(at for at, node in enumerate(nodes) if role_of(node) is Role.ADMIN)
+        with hosts[founder].inside():
+            token = nodes[founder].invite(uses=2)
+        for count, host in enumerate((outsider, phone), 4):
+            node = up(host, f"--join={token}")
+            wait_until(partial(are_live, nodes[0], count), f"a mesh of {count}")
+            assert ask_inside(host, node) == ANSWER
+
+
+def are_live(node: Node, count: int) -> bool:
+    states = [one["state"] for one in node.status()["nodes"]]
+    return states == ["live"] * count
+
+
+def role_of(node: Node) -> Role:
+    card = load_mesh(Place.at(Path(node.me["home"])))
+    assert card is not None
+    return card.credential.role
