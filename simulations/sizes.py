@@ -117,7 +117,7 @@ def _sign(kind: type[Ping | Ack]) -> Callable[[Any], int]:
 
 
 _ID = _binary(DIGEST_BYTES)
-_FACTS = _frame(Push(), without=3)
+_FACTS = _frame(Push(), without=len(FACT_KINDS))
 _RANGES = _frame(Ranges(ranges=()), without=1)
 _ITEMS = _frame(Items(lower=b"", upper=b"", ids=(), answer=False), without=5)
 _WANT = _frame(FetchRequest(ids=()), without=1)

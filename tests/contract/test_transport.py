@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,17 @@ import trio
 
 from p2pmesh.errors import LinkError, MeshError, PeerError
 from p2pmesh.identity.credentials import Role
-from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer, RefusedError
+from p2pmesh.identity.hello import (
+    ANYBODY,
+    HTTP,
+    JOIN,
+    ROLE,
+    STRANGER,
+    LocalIdentity,
+    Needs,
+    Peer,
+    RefusedError,
+)
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport.base import Channel, NobodyThereError, Service, Transport
 from p2pmesh.wire.messages import MESSAGE_BYTES_MAX
@@ -34,6 +45,7 @@ class Host:
         self._channels, self.channels = trio.open_memory_channel[Channel](8)
         self._streams, self.streams = trio.open_memory_channel[tuple[Peer, trio.abc.Stream]](8)
         self.files: list[Peer] = []
+        self.newcomers: list[Peer] = []
 
     async def on_channel(self, channel: Channel) -> None:
         await self._channels.send(channel)
@@ -47,6 +59,10 @@ class Host:
         self.files.append(peer)
         await stream.send_all(b"files")
 
+    async def on_newcomer(self, peer: Peer, stream: trio.abc.Stream) -> None:
+        self.newcomers.append(peer)
+        await stream.send_all(b"welcome")
+
 
 @asynccontextmanager
 async def hosting(nodes: Nodes, me: LocalIdentity) -> AsyncIterator[Host]:
@@ -55,6 +71,8 @@ async def hosting(nodes: Nodes, me: LocalIdentity) -> AsyncIterator[Host]:
         handlers = {
             HTTP: Service(host.on_stream, Needs(Role.USE)),
             "files": Service(host.on_files, Needs(Role.SERVE)),
+            "stages": Service(host.on_files, Needs(Role.SERVE, stage=True)),
+            JOIN: Service(host.on_newcomer, ANYBODY),
         }
         await nursery.start(host.transport.serve, host.on_channel, handlers)
         with trio.fail_after(10):
@@ -142,9 +160,50 @@ async def test_a_node_of_another_mesh_is_told_so(nodes: Nodes) -> None:
 async def test_a_newcomer_without_a_mesh_learns_which_it_is(nodes: Nodes) -> None:
     async with hosting(nodes, BERT) as bert:
         newcomer = await nodes.add(someone(3, mesh=None))
-        async with newcomer.dial(bert.transport.address, expected=None) as channel:
-            assert channel.peer.mesh == BERT.mesh
-            assert channel.peer.mesh_name == "home"
+        stream, peer = await newcomer.ask(bert.transport.address, JOIN, someone(4, mesh=None))
+        assert (peer.mesh, peer.mesh_name) == (BERT.mesh, "home")
+        assert (await stream.receive_some(100)) == b"welcome"
+        await stream.aclose()
+        assert [(peer.node, peer.credential) for peer in bert.newcomers] == [
+            (someone(4).key.id, None)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("me", "purpose", "why"),
+    [
+        (someone(3, mesh=None), HTTP, STRANGER),
+        (someone(3, mesh=None), "files", STRANGER),
+        (someone(3, role=Role.USE), "files", ROLE),
+        (someone(3, role=Role.ADMIN), "stages", ROLE),
+    ],
+)
+async def test_a_service_is_for_those_that_may_have_it(
+    nodes: Nodes, me: LocalIdentity, purpose: str, why: str
+) -> None:
+    async with hosting(nodes, BERT) as bert:
+        caller = await nodes.add(me)
+        with pytest.raises(RefusedError) as refused:
+            await caller.open_stream(bert.transport.address, purpose, expected=NodeId(BERT.key.id))
+        assert refused.value.why == why
+        assert not bert.files
+
+
+async def test_who_is_not_good_any_more_is_cut_off_and_nobody_else(nodes: Nodes) -> None:
+    async with hosting(nodes, BERT) as bert:
+        where, expected = bert.transport.address, NodeId(BERT.key.id)
+        anna, carl = await nodes.add(ANNA), await nodes.add(someone(3))
+        near = await anna.open_stream(where, HTTP, expected=expected)
+        await bert.streams.receive()
+        others = await carl.open_stream(where, HTTP, expected=expected)
+        _, far = await bert.streams.receive()
+        bert.transport.cut_off(lambda peer: peer.node != ANNA.key.id)
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await near.receive_some(100) == b""
+        await trio.aclose_forcefully(near)
+        await others.send_all(b"still here")
+        assert await far.receive_some(100) == b"still here"
+        await others.aclose()
 
 
 async def test_a_mere_hello_tells_who_is_there_and_opens_nothing(nodes: Nodes) -> None:

@@ -252,7 +252,9 @@ def test_unknown_fields_of_either_side_are_left_alone() -> None:
     caller_proof = caller.proof(host.challenge(caller.start()))
     _, peer = host.verdict(caller_proof)
     assert peer.node == ANNA.key.id
-    assert caller.finish(encode({"ok": True, "later": 1})).node == BERT.key.id
+    assert (
+        caller.finish(encode({"ok": True, "cred": BERT.credential, "later": 1})).node == BERT.key.id
+    )
 
 
 class _Newer(ClientHello):

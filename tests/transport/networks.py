@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from p2pmesh.config import Address
+from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import LocalIdentity
 from p2pmesh.identity.keys import MeshId, SigningKey
 from p2pmesh.transport.base import Transport
@@ -15,14 +16,20 @@ from tests.identity import builders
 MESH = builders.MESH
 
 
-def someone(number: int, *, mesh: MeshId | None = MESH, instance: int = 1) -> LocalIdentity:
+def someone(
+    number: int,
+    *,
+    mesh: MeshId | None = MESH,
+    instance: int = 1,
+    role: Role = Role.SERVE,
+) -> LocalIdentity:
     key = SigningKey(number.to_bytes(32, "big"))
     return LocalIdentity(
         key=key,
         instance=instance,
         mesh=mesh,
         mesh_name="home",
-        credential=builders.credential(key).raw if mesh == MESH else b"",
+        credential=builders.credential(key, role).raw if mesh == MESH else b"",
     )
 
 

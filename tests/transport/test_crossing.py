@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pmesh.identity.hello import LocalIdentity
 from p2pmesh.transport.links import CROSSING_S
 from p2pmesh.transport.memory import MemoryNetwork
 from tests.transport.stories import BERT, Story, anna, bert, running, word
@@ -30,7 +31,7 @@ async def test_a_restarted_peer_replaces_its_old_link(autojump_clock: MockClock)
     async with running(anna, bert) as (a, b):
         b.links.dial(a.id, [a.address])
         await wait_all_tasks_blocked()
-        reborn = LocalIdentity(key=BERT.key, instance=2, mesh=BERT.mesh)
+        reborn = dataclasses.replace(BERT, instance=2)
         async with trio.open_nursery() as nursery:
             network = MemoryNetwork()
             network.listening = a.links._transport._network.listening  # type: ignore[attr-defined]

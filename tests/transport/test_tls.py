@@ -194,6 +194,9 @@ async def test_a_member_proves_its_network_from_either_side(
     async with bert_listening() as bert, listeners() as own:
         anna = TlsTransport(lambda: ANNA, own)
         await anna.introduce(bert.address)
+        assert not bert._doorway._proved, "nobody shows a credential for a mere hello"
+        async with anna.dial(bert.address, expected=None):
+            pass
         assert "192.0.2.7" in bert._doorway._proved
         assert "loopback" in anna._doorway._proved
 

@@ -33,6 +33,7 @@ from p2pmesh.wire.messages import (
     in_chunks,
 )
 from p2pmesh.wire.records import RECORD_BYTES_MAX
+from p2pmesh.wire.statements import STATEMENT_BYTES_MAX
 from tests.wire import strategies
 
 ID = bytes(range(16))
@@ -94,7 +95,7 @@ def test_damage_is_a_peers_fault_or_another_message(
 
 
 SIGN = {"t": "probe", "n": 1, "at": 1, "c": 1, "f": ID, "p": ID, "k": True, "r": []}
-FACTS = {"t": "facts", "r": [], "c": [], "f": [], "a": False}
+FACTS = {"t": "facts", "s": [], "r": [], "c": [], "f": [], "a": False}
 ITEMS = {"t": "items", "l": b"", "u": b"", "i": [], "a": True}
 
 
@@ -112,6 +113,7 @@ def test_no_field_may_be_missing_or_of_another_type(message: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     "fields",
     [
+        {**FACTS, "s": [bytes(STATEMENT_BYTES_MAX + 1)]},
         {**FACTS, "r": [bytes(RECORD_BYTES_MAX + 1)]},
         {**FACTS, "c": [bytes(CERTIFICATE_BYTES_MAX + 1)]},
         {**FACTS, "f": [bytes(FORK_BYTES_MAX + 1)]},
@@ -166,17 +168,26 @@ def test_the_fullest_messages_fit_the_link() -> None:
 pieces = st.lists(st.integers(1, 16_000), max_size=40).map(lambda sizes: [bytes(n) for n in sizes])
 
 
-@given(pieces, pieces, pieces, st.sampled_from([CHUNK_BYTES_MAX, RECORDS_BYTES_MAX]))
+@given(pieces, pieces, pieces, pieces, st.sampled_from([CHUNK_BYTES_MAX, RECORDS_BYTES_MAX]))
 def test_facts_are_packed_in_order_and_within_the_bound(
-    records: list[bytes], certificates: list[bytes], forks: list[bytes], bound: int
+    statements: list[bytes],
+    records: list[bytes],
+    certificates: list[bytes],
+    forks: list[bytes],
+    bound: int,
 ) -> None:
     asked = bound == CHUNK_BYTES_MAX
-    pieces = {"records": records, "certificates": certificates, "forks": forks}
+    pieces = {
+        "statements": statements,
+        "records": records,
+        "certificates": certificates,
+        "forks": forks,
+    }
     facts = Push(**{name: tuple(some) for name, some in pieces.items()}, asked=asked)
     packed = list(in_chunks(facts))
     for kind in FACT_KINDS.values():
         assert [raw for message in packed for raw in message.of(kind)] == pieces[kind.name]
-    sizes = [sum(map(len, m.records + m.certificates + m.forks)) for m in packed]
+    sizes = [sum(map(len, m.statements + m.records + m.certificates + m.forks)) for m in packed]
     assert all(size <= bound for size in sizes)
     assert all(sizes) or (asked and sizes == [0])
     assert all(message.asked is asked for message in packed)
