@@ -68,6 +68,11 @@ class Home:
         return self.root / "statements.json"
 
     @property
+    def members_file(self) -> Path:
+        """Who was seen as a member of the mesh."""
+        return self.root / "members.json"
+
+    @property
     def networks_file(self) -> Path:
         """The networks on which each mesh may be announced."""
         return self.root / "networks.json"

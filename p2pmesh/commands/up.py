@@ -18,6 +18,7 @@ from p2pmesh.log import configure
 from p2pmesh.node.interfaces import advertised, is_loopback
 
 if TYPE_CHECKING:
+    from p2pmesh.node.guest import Guest
     from p2pmesh.node.status import NodeStatus
 
 LOG_FILE = "node.log"
@@ -73,7 +74,7 @@ class JsonUi:
     def listening(self, status: NodeStatus) -> None:
         """Nothing: a program waits for the line."""
 
-    def ready(self, status: NodeStatus) -> None:
+    def ready(self, status: NodeStatus | Guest) -> None:
         """The line."""
         mesh = status.snapshot()["mesh"]
         line = {"mesh": {"id": mesh["id"], "name": mesh["name"]}, "nodes": [status.ready_line()]}
@@ -114,7 +115,7 @@ class TextUi:
         for warning in me["warnings"]:
             click.echo(f"         {warning}")
 
-    def ready(self, status: NodeStatus) -> None:
+    def ready(self, status: NodeStatus | Guest) -> None:
         """Print which models are served, where, and which are not."""
         # What somebody asked for first: the demonstration model only stands in for it.
         models = status.snapshot()["models"]

@@ -45,7 +45,7 @@ from p2pmesh.gateway.statistics import Counters
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 from p2pmesh.models.parts import PartId, parse_part
-from p2pmesh.web_policy import WebPolicy
+from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
 _SCANNERS = 1
@@ -55,24 +55,32 @@ AUTO_MODELS_MAX = 3
 _log = structlog.get_logger(__name__)
 
 
-Kind = Literal["client", "peer"]
-KINDS: tuple[Kind, ...] = ("client", "peer")
+Kind = Literal["client", "peer", "guest"]
+KINDS: tuple[Kind, ...] = ("client", "peer", "guest")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The other end of a connection: a client of this node's API, or a peer.
+    """The other end of a connection: a client of this node's API, a peer, or a guest.
+
+    A guest is a node that may use the mesh and takes no part in it. It has clients of its own, for
+    which this node does what it does for clients. Guests have places of their own: a request of
+    theirs waits for places of peers, which must not wait for it.
 
     Attributes:
-        peer: The node that the peer proved to be; None for a client.
+        peer: The node that the peer, or the guest, proved to be; None for a client.
+        is_guest: Whether it is a guest.
     """
 
     peer: NodeId | None = None
+    is_guest: bool = False
 
     @property
     def kind(self) -> Kind:
         """The class of callers that share bounds, as the log names it."""
-        return "client" if self.peer is None else "peer"
+        if self.peer is None:
+            return "client"
+        return "guest" if self.is_guest else "peer"
 
 
 CLIENT = Caller()
@@ -114,11 +122,11 @@ class Api:
         self._counters.requests += 1
         cors: list[Header] = []
         path = head.target.decode("latin-1")
-        if caller.peer is not None:
+        if caller.kind == "peer":
             self._asking_peers.add(client)
         try:
-            if caller.peer is None:
-                cors = self._check_page(head)
+            if caller.kind != "peer":
+                cors = self._check_page(head, caller)
             await self._dispatch(client, head, caller, cors)
         except ApiError as exc:
             await self.refuse(client, exc, cors, path=path)
@@ -159,10 +167,12 @@ class Api:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
         await self._respond(client, error.status, error_body(error, path), headers)
 
-    def _check_page(self, head: h11.Request) -> list[Header]:
+    def _check_page(self, head: h11.Request, caller: Caller) -> list[Header]:
         """The CORS headers for the answer; refuses what a stranger's web page sends."""
         page = _header(head, b"origin")
-        if refused := self._policy.refusal(_header(head, b"host"), page):
+        # A guest hands on what its clients ask of its own machine.
+        policy = THIS_MACHINE if caller.is_guest else self._policy
+        if refused := policy.refusal(_header(head, b"host"), page):
             raise ApiError(403, refused.message, code=refused.code)
         return cors_headers(page.encode("latin-1") if page else None)
 
@@ -170,7 +180,7 @@ class Api:
         self, client: ClientConnection, head: h11.Request, caller: Caller, cors: list[Header]
     ) -> None:
         endpoint, name = find_endpoint(head.target.decode("latin-1"))
-        if caller.peer is not None and not isinstance(endpoint, InferenceEndpoint):
+        if caller.kind == "peer" and not isinstance(endpoint, InferenceEndpoint):
             message = f"{endpoint.path} is for clients; peers read the records of the mesh"
             raise ApiError(403, message, code="not_for_peers")
         method = head.method.decode("latin-1")
@@ -218,9 +228,13 @@ class Api:
         bodies.check(length)
         body = await client.read_body(bodies, length)
         try:
-            part = _chosen_part(head) if caller.peer is not None else None
+            part = _chosen_part(head) if caller.kind == "peer" else None
             models = await self._models_for(head, body, endpoint, part)
-            here_only = caller.peer is not None or _stays_here(head)
+            stays = caller.kind != "peer" and _stays_here(head)
+            if stays and caller.is_guest:
+                message = "The node that was asked runs no models, and the request may not leave it"
+                raise ApiError(503, message, code="model_not_ready")
+            here_only = caller.kind == "peer" or stays
             request = InferenceRequest(
                 method=endpoint.method,
                 path=endpoint.path,

@@ -16,13 +16,14 @@ import h11
 import structlog
 import trio
 
-from p2pmesh.gateway.api import CLIENT, KINDS, Api, Caller, Kind
+from p2pmesh.gateway.api import CLIENT, Api, Caller, Kind
 from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.limits import REFUSED_MAX, RETRY_AFTER_S, Limits
 from p2pmesh.gateway.openai import ApiError
 from p2pmesh.gateway.proxy import AnswerBrokenError, Proxy
 from p2pmesh.gateway.statistics import Counters, Statistics
+from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import Peer
 from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
@@ -83,7 +84,7 @@ class Gateway:
             counters=self._counters,
             policy=policy,
         )
-        self._open: dict[Kind, set[_Open]] = {kind: set() for kind in KINDS}
+        self._open: dict[Kind, set[_Open]] = {"client": set(), "peer": set()}
         self._idle = trio.lowlevel.ParkingLot()
         self._accepting = trio.CancelScope()
         self._junk_logged_at = -JUNK_LOG_INTERVAL_S
@@ -115,20 +116,23 @@ class Gateway:
     async def serve_peer(self, peer: Peer, stream: trio.abc.Stream) -> None:
         """Answer the requests of one stream that a peer opened, with local engines only.
 
+        A peer that may only use the mesh is answered like a client: by whatever node can.
+
         Returns when the peer closes it; closes it on this side. Never raises for what a peer does.
         """
-        await self._serve(stream, Caller(peer.node))
+        is_guest = peer.credential is not None and peer.credential.role < Role.SERVE
+        await self._serve(stream, Caller(peer.node, is_guest=is_guest))
 
     async def _serve(self, stream: trio.abc.Stream, caller: Caller) -> None:
         """Answer the requests of one connection until either side ends it, then close it."""
         with trio.CancelScope() as scope:
             connection = _Open(scope, ClientConnection(stream, self._limits), caller)
             connection.client.last = self._api.draining
-            self._open[caller.kind].add(connection)
+            self._open[_crowd(caller)].add(connection)
             try:
                 await self._guarded(connection)
             finally:
-                self._open[caller.kind].discard(connection)
+                self._open[_crowd(caller)].discard(connection)
                 self._idle.unpark_all()
                 await trio.aclose_forcefully(stream)
 
@@ -186,7 +190,7 @@ class Gateway:
         One that is idle gives way to it: of clients the one that has been so longest, of peers
         that of the peer with most streams, so that no peer locks the others out.
         """
-        everybody = self._open[newest.caller.kind]
+        everybody = self._open[_crowd(newest.caller)]
         beyond = len(everybody) - self._limits.connections
         if newest.caller.peer is not None:
             own = sum(one.caller == newest.caller for one in everybody)
@@ -263,6 +267,11 @@ class Gateway:
                 await self._idle.park()
         for connection in connections():
             connection.scope.cancel()
+
+
+def _crowd(caller: Caller) -> Kind:
+    """Return the class of callers whose connections are bounded together."""
+    return "client" if caller.peer is None else "peer"
 
 
 def _idle_longest(connections: Collection[_Open]) -> _Open | None:

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 import trio
 
+from p2pmesh.config import NAME_CHARS_MAX, Address, parse_address
 from p2pmesh.errors import LinkError, LocalError, MeshError, PeerError
 from p2pmesh.gossip.buckets import Bucket, Buckets
 from p2pmesh.home import Home
@@ -35,6 +36,7 @@ from p2pmesh.identity.keys import (
 )
 from p2pmesh.node.keystore import load_used, save_used
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.roster import Seen
 from p2pmesh.state.admission import (
     Applicant,
     Issuer,
@@ -47,17 +49,19 @@ from p2pmesh.state.admission import (
 from p2pmesh.transport.base import Handlers, Service
 from p2pmesh.transport.handshake import receive_frame, send_frame
 from p2pmesh.wire.codec import decode, encode
-from p2pmesh.wire.fields import as_map, take, take_exactly
+from p2pmesh.wire.fields import as_map, take, take_exactly, take_rows
 from p2pmesh.wire.statements import STATEMENT_BYTES_MAX, Invitation, Statement
 from p2pmesh.wire.text import plain_text
 
 REQUEST_BYTES_MAX = 1024
-ANSWER_BYTES_MAX = CREDENTIAL_BYTES_MAX + STATEMENT_BYTES_MAX + 1024
+ANSWER_BYTES_MAX = CREDENTIAL_BYTES_MAX + STATEMENT_BYTES_MAX + 8192
 REQUEST_TIMEOUT_S = 3.0  # a newcomer has all that it says ready
 ANSWER_TIMEOUT_S = 8.0  # two hellos, when a request is passed on, and a disk that syncs
+ADDRESSES_MAX = 16
 AT_ONCE_MAX = 16  # newcomers, who are strangers still
 LAN_PER_S, LAN_BURST = 64 / 3600, 64  # nodes that this one lets in from its network
 LAN_PER_ADDRESS_PER_S, LAN_PER_ADDRESS_BURST = 4 / 3600, 4
+GUESTS_MAX = 256  # nodes that use the mesh through this one, remembered for people
 WAITING_MAX = 64  # newcomers that a person may let in
 WAITING_S = 600.0  # after which one that asks no more is forgotten
 
@@ -87,10 +91,12 @@ class Answer:
     Attributes:
         credential: What it may do from now on.
         policy: The statement with the rules of the mesh.
+        addresses: Where members may be found; one that takes no part in the gossip has no others.
     """
 
     credential: Credential
     policy: bytes
+    addresses: tuple[Address, ...]
 
 
 class Admission:
@@ -120,6 +126,7 @@ class Admission:
         self._lan: Buckets[str] = Buckets(LAN_PER_ADDRESS_PER_S, LAN_PER_ADDRESS_BURST)
         self._waiting: dict[NodeId, Waiting] = {}
         self._named: set[NodeId] = set()
+        self._guests: dict[NodeId, Seen] = {}
 
     def handlers(self) -> Handlers:
         """The services that strangers may use."""
@@ -147,6 +154,11 @@ class Admission:
     def allow(self, node: NodeId) -> None:
         """Let a node in from this network that a person named."""
         self._named.add(node)
+
+    @property
+    def guests(self) -> dict[NodeId, Seen]:
+        """Return the nodes that use the mesh through this one, by id."""
+        return {n: one for n, one in self._guests.items() if not self._mesh.vouch(one.credential)}
 
     def uses(self, invitation: bytes) -> int:
         """Return how often an invitation that this node made was used."""
@@ -194,13 +206,26 @@ class Admission:
 
     def _yes(self, credential: Credential) -> bytes:
         policy = self._mesh.trust.policy_statement
-        return encode({"c": credential.raw, "p": policy.raw if policy else b""})
+        return encode(
+            {
+                "c": credential.raw,
+                "p": policy.raw if policy else b"",
+                "a": [str(one) for one in self._addresses()],
+            }
+        )
+
+    def _addresses(self) -> list[Address]:
+        """The addresses of some members: of this node, and of others that answer now."""
+        nodes = self._mesh.view.nodes
+        near = [self._mesh.me, *sorted(self._mesh.linked)]
+        found = [view.member.addresses[:1] for one in near if (view := nodes.get(one))]
+        return [address for some in found for address in some][:ADDRESSES_MAX]
 
     # --- an invitation --------------------------------------------------------------------------
 
     async def _by_invitation(self, peer: Peer, fields: dict[str, Any]) -> Credential:
         if take(fields, "renew", bool, default=False):
-            return self._renewed(peer)
+            return self._renewed(peer, _name(fields))
         invitation = take_exactly(fields, "i", PUBLIC_KEY_BYTES)
         proof = take_exactly(fields, "s", SIGNATURE_BYTES)
         passed_on = "k" in fields
@@ -284,18 +309,30 @@ class Admission:
         who = f"{name}, which" if name else "the node that"
         return f"{who} made this invitation, is not reachable; try again when it is"
 
-    def _renewed(self, peer: Peer) -> Credential:
+    def _renewed(self, peer: Peer, name: str) -> Credential:
         if peer.credential is None:
             raise RefusedError("there is no credential to renew", STRANGER)
+        if peer.credential.role < Role.SERVE:
+            self._note_guest(peer.node, Seen(name=name, credential=peer.credential))
+        granted = self._mesh.trust.best_grant(peer.node, self._mesh.now)
+        if granted is not None and granted.rank > peer.credential.rank:
+            return granted
         fresh = renew(self._issuer(), self._mesh.trust, peer.credential, now=self._mesh.now)
         if fresh is None:
             raise RefusedError("this member cannot renew that credential; ask another", STRANGER)
         return fresh
 
+    def _note_guest(self, node: NodeId, guest: Seen) -> None:
+        self._guests.pop(node, None)
+        self._guests[node] = guest
+        if len(self._guests) > GUESTS_MAX:
+            del self._guests[next(iter(self._guests))]
+        self._mesh.changes.notify()
+
     # --- the network around ---------------------------------------------------------------------
 
     async def _by_network(self, peer: Peer, fields: dict[str, Any]) -> Credential:
-        name = plain_text(take(fields, "name", str, size_max=REQUEST_BYTES_MAX, default=""), 64)
+        name = _name(fields)
         named = peer.node in self._named
         if not named and (reason := await self._lan_refusal(peer.host)):
             raise RefusedError(reason, STRANGER)
@@ -339,7 +376,21 @@ def read_answer(said: bytes) -> Answer:
     return Answer(
         credential=read_credential(take(fields, "c", bytes, size_max=CREDENTIAL_BYTES_MAX)),
         policy=take(fields, "p", bytes, size_max=STATEMENT_BYTES_MAX),
+        addresses=tuple(take_rows(fields, "a", _address, count_max=ADDRESSES_MAX)),
     )
+
+
+def _address(row: Any) -> Address:
+    try:
+        return parse_address(row if isinstance(row, str) else "")
+    except ValueError as exc:
+        raise PeerError("invalid address") from exc
+
+
+def _name(fields: dict[str, Any]) -> str:
+    """What a newcomer calls itself."""
+    said = take(fields, "name", str, size_max=REQUEST_BYTES_MAX, default="")
+    return plain_text(said, NAME_CHARS_MAX)
 
 
 def _no(exc: RefusedError) -> bytes:

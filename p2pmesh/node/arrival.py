@@ -60,7 +60,7 @@ async def choose_entry(
         return entry
     if earlier is not None and is_meant:
         raise LocalError(
-            f"The membership of this node in {earlier.name} has run out; ask a member for an "
+            f"The membership of this node in {earlier.name} is over; ask a member for an "
             "invitation, then: p2pmesh join TOKEN. To go without: p2pmesh leave"
         )
     if earlier is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from p2pmesh.config import Address
@@ -12,6 +12,7 @@ from p2pmesh.identity.credentials import TTL_S, Credential, Role, issue, may_iss
 from p2pmesh.identity.keys import MeshId, NodeId, show_id
 from p2pmesh.identity.tokens import TOKEN_SEED_BYTES, Token
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.roster import Seen
 from p2pmesh.state.admission import Issuer
 from p2pmesh.wire.statements import (
     KEEPS_MAX,
@@ -49,6 +50,7 @@ class Authority:
         mesh_id: Its id.
         issuer: Returns who signs: this node and its credential.
         addresses: Returns where a newcomer finds this node, the likeliest first.
+        seen: Returns everybody who was seen as a member, and guests.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Authority:
         mesh_id: MeshId,
         issuer: Callable[[], Issuer],
         addresses: Callable[[], tuple[Address, ...]],
+        seen: Callable[[], Mapping[NodeId, Seen]],
     ) -> None:
         self._mesh, self._mesh_id = mesh, mesh_id
-        self._issuer, self._addresses = issuer, addresses
+        self._issuer, self._addresses, self._seen = issuer, addresses, seen
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class Authority:
         children = dict(self._children(node))
         keeps = [] if below else list(children)
         self._declare(self._revocation(node, keeps))
-        name = self._mesh.names.get(node, target)
+        name = self._members().get(node, target)
         sentences = [f"{name} is out of the mesh."]
         if children:
             names = ", ".join(sorted(set(children.values())))
@@ -166,7 +169,7 @@ class Authority:
         )
         self._declare(*bodies, Grant(credential=credential))
         what = f"the role {new_role.word}" + (" and the right stage" if new_stage else "")
-        return f"{self._mesh.names.get(node, target)} has {what} now."
+        return f"{self._members().get(node, target)} has {what} now."
 
     def set_open(self, *, is_open: bool) -> bool:
         """Open or close the mesh; returns whether that is a change.
@@ -211,11 +214,7 @@ class Authority:
         if self._own.role is not Role.ADMIN and statement.owner != self._mesh.me:
             raise LocalError(self._not_allowed("revoke an invitation of another node", Role.ADMIN))
         self._declare(Revocation(target=invitation, keeps=frozenset()))
-        came = [
-            self._mesh.names[node]
-            for node, view in self._mesh.view.nodes.items()
-            if view.credential and view.credential.last.via == invitation
-        ]
+        came = [one.name for one in self._seen().values() if one.credential.last.via == invitation]
         sentences = [f"Nobody can join with the invitation {target} any more."]
         if came:
             sentences.append(
@@ -238,29 +237,30 @@ class Authority:
 
     def _children(self, node: NodeId) -> Iterator[tuple[bytes, str]]:
         """The delegations to members that a node let in, with those members' names."""
-        for member, view in self._mesh.view.nodes.items():
-            chain = view.credential.chain if view.credential else ()
-            for one in chain[1:]:
+        for seen in self._seen().values():
+            for one in seen.credential.chain[1:]:
                 if one.issuer == node:
-                    yield one.id, self._mesh.names[member]
+                    yield one.id, seen.name
 
     def _check_reach(self, node: NodeId) -> None:
         if self._own.role is Role.ADMIN:
             return
-        view = self._mesh.view.nodes.get(node)
-        chain = view.credential.chain if view and view.credential else ()
+        seen = self._seen().get(node)
+        chain = seen.credential.chain if seen else ()
         above = {one.node for one in chain[:-1]}
         if self._mesh.me not in above:
             raise LocalError(self._not_allowed("revoke a node that it did not let in", Role.ADMIN))
 
     def _credential_of(self, node: NodeId, target: str) -> Credential:
-        view = self._mesh.view.nodes.get(node)
-        if view is None or view.credential is None:
-            raise ConfigError(f"{target} is not here now; grant it something when it is")
-        return view.credential
+        seen = self._seen().get(node)
+        if seen is None:
+            raise ConfigError(f"{target} is not known here yet; grant it something when it is")
+        return seen.credential
 
     def _members(self) -> dict[bytes, str]:
-        return {bytes(node): name for node, name in self._mesh.names.items()}
+        """Everybody whom a person may mean: those that are here go by the names they have now."""
+        away = {bytes(node): one.name for node, one in self._seen().items()}
+        return {**away, **{bytes(node): name for node, name in self._mesh.names.items()}}
 
     def _invitations(self) -> dict[bytes, str]:
         return dict.fromkeys(self._mesh.trust.invitations, "")

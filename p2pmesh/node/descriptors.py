@@ -32,8 +32,8 @@ class Bounds:
 
     Attributes:
         connections: To the API from clients, and as many streams from peers.
-        in_flight: Requests of clients being answered, and as many of peers; each has a connection
-            to a replica.
+        in_flight: Requests of clients being answered, and as many of peers and of guests; each has
+            a connection to a replica.
         pool_idle: Connections to replicas kept for the next request.
         console: Connections to the console.
         unauthenticated: Connections to the peer port that have not proved who they are, and as
@@ -58,7 +58,7 @@ class Bounds:
     @property
     def total(self) -> int:
         """Descriptors that all of it takes."""
-        both = 2 * (self.connections + self.in_flight)
+        both = 2 * self.connections + 3 * self.in_flight
         door = 2 * self.unauthenticated + self.holding
         return both + self.pool_idle + self.console + door
 

@@ -14,8 +14,10 @@ from p2pmesh.home import Home
 from p2pmesh.identity.credentials import is_signed
 from p2pmesh.identity.hello import (
     CLOCK_SKEW_S_MAX,
+    EXPIRED,
     JOIN,
     LAN,
+    REVOKED,
     UNNAMED,
     LocalIdentity,
     Peer,
@@ -26,7 +28,15 @@ from p2pmesh.identity.keys import MeshId
 from p2pmesh.identity.tokens import Token, prove
 from p2pmesh.node.admission import Answer, ask_with
 from p2pmesh.node.clocks import check_clock
-from p2pmesh.node.keystore import MeshInfo, forget_mesh, load_mesh, save_mesh, save_statements
+from p2pmesh.node.keystore import (
+    MeshInfo,
+    forget_mesh,
+    load_mesh,
+    load_statements,
+    save_mesh,
+    save_statements,
+)
+from p2pmesh.state.trust import Trust
 from p2pmesh.transport.base import Asked
 from p2pmesh.wire.statements import Policy, Statement, parse_statement, verify_statement
 
@@ -131,8 +141,15 @@ class Joiner:
         return card
 
     def is_usable(self, card: MeshInfo) -> bool:
-        """Whether this node's membership in a mesh has not run out."""
-        return self._clock() < card.credential.expires_at
+        """Whether this node's membership in a mesh has neither run out nor, as it knows, ended.
+
+        Raises:
+            LocalError: The statements of that mesh are damaged.
+        """
+        own = card.credential
+        return self._clock() < own.expires_at and Trust(
+            load_statements(self._home, card.id)
+        ).allows(own)
 
     async def by_name(
         self, wanted: Iterable[Address | Token], note: Callable[[str], None]
@@ -153,8 +170,11 @@ class Joiner:
         earlier = self.earlier()
         usable = earlier if earlier and self.is_usable(earlier) else None
         for token in tokens:
-            if usable is not None and token.mesh == usable.id:
+            if usable is None or token.mesh != usable.id:
+                continue
+            if not await self._is_refused(usable, token.addresses):
                 return Entry(card=usable, seeds=(*token.addresses, *addresses))
+            usable = None
         try:
             if tokens:
                 return await self._first(tokens)
@@ -258,6 +278,21 @@ class Joiner:
             + ". Check the address, and that `p2pmesh up` runs there"
         )
 
+    async def _is_refused(self, card: MeshInfo, addresses: Iterable[Address]) -> bool:
+        """Whether a member says that this node's membership has ended."""
+        me = replace(self._as_newcomer(card.id), credential=card.credential.raw)
+        for address in addresses:
+            try:
+                asked = await self._door.ask(address, JOIN, me)
+            except RefusedError as exc:
+                return exc.why in (REVOKED, EXPIRED)
+            except (LinkError, PeerError) as exc:
+                log.info("membership_not_checked", address=str(address), reason=str(exc))
+                continue
+            await trio.aclose_forcefully(asked.stream)
+            return False
+        return False
+
     def _as_newcomer(self, mesh: MeshId) -> LocalIdentity:
         return LocalIdentity(key=self._me.key, instance=self._me.instance, mesh=mesh)
 
@@ -283,7 +318,7 @@ class Joiner:
         if earlier is None or earlier.id != card.id:
             save_statements(self._home, card.id, [policy] if policy else [])
         save_mesh(self._home, card)
-        return Entry(card=card, seeds=tuple(dict.fromkeys(seeds)))
+        return Entry(card=card, seeds=tuple(dict.fromkeys((*seeds, *answer.addresses))))
 
     async def _check_clock(self, peer: Peer, others: Iterable[Address]) -> None:
         if abs(peer.clock_ahead_s) <= CLOCK_SKEW_S_MAX:

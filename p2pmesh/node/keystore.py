@@ -141,7 +141,13 @@ def forget_mesh(home: Home) -> None:
     Raises:
         LocalError: The files cannot be deleted.
     """
-    for path in (home.mesh_file, home.statements_file, home.invitations_file, home.peers_file):
+    for path in (
+        home.mesh_file,
+        home.statements_file,
+        home.invitations_file,
+        home.members_file,
+        home.peers_file,
+    ):
         try:
             path.unlink(missing_ok=True)
         except OSError as exc:

@@ -6,7 +6,7 @@ address book. Engines, models, ports, API and console outlive it (`run.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import Home
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer, Vouch
-from p2pmesh.identity.keys import MeshId
+from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.models.parts import ReplicaKey
 from p2pmesh.node.admission import Admission
 from p2pmesh.node.authority import Authority
@@ -46,6 +46,7 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.presence import Own, Presence
 from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.node.roster import Roster, Seen
 from p2pmesh.state.registers import ModelRequest, wants_to_wire
 from p2pmesh.state.trust import members_only
 from p2pmesh.transport.base import Service, Transport
@@ -100,6 +101,7 @@ class MeshLife:
         membership: This node's own.
         admission: Lets others in.
         authority: What people decide about members.
+        roster: Who was seen as a member.
         reconciler: Makes the plan and follows it.
         routes: The gateway's way to its models.
     """
@@ -134,9 +136,10 @@ class MeshLife:
             credential=card.credential,
         )
         self.membership = Membership(me.key, card, self.mesh, self._keep)
+        self.roster = Roster(lasting.home, card.id)
         issuer = self.membership.issuer
         self.admission = Admission(self.mesh, lasting.home, issuer, lasting.network.refusal)
-        self.authority = Authority(self.mesh, card.id, issuer, self._invites_to)
+        self.authority = Authority(self.mesh, card.id, issuer, self._invites_to, self._known)
         self.mesh.changes = lasting.changes  # of all its meshes, so that who waits is woken by each
         self._presence = Presence(self.mesh, lasting.own)
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
@@ -197,6 +200,7 @@ class MeshLife:
                 nursery.start_soon(self.reconciler.run)
                 nursery.start_soon(self.membership.run)
                 nursery.start_soon(self._heed_network)
+                nursery.start_soon(self._keep_roster)
                 task_status.started()
 
     async def _heed_network(self) -> None:
@@ -210,6 +214,22 @@ class MeshLife:
         self.card = card
         self._state_identity(card, self.mesh.vouch)
         save_mesh(self._lasting.home, card)
+
+    def _known(self) -> Mapping[NodeId, Seen]:
+        """Everybody who was seen as a member, here or away, and guests."""
+        return {**self.admission.guests, **self.roster.seen}
+
+    async def _keep_roster(self) -> None:
+        """Remember who is a member, until cancelled."""
+        while True:
+            seen = self.mesh.changes.count
+            views = self.mesh.view.nodes.values()
+            self.roster.note(
+                Seen(name=view.member.name, credential=view.credential)
+                for view in views
+                if view.credential
+            )
+            await self.mesh.changes.wait(seen)
 
     def _invites_to(self) -> tuple[Address, ...]:
         """The addresses that go into an invitation: what others can reach before what they may."""

@@ -106,7 +106,11 @@ class LocalNetwork:
             while True:
                 with trio.move_on_after(LOOK_INTERVAL_S):
                     await self._mesh_changed()
+                before = self._here
                 await self._look()
+                if self._here != before:
+                    # Another network may have the addresses of the last one.
+                    self._discovery.start_anew()
                 self._announce()
 
     # --- without a mesh -------------------------------------------------------------------------
@@ -146,6 +150,11 @@ class LocalNetwork:
         assert self._discovery is not None
         addresses = self._discovery.heard.addresses(mesh.id, trio.current_time())
         return await joiner.over_network(mesh.id, addresses)
+
+    def rest(self) -> None:
+        """Ask for nothing any more: this node found its mesh, and does not speak for it."""
+        if self._discovery is not None:
+            self._discovery.seek(on=False)
 
     # --- in a mesh ------------------------------------------------------------------------------
 

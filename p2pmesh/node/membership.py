@@ -56,13 +56,14 @@ class Membership:
     @property
     def warnings(self) -> list[str]:
         """Sentences about what this node is about to lose."""
+        said = [f"A member refuses this node: {self._mesh.refusal}"] if self._mesh.refusal else []
         left_s = self.credential.expires_at - self._mesh.now
         if left_s > WARN_S:
-            return []
+            return said
         days = max(0, int(left_s // DAY_S))
         soon = f"in {days} days" if days != 1 else "in 1 day"
         helper = "" if self._renewers() else ", and no member that could renew it is here"
-        return [f"This node's membership runs out {soon}{helper}; see p2pmesh members"]
+        return [*said, f"This node's membership runs out {soon}{helper}; see p2pmesh members"]
 
     async def run(self) -> None:
         """Take up what this node is granted, and have its credential renewed in time."""

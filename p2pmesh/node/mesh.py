@@ -97,6 +97,7 @@ class Mesh:
         self.me = core.me
         self.changes = Watchable()
         self.settled = trio.Event()
+        self.refusal = ""  # what a peer last said that takes this node for no member any more
         self._core = core
         self._transport = transport
         self._links = Links(transport, core.me, self)
@@ -284,6 +285,9 @@ class Mesh:
             LocalError: Another node runs with this one's key, the disk failed, or at the start
                 the others say that this machine's clock is wrong.
         """
+        if self._is_revoked:
+            assert self._credential is not None
+            raise LocalError(self.vouch(self._credential))
         async with trio.open_nursery() as nursery:
             await nursery.start(self._links.run, handlers)
             self._nursery = nursery
@@ -328,6 +332,7 @@ class Mesh:
 
     def link_up(self, peer: Peer) -> None:
         """See `LinkEvents`."""
+        self.refusal = ""
         if abs(peer.clock_ahead_s) > CLOCK_SKEW_S_MAX:
             log.warning("clock_differs", node=show_id(peer.node), ahead_s=peer.clock_ahead_s)
         if self._clocks is not None:
@@ -337,6 +342,13 @@ class Mesh:
     def link_down(self, node: NodeId) -> None:
         """See `LinkEvents`."""
         self._feed(LinkDown(node=node))
+
+    def refused(self, sentence: str) -> None:
+        """See `LinkEvents`."""
+        if sentence != self.refusal:
+            log.warning("refused_by_peer", reason=sentence)
+            self.refusal = sentence
+            self.changes.notify()
 
     def message_received(self, node: NodeId, message: Message) -> None:
         """See `LinkEvents`."""

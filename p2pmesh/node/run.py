@@ -13,21 +13,22 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 import trio
 
 from p2pmesh.config import Settings
 from p2pmesh.console import serve as console
-from p2pmesh.console.api import create_app
+from p2pmesh.console.api import ConsoleSource, create_app
 from p2pmesh.engine.find import Engine, find_engine
 from p2pmesh.errors import LocalError
 from p2pmesh.gateway.serve import Gateway
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
+from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import LocalIdentity, Vouch
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.store import Store
@@ -35,6 +36,7 @@ from p2pmesh.node.arrival import check_settings, choose_entry
 from p2pmesh.node.clocks import SteadyClock
 from p2pmesh.node.descriptors import Bounds, budget, raise_limit
 from p2pmesh.node.engines import EngineManager
+from p2pmesh.node.guest import Guest, GuestParts
 from p2pmesh.node.interfaces import default_name, is_loopback, own_host
 from p2pmesh.node.inventory import ModelInventory, Opened, open_models
 from p2pmesh.node.joining import Door, Entry, Joiner, what_answers
@@ -71,7 +73,7 @@ class Ui(Protocol):
         """The addresses answer."""
         ...
 
-    def ready(self, status: NodeStatus) -> None:
+    def ready(self, status: NodeStatus | Guest) -> None:
         """Every model that the mesh should serve is served, or cannot be."""
         ...
 
@@ -99,6 +101,16 @@ async def run(settings: Settings, ui: Ui, until: Until | None = None) -> None:
             await node.run(until)
         finally:
             node.close()
+
+
+class _Frame(NamedTuple):
+    """What a node runs in, whichever part it takes in a mesh."""
+
+    bounds: Bounds
+    transport: TlsTransport
+    joiner: Joiner
+    network: LocalNetwork
+    nursery: trio.Nursery
 
 
 class Node:
@@ -167,51 +179,98 @@ class Node:
         self._told.set()
 
     async def run(self, until: Until | None) -> None:
-        """Join or found, start every part, follow from mesh to mesh, stop every part."""
+        """Join or found a mesh, and take part in it, or use it, until this node is to stop."""
         bounds = budget(raise_limit())
         transport = self._make_transport(bounds)
         joiner = self._make_joiner(transport)
         network = self._make_network()
-        engines = EngineManager(self._engine, logs=self._home.logs)
-        switch = BackendsSwitch(engines, self._changes)
-        gateway = Gateway(switch, limits=bounds.gateway, policy=self._web_policy())
-        lasting = self._make_lasting(transport, engines, gateway, network, joiner)
         async with trio.open_nursery() as nursery:
+            frame = _Frame(bounds, transport, joiner, network, nursery)
             nursery.start_soon(self._heed_signals)
             if until is not None:
                 nursery.start_soon(self._heed, until)
-            await nursery.start(engines.run)
             await nursery.start(network.run)
             entry = await choose_entry(self._settings, joiner, network, self._found, self._ui.note)
-            life = await self._enter(entry, lasting, nursery)
-            switch.enter(life.routes)
-            self._life = life
-            orders = Orders(lambda: self._life, joiner, network, self.change_mesh, self.leave)
-            status = self._make_status(life, engines, orders)
-            await nursery.start(gateway.serve, self._ports["api"].listeners)
-            serve_console = partial(console.serve, connections_max=bounds.console)
-            app = create_app(status, policy=self._web_policy())
-            await nursery.start(serve_console, app, self._ports["console"].listeners)
-            self._write_run_file(status, entry.card)
             try:
-                self._ui.listening(status)
-                nursery.start_soon(self._announce_ready, life, switch, status)
-                with engines.watched(self._changes.notify):
-                    while (there := await self._next_destination(life.card)) is not None:
-                        switch.leave()
-                        await life.leave()
-                        nursery.start_soon(life.drain, DRAIN_S)
-                        life = self._life = await self._enter(there, lasting, nursery)
-                        switch.enter(life.routes)
-                        status.enter(life)
-                        self._write_run_file(status, there.card)
-                        self._ui.note(f"This node is in the mesh {there.card.name} now")
-                await self._leave(life, gateway, engines)
-                if self._leaving:
-                    forget_mesh(self._home)
+                if entry.card.credential.role is Role.USE:
+                    network.rest()
+                    await self._be_guest(entry, frame)
+                else:
+                    await self._be_member(entry, frame)
             finally:
                 self._home.run_file.unlink(missing_ok=True)
+            if self._leaving:
+                forget_mesh(self._home)
             nursery.cancel_scope.cancel()
+
+    async def _be_guest(self, entry: Entry, frame: _Frame) -> None:
+        """Hand on what clients ask to the members of a mesh, until this node is to stop."""
+        parts = GuestParts(
+            home=self._home,
+            name=self._name,
+            me=self._self,
+            transport=frame.transport,
+            addresses=self._addresses,
+            token=secrets.token_urlsafe(32),
+            stop=self.stop,
+            order=self._guest_order,
+        )
+        guest = Guest(entry, parts)
+        await frame.nursery.start(guest.run, self._ports["api"].listeners)
+        await self._serve_console(guest, frame)
+        self._write_run_file(guest, entry.card)
+        self._ui.note(
+            f"This node uses the mesh {entry.card.name} through its members, and serves nothing. "
+            f"API at http://{self._addresses.api}/v1"
+        )
+        self._ui.ready(guest)
+        while not self._stopping:
+            await self._told.wait()
+
+    async def _be_member(self, entry: Entry, frame: _Frame) -> None:
+        """Start every part, follow from mesh to mesh, stop every part."""
+        nursery = frame.nursery
+        engines = EngineManager(self._engine, logs=self._home.logs)
+        switch = BackendsSwitch(engines, self._changes)
+        gateway = Gateway(switch, limits=frame.bounds.gateway, policy=self._web_policy())
+        lasting = self._make_lasting(frame, engines, gateway)
+        await nursery.start(engines.run)
+        life = self._life = await self._enter(entry, lasting, nursery)
+        switch.enter(life.routes)
+        orders = Orders(
+            lambda: self._life, frame.joiner, frame.network, self.change_mesh, self.leave
+        )
+        status = self._make_status(life, engines, orders)
+        await nursery.start(gateway.serve, self._ports["api"].listeners)
+        await self._serve_console(status, frame)
+        self._write_run_file(status, entry.card)
+        self._ui.listening(status)
+        nursery.start_soon(self._announce_ready, life, switch, status)
+        with engines.watched(self._changes.notify):
+            while (there := await self._next_destination(life.card)) is not None:
+                switch.leave()
+                await life.leave()
+                nursery.start_soon(life.drain, DRAIN_S)
+                life = self._life = await self._enter(there, lasting, nursery)
+                switch.enter(life.routes)
+                status.enter(life)
+                self._write_run_file(status, there.card)
+                self._ui.note(f"This node is in the mesh {there.card.name} now")
+        await self._leave(life, gateway, engines)
+
+    async def _serve_console(self, source: ConsoleSource, frame: _Frame) -> None:
+        serve = partial(console.serve, connections_max=frame.bounds.console)
+        app = create_app(source, policy=self._web_policy())
+        await frame.nursery.start(serve, app, self._ports["console"].listeners)
+
+    async def _guest_order(self, name: str, _values: Mapping[str, Any]) -> dict[str, Any]:
+        if name != "leave":
+            raise LocalError(
+                "this node only uses the mesh; ask a member for another role: "
+                f"p2pmesh grant {show_id(self._self.key.id)} serve"
+            )
+        self.leave()
+        return {"sentences": ["This node leaves the mesh and stops."]}
 
     async def _next_destination(self, present: MeshInfo) -> Entry | None:
         """Return the mesh to change to, remembered already; None once this node is to stop."""
@@ -264,6 +323,10 @@ class Node:
         await engines.stop()
         await life.mesh.finish(GOODBYE_S)
 
+    @property
+    def _addresses(self) -> Addresses:
+        return Addresses(**{name: self._ports[name].address for name in PORTS})
+
     # --- parts ----------------------------------------------------------------------------------
 
     def _make_transport(self, bounds: Bounds) -> TlsTransport:
@@ -292,14 +355,7 @@ class Node:
             is_on=not (self._settings.no_discovery or is_loopback(listening.host)),
         )
 
-    def _make_lasting(
-        self,
-        transport: TlsTransport,
-        engines: EngineManager,
-        gateway: Gateway,
-        network: LocalNetwork,
-        joiner: Joiner,
-    ) -> Lasting:
+    def _make_lasting(self, frame: _Frame, engines: EngineManager, gateway: Gateway) -> Lasting:
         own = Own(
             name=self._name,
             listening=self._ports["peer"].address,
@@ -310,7 +366,7 @@ class Node:
         return Lasting(
             home=self._home,
             clock=self._clock,
-            transport=transport,
+            transport=frame.transport,
             engines=engines,
             inventory=ModelInventory(self._store, self._opened),
             gateway=gateway,
@@ -318,8 +374,8 @@ class Node:
             wanted=self._opened.wanted,
             slots=self._settings.slots,
             changes=self._changes,
-            network=network,
-            joiner=joiner,
+            network=frame.network,
+            joiner=frame.joiner,
             change_mesh=self.change_mesh,
         )
 
@@ -327,7 +383,7 @@ class Node:
         return NodeStatus(
             name=self._name,
             home=self._home,
-            addresses=Addresses(**{name: self._ports[name].address for name in PORTS}),
+            addresses=self._addresses,
             engine=self._engine,
             engines=engines,
             life=life,
@@ -343,7 +399,7 @@ class Node:
             origins=frozenset(self._settings.origins),
         )
 
-    def _write_run_file(self, status: NodeStatus, card: MeshInfo) -> None:
+    def _write_run_file(self, status: NodeStatus | Guest, card: MeshInfo) -> None:
         fields = {
             **status.ready_line(),
             "token": status.token,

@@ -17,7 +17,7 @@ import trio
 
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.hello import Peer
+from p2pmesh.identity.hello import EXPIRED, REVOKED, Peer, RefusedError
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.transport.banlist import Banlist
 from p2pmesh.transport.base import Channel, Handlers, NobodyThereError, Transport
@@ -62,6 +62,10 @@ class LinkEvents(Protocol):
 
     def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
         """None of the addresses tried led to `node`."""
+        ...
+
+    def refused(self, sentence: str) -> None:
+        """A peer does not take this node for a member any more, and says why."""
         ...
 
 
@@ -185,6 +189,9 @@ class Links:
                 attempt.nobody_there = False
                 reasons = [str(exc) for exc in group.exceptions]
                 log.info("dial_failed", address=str(address), reasons=reasons)
+                for exc in group.exceptions:
+                    if isinstance(exc, RefusedError) and exc.why in (REVOKED, EXPIRED):
+                        self._events.refused(str(exc))
             except* Exception:
                 # Whatever it was, it came from talking to this one peer and ends with it.
                 attempt.nobody_there = False
