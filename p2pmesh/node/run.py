@@ -237,6 +237,8 @@ class Node:
         await nursery.start(engines.run)
         life = self._life = await self._enter(entry, lasting, nursery)
         switch.enter(life.routes)
+        if self._settings.private or self._settings.open:
+            life.authority.set_open(is_open=self._settings.open)
         orders = Orders(
             lambda: self._life, frame.joiner, frame.network, self.change_mesh, self.leave
         )
@@ -246,6 +248,7 @@ class Node:
         self._write_run_file(status, entry.card)
         self._ui.listening(status)
         nursery.start_soon(self._announce_ready, life, switch, status)
+        nursery.start_soon(self._tell_refusals)
         with engines.watched(self._changes.notify):
             while (there := await self._next_destination(life.card)) is not None:
                 switch.leave()
@@ -427,6 +430,16 @@ class Node:
     async def _heed(self, until: Until) -> None:
         await until()
         self.stop()
+
+    async def _tell_refusals(self) -> None:
+        """Say it when members take this node for one of them no more."""
+        told = ""
+        while True:
+            seen = self._changes.count
+            if (refusal := self._life.mesh.refusal) and refusal != told:
+                told = refusal
+                self._ui.note(f"A member refuses this node: {refusal}")
+            await self._changes.wait(seen)
 
     async def _announce_ready(
         self, life: MeshLife, switch: BackendsSwitch, status: NodeStatus

@@ -199,3 +199,35 @@ def role_of(node: Node) -> Role:
     card = load_mesh(Place.at(Path(node.me["home"])))
     assert card is not None
     return card.credential.role
+
+
+# --- laptops that move ----------------------------------------------------------------------------
+
+
+def test_a_laptop_carries_its_mesh_into_no_cafe(tmp_path: Path) -> None:
+    """Equal subnets, other gateways: home, then a café with a mesh of its own, then home again."""
+    with network() as net, ExitStack() as stack:
+        home, cafe = net.lan("192.168.1.0/24"), net.lan("192.168.1.0/24")
+        net.gateway(home)
+        net.gateway(cafe)
+        tower, laptop = net.host(home, "tower"), net.host(home, "laptop")
+        guest, waiter = net.host(cafe, "guest"), net.host(cafe, "waiter")
+
+        def up(host: Host, *options: str) -> Node:
+            node = host.start(tmp_path / host.name, *options)
+            stack.callback(end, node)
+            return node
+
+        at_home, carried, elsewhere = up(tower), up(laptop), up(waiter)
+        wait_until(partial(are_live, at_home, 2), "a mesh of two at home")
+        net.move(laptop, cafe)
+        late = up(guest)  # hears the café's mesh alone
+        assert late.line["mesh"] == elsewhere.line["mesh"]
+        answer = join_over_network(guest, Address(laptop.address, PORT))
+        assert isinstance(answer, str)
+        assert "on this network, where it was not founded" in answer
+        net.move(laptop, home)
+        wait_until(partial(are_live, at_home, 2), "a mesh of two at home again", within_s=40)
+        for node in (at_home, carried):
+            assert {one["name"] for one in node.status()["nodes"]} == {"tower", "laptop"}
+        assert carried.line["mesh"] == at_home.line["mesh"] != elsewhere.line["mesh"]
