@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
 import trio
 
 from p2pmesh.config import Address
-from p2pmesh.errors import LinkError, LocalError, PeerError
+from p2pmesh.errors import LinkError, LocalError
 from p2pmesh.gossip.events import (
     Declare,
     Dial,
@@ -43,6 +44,7 @@ from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.hello import CLOCK_SKEW_S_MAX, GOSSIP, Peer, Purpose
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.clocks import check_clock
+from p2pmesh.node.reaching import open_first
 from p2pmesh.state.admission import fault
 from p2pmesh.state.trust import Trust
 from p2pmesh.state.views import MeshReader, MeshView
@@ -259,13 +261,10 @@ class Mesh:
         """
         view = self.view.nodes.get(node)
         addresses = view.member.addresses if view else ()
-        failure: LinkError | PeerError = LinkError(f"{show_id(node)} has no address")
-        for address in addresses:
-            try:
-                return await self._transport.open_stream(address, purpose, expected=node)
-            except (LinkError, PeerError) as exc:
-                failure = exc
-        raise failure
+        if not addresses:
+            raise LinkError(f"{show_id(node)} has no address")
+        open_at = partial(self._transport.open_stream, purpose=purpose, expected=node)
+        return await open_first(addresses, open_at)
 
     # --- running --------------------------------------------------------------------------------
 
