@@ -411,8 +411,10 @@ def _read_toml(text: str) -> dict[str, list[str]]:
             hint = f"; did you mean {close[0]}?" if close and close[0] != "home" else ""
             raise ConfigError(f"{CONFIG_FILE}: there is no setting {key!r} for it{hint}")
         many = value if isinstance(value, list) else [value]
-        if not many or not all(type(item) in (str, int, bool) for item in many):
-            raise ConfigError(f"{CONFIG_FILE}: {key} must be text or a number")
+        takes = (str, int, bool) if BY_NAME[key].flag else (str, int)
+        if not many or not all(type(item) in takes for item in many):
+            what = "true or false" if BY_NAME[key].flag else "text or a number"
+            raise ConfigError(f"{CONFIG_FILE}: {key} must be {what}")
         if len(many) > 1 and not BY_NAME[key].many:
             raise ConfigError(f"{CONFIG_FILE}: {key} takes one value")
         found[key] = [str(item) for item in many]

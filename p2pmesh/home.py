@@ -8,6 +8,7 @@ whole: written, synced, renamed, so that a crash leaves the old or the new and n
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -192,6 +193,19 @@ def _try_lock(file: Any) -> bool:
     except OSError:
         return False
     return True
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file of this home.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from p2pmesh import __version__, cli
-from p2pmesh.config import BY_NAME, Address, Settings
+from p2pmesh.config import BY_NAME, SETTINGS, Address, Settings, variable
 from p2pmesh.errors import ConfigError, LinkError, LocalError, MeshError, PeerError
 
 BUG = "p2pmesh: this is a bug, please report it with what --debug shows: "
@@ -60,7 +60,7 @@ def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Probe]:
     }
     monkeypatch.setattr(cli, "COMMANDS", {**cli.COMMANDS, **commands})
     for name in BY_NAME:
-        monkeypatch.delenv(f"P2PMESH_{name.upper()}", raising=False)
+        monkeypatch.delenv(variable(name), raising=False)
     monkeypatch.setenv("P2PMESH_HOME", str(tmp_path))
     handlers, level = logging.root.handlers, logging.root.level
     yield probe
@@ -174,12 +174,20 @@ def test_commands_of_a_group_take_them_too(run: Run, probe: Probe) -> None:
     assert run("many", "one", "-h").out.count("--slots") == 1
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", [one.name for one in SETTINGS if not one.flag])
 def test_a_wrong_option_is_one_sentence_that_names_it(run: Run, name: str) -> None:
     outcome = run("all", f"--{name}", "")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(f"p2pmesh: --{name}: ")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [one.name for one in SETTINGS if one.flag])
+def test_a_flag_stands_alone(run: Run, probe: Probe, name: str) -> None:
+    assert run("all", f"--{name}") == Outcome(0, "", "")
+    assert probe.settings is not None
+    assert getattr(probe.settings, BY_NAME[name].field) is True
+    assert run("all", f"--{name}=yes").code == 2
 
 
 def test_a_wrong_variable_is_one_sentence_that_names_it(

@@ -19,6 +19,7 @@ from p2pmesh.config import (
     Address,
     Settings,
     parse_address,
+    parse_join,
     parse_size,
     resolve,
     settings_table,
@@ -36,6 +37,10 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "console": ("127.0.0.2:2", Address("127.0.0.2", 2)),
     "peer": ("127.0.0.2:3", Address("127.0.0.2", 3)),
     "join": ("anna:4", (Address("anna", 4),)),
+    "mesh": ("our-house", "our-house"),
+    "private": ("yes", True),
+    "open": ("on", True),
+    "no-discovery": ("true", True),
     "model": ("tiny", ("tiny",)),
     "engine": ("bin/llama-server", Path("bin/llama-server")),
     "memory": ("8GiB", 8 * 2**30),
@@ -234,9 +239,12 @@ def test_every_setting_has_a_sample() -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_defaults_in_the_table_are_those_of_the_class(name: str) -> None:
     setting = BY_NAME[name]
-    default = next(field.default for field in dataclasses.fields(Settings) if field.name == name)
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    default = defaults[setting.field]
     if setting.default:
         assert setting.parse(setting.default) == default
+    elif setting.flag:
+        assert default is False
     else:
         assert default in (None, ())
 
@@ -247,9 +255,11 @@ def test_option_before_variable_before_file_before_default(name: str) -> None:
     junk = "\n"  # for no setting a value: whoever looked at it would say so
     option: list[str] | str = [text] if BY_NAME[name].many else text
 
+    field = BY_NAME[name].field
+
     def get(settings: Settings) -> object:
-        assert settings.given == {name}
-        return getattr(settings, name)
+        assert settings.given == {field}
+        return getattr(settings, field)
 
     assert get(resolve({name: option}, {variable(name): junk})) == value
     if name == "home":
@@ -275,7 +285,7 @@ def test_a_wrong_value_is_said_with_its_place(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^--{name}: .") as option:
         resolve({name: ["\n"] if BY_NAME[name].many else "\n"}, {})
     assert option.value.exit_code == 2
-    with pytest.raises(ConfigError, match=rf"^P2PMESH_{name.upper()}: ."):
+    with pytest.raises(ConfigError, match=rf"^{variable(name)}: ."):
         resolve({}, {variable(name): "\n"})
     if name != "home":
         with pytest.raises(ConfigError, match=rf"^config\.toml: {name}: ."):
@@ -297,6 +307,29 @@ def test_numbers_in_the_file_need_no_quotes() -> None:
     assert settings.api == Address("127.0.0.1", 8080)
 
 
+@pytest.mark.parametrize("yes", ["yes", "on", "1", "True"])
+@pytest.mark.parametrize("no", ["no", "off", "0", " FALSE "])
+def test_flags_are_yes_or_no(yes: str, no: str) -> None:
+    assert resolve({}, {"P2PMESH_PRIVATE": yes}).private is True
+    assert resolve({}, {"P2PMESH_NO_DISCOVERY": no}).no_discovery is False
+    with pytest.raises(ConfigError, match="P2PMESH_OPEN: 'perhaps' is neither yes nor no"):
+        resolve({}, {"P2PMESH_OPEN": "perhaps"})
+
+
+def test_a_flag_in_the_file_needs_no_quotes() -> None:
+    settings = resolve({}, {}, "private = true\nno-discovery = false\nopen = 1\n")
+    assert (settings.private, settings.no_discovery, settings.open) == (True, False, True)
+
+
+def test_an_invitation_is_told_from_an_address() -> None:
+    assert resolve({"join": ["p2pmesh1-MFRGG", "anna"]}, {}).join == (
+        "p2pmesh1-MFRGG",
+        Address("anna", 9338),
+    )
+    assert parse_join(" P2PMESH7-abc\n") == "P2PMESH7-abc"
+    assert parse_join("p2pmesh-host:1") == Address("p2pmesh-host", 1)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -306,6 +339,7 @@ def test_numbers_in_the_file_need_no_quotes() -> None:
         ("given = 1", "config.toml: there is no setting 'given' for it"),
         ("[node]\nname = 'x'", "config.toml: there is no setting 'node' for it"),
         ("slots = true", "config.toml: slots must be text or a number"),
+        ("private = 1.5", "config.toml: private must be true or false"),
         ("slots = 1.5", "config.toml: slots must be text or a number"),
         ("model = []", "config.toml: model must be text or a number"),
         ("model = [1.5]", "config.toml: model must be text or a number"),

@@ -14,7 +14,7 @@ import pytest
 
 from p2pmesh.config import Settings
 from p2pmesh.errors import ConfigError, LocalError
-from p2pmesh.home import Home, write_atomic
+from p2pmesh.home import Home, read_json, write_atomic
 from tests.repository import ROOT
 
 
@@ -144,6 +144,14 @@ def test_a_lock_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 # Files
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[" * 100_000, "\udcff"])
+def test_a_damaged_file_is_a_value_error(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(damaged, "utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"."):
+        read_json(path)
 
 
 def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:

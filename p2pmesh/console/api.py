@@ -182,9 +182,7 @@ def _serve_control(app: QuartTrio, node: ConsoleSource) -> None:
     async def order(name: str) -> Response:
         if not access.holds_token(request.headers, node.token):
             raise Unauthorized("This needs the token in this node's run.json")
-        values = await request.get_json(force=True, silent=True)
-        if not isinstance(values, dict):
-            raise BadRequest("An order is a JSON object")
+        values = _object(await request.get_data())
         try:
             return _json(await node.order(name, values))
         except ConfigError as exc:
@@ -226,6 +224,16 @@ def _sentence(error: HTTPException, code: int) -> str:
             return "This node failed to answer; its log says why"
         case _:
             return error.description or HTTPStatus(code).phrase
+
+
+def _object(body: str | bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest("An order is a JSON object") from exc
+    if not isinstance(value, dict):
+        raise BadRequest("An order is a JSON object")
+    return value
 
 
 def _json(value: Any, status: int = HTTPStatus.OK) -> Response:

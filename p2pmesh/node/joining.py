@@ -202,7 +202,7 @@ class Joiner:
                 answer = await ask_with(asked.stream, request)
             return self._enter(asked.peer, answer, (address, *token.addresses))
 
-        return await self._try(token.addresses, attempt)
+        return await self._try(token.addresses, attempt, JOIN_WAIT_S)
 
     async def over_network(self, mesh: MeshId, addresses: Iterable[Address]) -> Entry:
         """Become a member of an open mesh over the network that this node is on.
@@ -217,7 +217,7 @@ class Joiner:
                 answer = await ask_with(asked.stream, {"name": self._name})
             return replace(self._enter(asked.peer, answer, (address,)), is_new=True)
 
-        return await self._try(tuple(addresses), attempt, wait_s=0.0)
+        return await self._try(tuple(addresses), attempt, 0.0)
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -241,13 +241,13 @@ class Joiner:
                 return await self.over_network(peer.mesh, [address])
             return Entry(card=usable, seeds=addresses)
 
-        return await self._try(addresses, attempt)
+        return await self._try(addresses, attempt, JOIN_WAIT_S)
 
     async def _try(
         self,
         addresses: tuple[Address, ...],
         attempt: Callable[[Address], Awaitable[Entry]],
-        wait_s: float = JOIN_WAIT_S,
+        wait_s: float,
     ) -> Entry:
         """Return what the first address leads to; one that never will is asked once."""
         said: dict[Address, str] = {}

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import ConfigError, LocalError, MeshError
-from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
+from p2pmesh.home import PRIVATE_MODE, Home, read_json, write_atomic
 from p2pmesh.identity.credentials import Credential, found, read_credential
 from p2pmesh.identity.hello import UNNAMED
 from p2pmesh.identity.keys import SEED_BYTES, MeshId, NodeId, SigningKey, parse_id, show_id
@@ -74,7 +74,7 @@ def load_mesh(home: Home) -> MeshInfo | None:
         LocalError: The file is damaged.
     """
     try:
-        fields = json.loads(home.mesh_file.read_text("utf-8"))
+        fields = read_json(home.mesh_file)
         # Cleaned again: an earlier version wrote down whatever the node there had said.
         name = plain_text(str(fields["name"])) or UNNAMED
         credential = read_credential(base64.b64decode(fields["credential"], validate=True))
@@ -161,7 +161,7 @@ def load_statements(home: Home, mesh: MeshId) -> tuple[Statement, ...]:
         LocalError: The file is damaged. Going on without it would bring back who was revoked.
     """
     try:
-        fields = json.loads(home.statements_file.read_text("utf-8"))
+        fields = read_json(home.statements_file)
         if fields["mesh"] != show_id(mesh):
             return ()
         raws = [base64.b64decode(text, validate=True) for text in fields["statements"]]
@@ -191,7 +191,7 @@ def load_used(home: Home) -> dict[bytes, list[NodeId]]:
         LocalError: The file is damaged. Going on without it would let in more than were invited.
     """
     try:
-        fields = json.loads(home.invitations_file.read_text("utf-8"))
+        fields = read_json(home.invitations_file)
         return {
             parse_id(invitation): [NodeId(parse_id(node)) for node in nodes]
             for invitation, nodes in fields.items()
@@ -243,7 +243,7 @@ def save_epoch(home: Home, epoch: int) -> None:
 def load_book(home: Home, mesh: MeshId) -> dict[NodeId, tuple[Address, ...]]:
     """The address book, empty where there is none for this mesh. A damaged one is only a loss."""
     try:
-        fields = json.loads(home.peers_file.read_text("utf-8"))
+        fields = read_json(home.peers_file)
         if fields["mesh"] != show_id(mesh):
             return {}
         return {

@@ -30,7 +30,7 @@ from p2pmesh.discovery.network_id import network_ids
 from p2pmesh.discovery.onlink import Interface
 from p2pmesh.discovery.service import Discovery
 from p2pmesh.errors import LocalError
-from p2pmesh.home import Home, write_atomic
+from p2pmesh.home import Home, read_json, write_atomic
 from p2pmesh.identity.credentials import Role, may_issue
 from p2pmesh.identity.hello import VERSIONS, RefusedError
 from p2pmesh.identity.keys import MeshId, NodeId, show_id
@@ -352,7 +352,7 @@ def _interface_of(host: str) -> str:
 
 def _load(home: Home) -> dict[str, list[str]]:
     try:
-        fields = json.loads(home.networks_file.read_text("utf-8"))
+        fields = read_json(home.networks_file)
         return {str(mesh): [str(one) for one in known] for mesh, known in fields.items()}
     except FileNotFoundError:
         return {}

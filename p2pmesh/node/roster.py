@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from p2pmesh.errors import LocalError, MeshError
-from p2pmesh.home import Home, write_atomic
+from p2pmesh.home import Home, read_json, write_atomic
 from p2pmesh.identity.credentials import Credential, read_credential
 from p2pmesh.identity.keys import MeshId, NodeId, show_id
 from p2pmesh.wire.text import plain_text
@@ -72,7 +72,7 @@ class Roster:
 
 def _load(home: Home, mesh: MeshId) -> dict[NodeId, Seen]:
     try:
-        fields = json.loads(home.members_file.read_text("utf-8"))
+        fields = read_json(home.members_file)
         if fields["mesh"] != show_id(mesh):
             return {}
         found = {}

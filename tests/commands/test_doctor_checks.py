@@ -98,9 +98,9 @@ def test_a_home_below_a_file_uses_what_exists(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="permission bits")
 def test_keys_that_others_can_read(home: Home) -> None:
     home.node_key.write_text("secret")
-    home.mesh_key.write_text("secret")
+    home.run_file.write_text("secret")
     home.node_key.chmod(0o644)
-    home.mesh_key.chmod(0o600)
+    home.run_file.chmod(0o600)
     key = only(run(home), "key")
     assert key.state == "fail"
     assert key.fix == f"chmod 600 {home.node_key}"

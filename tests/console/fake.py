@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import trio
+
+from p2pmesh.errors import MeshError
 
 TOKEN = "correct-horse-battery-staple"
 GIB = 2**30
@@ -154,6 +157,8 @@ class FakeNode:
         self.version = 0
         self.stopped = trio.Event()
         self.snapshots = 0
+        self.orders: list[tuple[str, dict[str, Any]]] = []
+        self.refusal: MeshError | None = None  # how it answers orders
         self._changed = trio.Event()
 
     def set_status(self, status: dict[str, Any]) -> None:
@@ -178,3 +183,10 @@ class FakeNode:
 
     def stop(self) -> None:
         self.stopped.set()
+
+    async def order(self, name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        await trio.lowlevel.checkpoint()
+        self.orders.append((name, dict(values)))
+        if self.refusal is not None:
+            raise self.refusal
+        return {"sentences": [f"{name} was done."]}

@@ -10,6 +10,7 @@ from quart_trio import QuartTrio
 from quart_trio.testing import TrioTestApp
 
 from p2pmesh.console.api import BODY_BYTES_MAX, SECURITY_HEADERS, create_app
+from p2pmesh.errors import ConfigError, LinkError, LocalError, MeshError, PeerError
 from p2pmesh.web_policy import WebPolicy
 from tests.console.fake import TOKEN, FakeNode, three_nodes
 
@@ -155,6 +156,79 @@ async def test_stopping_with_the_token_stops(client: Client, node: FakeNode) -> 
     assert answer.status_code == 202
     assert await answer.get_json() == {"stopping": True}
     assert node.stopped.is_set()
+
+
+async def order(client: Client, name: str, body: bytes, **headers: str) -> Any:
+    return await client.post(
+        f"/api/orders/{name}", headers={"Host": "localhost", **headers}, data=body
+    )
+
+
+async def test_an_order_reaches_the_node_and_its_answer_the_caller(
+    client: Client, node: FakeNode
+) -> None:
+    answer = await order(client, "revoke", b'{"target": "anna", "below": true}', **BEARER)
+    assert answer.status_code == 200
+    assert await answer.get_json() == {"sentences": ["revoke was done."]}
+    assert node.orders == [("revoke", {"target": "anna", "below": True})]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Cookie": TOKEN}])
+async def test_an_order_needs_the_token(
+    client: Client, node: FakeNode, headers: dict[str, str]
+) -> None:
+    answer = await order(client, "invite", b"{}", **headers)
+    assert answer.status_code == 401
+    assert node.orders == []
+
+
+async def test_a_page_from_elsewhere_gives_no_orders(client: Client, node: FakeNode) -> None:
+    headers = {**BEARER, "Origin": "http://evil.example"}
+    assert (await order(client, "invite", b"{}", **headers)).status_code == 403
+    assert node.orders == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"5", b'"text"', b"\xff\xfe", b"[" * 50_000]
+)
+async def test_an_order_that_is_no_object_is_400(
+    client: Client, node: FakeNode, body: bytes
+) -> None:
+    answer = await order(client, "invite", body, **BEARER)
+    assert answer.status_code == 400
+    assert (await answer.get_json())["error"]["message"] == "An order is a JSON object"
+    assert node.orders == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (ConfigError("there is no node 'anna'"), 400),
+        (LocalError("this node may not invite anybody"), 409),
+        (LinkError("nobody answers there"), 409),
+        (PeerError("that is no node"), 409),
+    ],
+)
+async def test_an_order_that_cannot_be_carried_out_says_why(
+    client: Client, node: FakeNode, refusal: MeshError, status: int
+) -> None:
+    node.refusal = refusal
+    answer = await order(client, "invite", b"{}", **BEARER)
+    assert answer.status_code == status
+    assert (await answer.get_json())["error"]["message"] == str(refusal)
+
+
+async def test_orders_are_posted(client: Client, node: FakeNode) -> None:
+    answer = await client.get("/api/orders/invite", headers={"Host": "localhost", **BEARER})
+    assert answer.status_code == 405
+    assert "POST" in answer.headers["Allow"]
+    assert node.orders == []
+
+
+async def test_a_long_order_is_413(client: Client, node: FakeNode) -> None:
+    answer = await order(client, "invite", b" " * (BODY_BYTES_MAX + 1), **BEARER)
+    assert answer.status_code == 413
+    assert node.orders == []
 
 
 async def test_a_long_body_is_413_and_ends_the_connection(client: Client, node: FakeNode) -> None:

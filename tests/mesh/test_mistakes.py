@@ -104,7 +104,7 @@ MISTAKES: Mapping[str, Mistake] = {
     # A home that was damaged.
     "a damaged key": home("node.key", b"junk", "node.key", "delete it"),
     "a key that is a folder": home("node.key", None, "node.key"),
-    "a damaged mesh": home("mesh.json", b"{", "mesh.json", "delete it"),
+    "a damaged mesh": home("mesh.json", b"{", "mesh.json", "p2pmesh leave"),
     "an epoch that is a folder": home("epoch", None, "epoch", "--home"),
     "a lock that is a folder": home("lock", None, "lock", "--home"),
     "logs that are a file": home("logs", b"", "logs", "--home"),

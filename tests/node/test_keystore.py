@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import json
+import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -20,22 +23,31 @@ from structlog.testing import capture_logs
 from p2pmesh.config import Address
 from p2pmesh.errors import LocalError
 from p2pmesh.home import Home
+from p2pmesh.identity.credentials import Role, is_signed
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, show_id
 from p2pmesh.node.keystore import (
-    MeshInfo,
+    forget_mesh,
     found_mesh,
     load_book,
     load_mesh,
+    load_statements,
+    load_used,
     next_epoch,
     node_key,
     save_book,
     save_mesh,
+    save_statements,
+    save_used,
 )
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX
 from p2pmesh.wire.codec import INT_MAX
+from p2pmesh.wire.statements import Policy, Revocation, Statement, state
+from tests.identity.builders import FOUNDER, FOUNDERS, MESH
+from tests.node.cards import card_of
 
-MESH = MeshId(b"m" * 16)
-CARD = MeshInfo(id=MESH, name="quiet-otter")
+CARD = card_of()
+KEY = SigningKey(b"k" * 32)
+NOW = 2_000_000_000.0
 NODE = NodeId(b"n" * 16)
 BOOK = {
     NODE: (Address("192.168.1.5", 9338), Address("fd00::5", 9338)),
@@ -54,6 +66,10 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def pem(key: Ed25519PrivateKey | X25519PrivateKey, secrecy: KeySerializationEncryption) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secrecy)
+
+
+def files(home: Home) -> list[str]:
+    return sorted(path.name for path in home.root.iterdir() if path.is_file())
 
 
 GOOD = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -80,11 +96,9 @@ def test_a_key_of_another_program_is_read(home: Home) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permission bits")
-def test_only_the_owner_reads_the_keys(home: Home) -> None:
+def test_only_the_owner_reads_the_key(home: Home) -> None:
     node_key(home)
-    found_mesh(home)
     assert stat.S_IMODE(home.node_key.stat().st_mode) == 0o600
-    assert stat.S_IMODE(home.mesh_key.stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permission bits")
@@ -142,18 +156,75 @@ def test_a_mesh_is_remembered(home: Home) -> None:
 def test_a_name_that_steers_terminals_is_cleaned_when_it_is_read(
     home: Home, written: str, name: str
 ) -> None:
-    save_mesh(home, MeshInfo(id=MESH, name=written))
-    assert load_mesh(home) == MeshInfo(id=MESH, name=name)
+    save_mesh(home, card_of(name=written))
+    assert load_mesh(home) == card_of(name=name)
 
 
-def test_a_founded_mesh_has_its_key_here_and_is_remembered(home: Home) -> None:
-    card = found_mesh(home)
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_founded_mesh_is_remembered_with_its_rules_and_a_founder(
+    home: Home, *, is_open: bool
+) -> None:
+    card = found_mesh(home, KEY, name="our house", is_open=is_open, now=NOW)
     assert load_mesh(home) == card
+    assert (card.name, card.founded_at, card.joined_at) == ("our house", NOW, NOW)
+    own = card.credential
+    assert (own.role, own.stage, own.last.basis) == (Role.ADMIN, True, "founder")
+    assert own.node == KEY.id
+    assert own.mesh == card.id
+    assert is_signed(own)
+    (rules,) = load_statements(home, card.id)
+    assert bytes(rules.owner) == card.id
+    assert rules.credential is None
+    assert rules.body == Policy(number=1, open=is_open, name="our house", founded_at=int(NOW))
+
+
+def test_a_mesh_without_a_name_gets_two_words(home: Home) -> None:
+    card = found_mesh(home, KEY, name="", is_open=True, now=NOW)
     first, _, second = card.name.partition("-")
     assert first.isalpha()
     assert second.isalpha()
-    home.mesh_key.replace(home.node_key)
-    assert node_key(home).id == card.id
+
+
+def test_each_founded_mesh_is_another_one(home: Home) -> None:
+    first, second = (found_mesh(home, KEY, name="x", is_open=True, now=NOW) for _ in range(2))
+    assert first.id != second.id
+    assert load_mesh(home) == second
+    assert load_statements(home, first.id) == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_mesh_that_cannot_be_kept_is_not_founded(home: Home) -> None:
+    home.root.chmod(0o500)
+    try:
+        with pytest.raises(LocalError, match="Cannot write"):
+            found_mesh(home, KEY, name="x", is_open=True, now=NOW)
+    finally:
+        home.root.chmod(0o700)
+
+
+def test_the_key_of_a_founded_mesh_is_nowhere(home: Home) -> None:
+    card = found_mesh(home, KEY, name="x", is_open=True, now=NOW)
+    assert files(home) == ["mesh.json", "statements.json"]
+    for path in (home.mesh_file, home.statements_file):
+        assert b"PRIVATE" not in path.read_bytes()
+    assert card.credential.chain[0].signer != KEY.public
+
+
+def test_a_mesh_is_forgotten_with_all_that_was_kept_of_it(home: Home) -> None:
+    card = found_mesh(home, KEY, name="x", is_open=True, now=NOW)
+    save_book(home, card.id, BOOK)
+    save_used(home, {b"i" * 16: [NODE]})
+    node_key(home)
+    forget_mesh(home)
+    assert files(home) == ["node.key"]
+    assert load_mesh(home) is None
+    forget_mesh(home)
+
+
+def test_a_file_that_cannot_be_forgotten_is_said(home: Home) -> None:
+    home.peers_file.mkdir()
+    with pytest.raises(LocalError, match=r"^Cannot delete .*peers\.json \("):
+        forget_mesh(home)
 
 
 @pytest.mark.parametrize(
@@ -162,18 +233,137 @@ def test_a_founded_mesh_has_its_key_here_and_is_remembered(home: Home) -> None:
         "",
         "junk",
         "[]",
+        "[" * 100_000,
         "null",
         "{}",
         '{"id": "abc", "name": "x"}',
         '{"id": 5, "name": "x"}',
-        f'{{"id": "{show_id(MESH)}"}}',
+        f'{{"id": "{show_id(MESH)}", "name": "of an earlier version"}}',
         "\udcff",
     ],
 )
-def test_a_damaged_mesh_file_says_what_to_do(home: Home, damaged: str) -> None:
+def test_a_damaged_mesh_file_says_what_to_do_and_stays(home: Home, damaged: str) -> None:
     home.mesh_file.write_text(damaged, "utf-8", errors="surrogateescape")
-    with pytest.raises(LocalError, match=r"mesh\.json is damaged; delete it to start afresh"):
+    before = home.mesh_file.read_bytes()
+    with pytest.raises(LocalError) as caught:
         load_mesh(home)
+    assert str(caught.value) == (
+        f"{home.mesh_file} is damaged, or of an earlier version of p2pmesh; to start afresh: "
+        "p2pmesh leave"
+    )
+    assert home.mesh_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": show_id(b"x" * 16)},
+        {"credential": ""},
+        {"credential": "%%%"},
+        {"credential": base64.b64encode(b"junk").decode()},
+        {"credential": base64.b64encode(CARD.credential.raw[:-1]).decode()},
+        {"credential": None},
+        {"founded_at": "then"},
+        {"founded_at": None},
+        {"joined_at": []},
+    ],
+)
+def test_a_mesh_file_with_a_wrong_field_is_damaged(home: Home, change: dict[str, object]) -> None:
+    save_mesh(home, CARD)
+    fields = json.loads(home.mesh_file.read_text("utf-8"))
+    home.mesh_file.write_text(json.dumps({**fields, **change}), "utf-8")
+    with pytest.raises(LocalError, match=r"mesh\.json is damaged, or of an earlier version"):
+        load_mesh(home)
+
+
+# Statements
+
+
+def revocation(target: bytes) -> Statement:
+    body = Revocation(target=target, keeps=frozenset())
+    return state(FOUNDER, FOUNDERS, body, mesh=MESH, now=NOW)
+
+
+def test_statements_are_remembered_for_their_mesh(home: Home) -> None:
+    said = (revocation(b"a" * 16), revocation(b"b" * 16))
+    assert load_statements(home, MESH) == ()
+    save_statements(home, MESH, said)
+    assert load_statements(home, MESH) == said
+    assert load_statements(home, MeshId(b"x" * 16)) == ()
+
+
+def statements_text(*raws: bytes, mesh: bytes = MESH) -> str:
+    texts = [base64.b64encode(raw).decode() for raw in raws]
+    return json.dumps({"mesh": show_id(mesh), "statements": texts})
+
+
+FLIPPED = bytearray(revocation(b"a" * 16).raw)
+FLIPPED[5] ^= 1
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "junk",
+        "[]",
+        "[" * 100_000,
+        "{}",
+        "\udcff",
+        f'{{"mesh": "{show_id(MESH)}"}}',
+        f'{{"mesh": "{show_id(MESH)}", "statements": 5}}',
+        f'{{"mesh": "{show_id(MESH)}", "statements": ["%"]}}',
+        f'{{"mesh": "{show_id(MESH)}", "statements": [null]}}',
+        statements_text(b""),
+        statements_text(b"junk" * 50),
+        statements_text(bytes(FLIPPED)),
+        statements_text(revocation(b"a" * 16).raw)[:-30],
+    ],
+)
+def test_damaged_statements_are_never_passed_over(home: Home, damaged: str) -> None:
+    """Without them, whoever was revoked would be back."""
+    home.statements_file.write_text(damaged, "utf-8", errors="surrogateescape")
+    before = home.statements_file.read_bytes()
+    with pytest.raises(LocalError) as caught:
+        load_statements(home, MESH)
+    assert str(caught.value) == (
+        f"{home.statements_file} is damaged; restore it, or join the mesh anew: p2pmesh leave"
+    )
+    assert home.statements_file.read_bytes() == before
+
+
+# Uses of invitations
+
+
+def test_uses_are_remembered(home: Home) -> None:
+    used = {b"i" * 16: [NODE, NodeId(b"o" * 16)], b"j" * 16: []}
+    assert load_used(home) == {}
+    save_used(home, used)
+    assert load_used(home) == used
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "junk",
+        "[]",
+        "[" * 100_000,
+        "null",
+        "\udcff",
+        '{"junk": []}',
+        f'{{"{show_id(MESH)}": 5}}',
+        f'{{"{show_id(MESH)}": ["junk"]}}',
+        f'{{"{show_id(MESH)}": [7]}}',
+    ],
+)
+def test_damaged_uses_are_never_passed_over(home: Home, damaged: str) -> None:
+    """Without them, more would get in than were invited."""
+    home.invitations_file.write_text(damaged, "utf-8", errors="surrogateescape")
+    before = home.invitations_file.read_bytes()
+    with pytest.raises(LocalError, match=r"invitations\.json is damaged; delete it, and revoke"):
+        load_used(home)
+    assert home.invitations_file.read_bytes() == before
 
 
 # The epoch
@@ -234,6 +424,7 @@ def test_the_address_book_of_another_mesh_is_not_used(home: Home) -> None:
     [
         "",
         "[]",
+        "[" * 100_000,
         "{}",
         f'{{"mesh": "{show_id(MESH)}"}}',
         f'{{"mesh": "{show_id(MESH)}", "nodes": []}}',

@@ -27,6 +27,7 @@ from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.home import Home
 from p2pmesh.node import joining, presence
 from p2pmesh.node import run as module
+from p2pmesh.node.guest import Guest
 from p2pmesh.node.run import Node, run
 from p2pmesh.node.status import NodeStatus
 from p2pmesh.placement.resources import Memory
@@ -60,7 +61,7 @@ class Ui:
         self.status = status
         self.listened.set()
 
-    def ready(self, status: NodeStatus) -> None:
+    def ready(self, status: NodeStatus | Guest) -> None:
         self.said.append(("ready", status.ready_line()))
         self.is_ready.set()
 
@@ -375,7 +376,8 @@ async def test_who_is_joined_and_does_not_answer_is_named(
     monkeypatch.setattr(joining, "JOIN_WAIT_S", 0.1)
     with taken() as other:
         port = other.getsockname()[1]
-    with pytest.raises(LocalError, match=rf"Cannot join: .*127\.0\.0\.1:{port}"):
+    cannot = pytest.RaisesExc(LocalError, match=rf"Cannot join: .*127\.0\.0\.1:{port}")
+    with pytest.RaisesGroup(cannot, flatten_subgroups=True):
         await run(replace(settings, join=(Address("127.0.0.1", port),)), Ui())
     assert not home.mesh_file.exists()
     assert not home.run_file.exists()

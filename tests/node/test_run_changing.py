@@ -17,12 +17,15 @@ from p2pmesh.config import Address, Settings, parse_address
 from p2pmesh.engine.find import Engine
 from p2pmesh.errors import LocalError
 from p2pmesh.home import Home
-from p2pmesh.identity.keys import MeshId, parse_id
+from p2pmesh.identity.keys import parse_id, show_id
 from p2pmesh.node import run as module
-from p2pmesh.node.keystore import MeshInfo, load_book, load_mesh
+from p2pmesh.node.guest import Guest
+from p2pmesh.node.joining import Entry
+from p2pmesh.node.keystore import MeshInfo, load_book, load_mesh, node_key
 from p2pmesh.node.run import Node
 from p2pmesh.node.status import NodeStatus
 from tests.engine.samples import EMBEDDED
+from tests.node.cards import founded
 
 DEADLINE_S = 40.0
 GIB = 2**30
@@ -51,7 +54,7 @@ class Ui:
         self.status = status
         self.listened.set()
 
-    def ready(self, status: NodeStatus) -> None:
+    def ready(self, status: NodeStatus | Guest) -> None:
         """Is not asked for."""
 
 
@@ -63,13 +66,17 @@ class Running:
     status: NodeStatus
 
     @property
-    def card(self) -> MeshInfo:
+    def mesh(self) -> tuple[str, str]:
+        """The id and the name of its mesh."""
         mesh = self.status.snapshot()["mesh"]
-        return MeshInfo(id=MeshId(parse_id(mesh["id"])), name=mesh["name"])
+        return mesh["id"], mesh["name"]
 
-    @property
-    def address(self) -> Address:
-        return parse_address(self.status.ready_line()["peer"])
+    async def invite(self) -> str:
+        return str((await self.status.order("invite", {"uses": 0}))["token"])
+
+    def elsewhere(self, mesh: bytes) -> MeshInfo:
+        """Another mesh, which this node founded."""
+        return founded(node_key(self.home), mesh=mesh)
 
     def names(self) -> set[str]:
         """The members of its mesh, as it sees them."""
@@ -94,7 +101,7 @@ def found_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def running(
-    folder: Path, name: str, *, memory: int = NO_ROOM, join: tuple[Address, ...] = ()
+    folder: Path, name: str, *, memory: int = NO_ROOM, join: str = ""
 ) -> AsyncIterator[Running]:
     home, ui = Home.at(folder / name), Ui()
     home.create()
@@ -106,7 +113,7 @@ async def running(
         console=FREE,
         peer=FREE,
         memory=memory,
-        join=join,
+        join=(join,) if join else (),
         given=given,
     )
     node = Node(settings, home, ui)
@@ -170,21 +177,21 @@ async def test_a_node_changes_its_mesh_while_it_answers(
         async with (
             running(tmp_path, "anna", memory=GIB) as anna,
             running(tmp_path, "bert") as bert,
-            running(tmp_path, "cleo", join=(anna.address,)) as cleo,
+            running(tmp_path, "cleo", join=await anna.invite()) as cleo,
             trio.open_nursery() as nursery,
         ):
             await cleo.until(lambda: cleo.ready_on() == {"anna"})
             assert cleo.names() == {"anna", "cleo"}
-            before, old = engines(), anna.card
+            before, old = engines(), anna.mesh
             here, of_peer = Asked(anna), Asked(cleo)
             for asked in (here, of_peer):
                 nursery.start_soon(asked.read)
                 await asked.began.wait()
-            anna.node.change_mesh(bert.card, (bert.address,))
+            await anna.status.order("join", {"join": await bert.invite()})
             await cleo.until(lambda: cleo.names() == {"cleo"})
             meanwhile = Asked(anna, 3)
             nursery.start_soon(meanwhile.read)
-            await anna.until(lambda: anna.card == bert.card)
+            await anna.until(lambda: anna.mesh == bert.mesh)
             assert not here.ended.is_set(), "the change takes less time than the answer"
             assert not of_peer.ended.is_set()
             await bert.until(lambda: bert.ready_on() == {"anna"})
@@ -195,14 +202,16 @@ async def test_a_node_changes_its_mesh_while_it_answers(
                 await asked.ended.wait()
                 assert asked.is_whole, asked.text
             assert engines() == before
-            assert cleo.card == old
+            assert cleo.mesh == old
             assert cleo.names() == {"cleo"}
-            assert anna.ui.notes == [f"This node is in the mesh {bert.card.name} now"]
+            assert anna.ui.notes == [f"This node is in the mesh {bert.mesh[1]} now"]
             mesh = json.loads(anna.home.run_file.read_text())["mesh"]
             assert mesh == {key: bert.status.snapshot()["mesh"][key] for key in ("id", "name")}
-            assert load_mesh(anna.home) == bert.card
+            kept = load_mesh(anna.home)
+            assert kept is not None
+            assert (show_id(kept.id), kept.name) == bert.mesh
             id_of_bert = parse_id(bert.status.ready_line()["id"])
-            await anna.until(lambda: id_of_bert in load_book(anna.home, bert.card.id))
+            await anna.until(lambda: id_of_bert in load_book(anna.home, kept.id))
 
 
 async def test_a_peers_answer_that_does_not_end_soon_is_cut_in_order(
@@ -212,18 +221,18 @@ async def test_a_peers_answer_that_does_not_end_soon_is_cut_in_order(
     with trio.fail_after(DEADLINE_S):
         async with (
             running(tmp_path, "anna", memory=GIB) as anna,
-            running(tmp_path, "cleo", join=(anna.address,)) as cleo,
+            running(tmp_path, "cleo", join=await anna.invite()) as cleo,
             trio.open_nursery() as nursery,
         ):
             await cleo.until(lambda: cleo.ready_on() == {"anna"})
             of_peer = Asked(cleo)
             nursery.start_soon(of_peer.read)
             await of_peer.began.wait()
-            alone = MeshInfo(id=MeshId(b"a" * 16), name="quiet-lynx")
-            anna.node.change_mesh(alone, ())
+            alone = anna.elsewhere(b"a")
+            anna.node.change_mesh(Entry(card=alone))
             await of_peer.ended.wait()
             assert "answer_interrupted" in of_peer.text
-            await anna.until(lambda: anna.card == alone)
+            await anna.until(lambda: anna.mesh == (show_id(alone.id), alone.name))
             assert anna.names() == {"anna"}
             assert anna.ready_on() == {"anna"}
 
@@ -231,19 +240,20 @@ async def test_a_peers_answer_that_does_not_end_soon_is_cut_in_order(
 async def test_the_last_word_counts_and_the_present_mesh_is_no_change(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_S):
         async with running(tmp_path, "anna") as anna:
-            first = anna.card
-            anna.node.change_mesh(MeshInfo(id=MeshId(b"a" * 16), name="quiet-lynx"), ())
-            anna.node.change_mesh(first, ())
-            last = MeshInfo(id=MeshId(b"b" * 16), name="noble-wolf")
+            first, present = anna.mesh, load_mesh(anna.home)
+            assert present is not None
+            anna.node.change_mesh(Entry(card=anna.elsewhere(b"a")))
+            anna.node.change_mesh(Entry(card=present))
+            last = anna.elsewhere(b"b")
             epoch = int(anna.home.epoch_file.read_text())
             await wait_all_tasks_blocked(0.05)
-            assert (anna.card, anna.ui.notes) == (first, [])
+            assert (anna.mesh, anna.ui.notes) == (first, [])
             assert int(anna.home.epoch_file.read_text()) == epoch
-            anna.node.change_mesh(last, ())
-            await anna.until(lambda: anna.card == last)
+            anna.node.change_mesh(Entry(card=last))
+            await anna.until(lambda: anna.mesh == (show_id(last.id), last.name))
             assert int(anna.home.epoch_file.read_text()) > epoch
-            anna.node.change_mesh(first, ())
-            await anna.until(lambda: anna.card == first)
+            anna.node.change_mesh(Entry(card=present))
+            await anna.until(lambda: anna.mesh == first)
             assert anna.names() == {"anna"}
 
 
@@ -255,10 +265,10 @@ async def test_a_mesh_that_cannot_be_remembered_is_not_entered(
 
     with trio.fail_after(DEADLINE_S):
         async with running(tmp_path, "anna") as anna:
-            first = anna.card
+            first = anna.mesh
             monkeypatch.setattr(module, "save_mesh", fail)
-            anna.node.change_mesh(MeshInfo(id=MeshId(b"a" * 16), name="quiet-lynx"), ())
+            anna.node.change_mesh(Entry(card=anna.elsewhere(b"a")))
             await anna.ui.noted.wait()
-            assert anna.card == first
+            assert anna.mesh == first
             (note,) = anna.ui.notes
             assert note.startswith("Cannot write mesh.json: no space left on device. Going on in")

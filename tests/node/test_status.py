@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.status import Addresses, NodeStatus
 from p2pmesh.wire.registers import MEMBER
+from tests.node.cards import card_of
 from tests.node.isolated_node import ENGINE, GIB, ME, Hearsay, Parts, serving, wanted
 from tests.state.builders import MESH, NODES, digest, held, member
 
@@ -53,8 +54,11 @@ class Life:
 
 
 def life_of(parts: Parts, name: str) -> Life:
-    card = MeshInfo(id=MESH, name=name)
-    return Life(card, parts.mesh, parts.reconciler, parts.routes)
+    return Life(card_of(name=name), parts.mesh, parts.reconciler, parts.routes)
+
+
+async def no_order(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise AssertionError(f"nobody orders {name} here")
 
 
 def status_of(
@@ -70,6 +74,7 @@ def status_of(
         changes=parts.mesh.changes,
         token="a token",
         stop=stop,
+        order=no_order,
     )
 
 

@@ -46,6 +46,9 @@ class Story:
     def dial_failed(self, node: NodeId | None, *, nobody_there: bool) -> None:
         self.told.append(("failed", node, nobody_there))
 
+    def refused(self, sentence: str) -> None:
+        self.told.append(("refused", sentence))
+
 
 @asynccontextmanager
 async def running(*makers: Callable[[MemoryNetwork], Story]) -> AsyncIterator[list[Story]]:
