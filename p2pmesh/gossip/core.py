@@ -105,8 +105,8 @@ class Core:
             grow=shared.grown,
             homes=shared.homes,
         )
-        for statement in statements:
-            self.document.merge(statement, statement.issued_at)
+        kept = tuple(statements)
+        self.document.declare(kept, max((one.issued_at for one in kept), default=0))
         self._trust = self.document.trust
         self._alone = not seeds and not book
         self.links: set[NodeId] = set()
@@ -421,15 +421,12 @@ class Core:
     # --- trust ------------------------------------------------------------------------------------
 
     def _declare(self, statements: Iterable[Statement], now: float) -> list[Out]:
-        owners: set[NodeId] = set()
-        fresh: list[Statement] = []
-        for statement in statements:
-            if result := self.document.merge(statement, self.clock.now(now)):
-                owners |= result.owners
-                fresh.append(statement)
-        self._dissemination.learned((one.id for one in fresh), now)
-        flooded = self._dissemination.flood(gather(fresh), self.links) if fresh else []
-        return [*flooded, *self._learned(owners, now)]
+        said = {one.id: one for one in statements}
+        result = self.document.declare(said.values(), self.clock.now(now))
+        self._dissemination.learned(result.ids, now)
+        fresh = gather(said[item] for item in result.ids)
+        flooded = self._dissemination.flood(fresh, self.links) if result else []
+        return [*flooded, *self._learned(result.owners, now)]
 
     def _trust_changes(self) -> list[Out]:
         """Announce that other statements stand than before the event, if they do."""

@@ -39,6 +39,7 @@ class PushResult:
         ids: Of all that is new.
         owners: Whose facts changed.
         own: Records with this node's key that this life did not write.
+        statements: Those that are to stand, by id, and whether each is to be passed on.
         doubted: Somebody holds a certificate that removes this node, which has to speak up.
         out: What is to be done about the sender.
         whole: All was looked at; what a neighbour sends beyond its rate is not.
@@ -50,6 +51,7 @@ class PushResult:
     ids: list[bytes] = field(default_factory=list)
     owners: set[NodeId] = field(default_factory=set)
     own: list[Record] = field(default_factory=list)
+    statements: dict[bytes, tuple[Statement, bool]] = field(default_factory=dict, compare=False)
     doubted: bool = False
     out: list[Out] = field(default_factory=list)
     whole: bool = True
@@ -115,6 +117,7 @@ class Receiver:
             self._take_all(node, facts, now, mesh_now, taken)
         except PeerError as exc:  # what came before it in the message stands
             taken.out.append(Disconnect(node=node, reason=str(exc), hostile=True))
+        self._declare(mesh_now, taken)
         return taken
 
     def reconsider(self, mesh_now: float) -> PushResult:
@@ -147,6 +150,16 @@ class Receiver:
                 if not self._may(node, kind.signatures_max, now, taken):
                     return
                 self._fact(node, kind.parse(raw, self._check), now, mesh_now, taken)
+            self._declare(mesh_now, taken)
+
+    def _declare(self, mesh_now: float, taken: PushResult) -> None:
+        """Let the statements of a message stand together: each change of trust is work."""
+        result = self._document.declare((one for one, _ in taken.statements.values()), mesh_now)
+        taken.ids += result.ids
+        taken.owners |= result.owners
+        said = (taken.statements[item] for item in result.ids)
+        taken.fresh += [statement for statement, pass_on in said if pass_on]
+        taken.statements.clear()
 
     def _may(self, node: NodeId, signatures: int, now: float, taken: PushResult) -> bool:
         """Whether so many more signatures may be checked for a neighbour."""
@@ -217,7 +230,10 @@ class Receiver:
             assert standing is not None, "a fork has two sides"
             fork = make_fork(standing, fact)
             self._merge(fork, None, mesh_now, taken, pass_on=timely)
-        if fact.owner == self._me and isinstance(fact, Record):
+        if isinstance(fact, Statement):
+            if may_merge:
+                taken.statements[fact.id] = fact, timely
+        elif fact.owner == self._me and isinstance(fact, Record):
             taken.own.append(fact)
         elif may_merge:
             self._merge(fact, outcome, mesh_now, taken, pass_on=timely)

@@ -42,6 +42,7 @@ DAY_S = 86400
 LAN_TTL_S = 30 * DAY_S  # who came in without a token is let in anew more often
 TTL_S = 90 * DAY_S
 FOUNDER_TTL_S = 100 * 365 * DAY_S  # nobody stands above the founder who could renew it
+EARLY_S_MAX = 60  # clocks differ by at most that much, or are told so in the hello
 RENEW_SHARE = 0.5  # of its life, after which a credential is renewed
 
 STAGE = "stage"  # the right to run stages of pipelines: whoever has it may run code there
@@ -84,6 +85,7 @@ class Delegation:
         via: The id of the invitation; empty for every other basis.
         raw: The bytes on the wire.
         id: BLAKE2b-16 of the signed part.
+        node: The id of the holder.
     """
 
     signer: bytes
@@ -96,11 +98,7 @@ class Delegation:
     via: bytes
     raw: bytes
     id: bytes
-
-    @property
-    def node(self) -> NodeId:
-        """Return the id of the holder."""
-        return NodeId(key_id(self.holder))
+    node: NodeId
 
     @property
     def issuer(self) -> NodeId:
@@ -116,18 +114,17 @@ class Credential:
         mesh_key: The public key of the mesh.
         chain: From the mesh to the holder, 1 to `CHAIN_MAX` delegations.
         raw: The bytes on the wire.
-        expires_at: Unix time in seconds at which the first delegation of the chain ends.
+        begins_at: Unix time in seconds at which the last delegation of the chain was made.
+        expires_at: Likewise, at which the first of them ends.
+        mesh: The id of the mesh.
     """
 
     mesh_key: bytes
     chain: tuple[Delegation, ...]
     raw: bytes
+    begins_at: int
     expires_at: int
-
-    @property
-    def mesh(self) -> MeshId:
-        """Return the id of the mesh."""
-        return MeshId(key_id(self.mesh_key))
+    mesh: MeshId
 
     @property
     def last(self) -> Delegation:
@@ -282,11 +279,21 @@ def _chain(raw: bytes, mesh_key: bytes, raws: Sequence[object]) -> Credential:
             role, stage, basis = delegation.role, delegation.stage, delegation.basis
             if excess := _excess(chain[-1], role, stage, basis):
                 raise CredentialError(excess)
+            life_s = delegation.expires_at - delegation.issued_at
+            if chain[-1].role < Role.INVITE and life_s > LAN_TTL_S:
+                # It may be backdated to when the mesh was open, and ends soon after that.
+                raise CredentialError("a credential that lasts longer than its signer may give")
         chain.append(delegation)
     if len({mesh_key, *(one.holder for one in chain)}) <= len(chain):
         raise CredentialError("a credential whose chain comes back to one of its keys")
-    expires_at = min(one.expires_at for one in chain)
-    return Credential(mesh_key=mesh_key, chain=tuple(chain), raw=raw, expires_at=expires_at)
+    return Credential(
+        mesh_key=mesh_key,
+        chain=tuple(chain),
+        raw=raw,
+        begins_at=max(one.issued_at for one in chain),
+        expires_at=min(one.expires_at for one in chain),
+        mesh=MeshId(mesh),
+    )
 
 
 def _delegation(raw: object, mesh: bytes, signer: bytes) -> Delegation:
@@ -322,6 +329,7 @@ def _delegation(raw: object, mesh: bytes, signer: bytes) -> Delegation:
                 via=via,
                 raw=raw,
                 id=blake2b(signed, digest_size=ID_BYTES).digest(),
+                node=NodeId(key_id(holder)),
             )
         case _:
             raise CredentialError("a credential of an unknown form")

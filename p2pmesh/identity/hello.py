@@ -32,6 +32,7 @@ from typing import Any
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.credentials import (
     CREDENTIAL_BYTES_MAX,
+    EARLY_S_MAX,
     Credential,
     Role,
     is_signed,
@@ -385,6 +386,8 @@ def _check(shown: bytes, peer: Peer, vouch: Vouch, now: float) -> Credential:
     credential = read_credential(shown)
     if (credential.node, credential.mesh) != (peer.node, peer.mesh) or not is_signed(credential):
         raise PeerError("a credential that is not the other side's")
+    if credential.begins_at > now + EARLY_S_MAX:
+        raise RefusedError("a credential from the future; the clock of one of the two is wrong")
     if now >= credential.expires_at + CLOCK_SKEW_S_MAX:
         raise RefusedError(
             "a credential that has run out; ask for a new invitation, then: p2pmesh join TOKEN",

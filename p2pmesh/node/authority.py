@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,14 +15,17 @@ from p2pmesh.identity.tokens import TOKEN_SEED_BYTES, Token
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.roster import Seen
 from p2pmesh.state.admission import Issuer
+from p2pmesh.state.trust import REVOCATIONS_MAX, group_of, slot_of
 from p2pmesh.wire.statements import (
     KEEPS_MAX,
+    POLICY_NUMBER_MAX,
     USES_MAX,
     Body,
     Grant,
     Invitation,
     Policy,
     Revocation,
+    Statement,
     state,
 )
 
@@ -91,7 +95,7 @@ class Authority:
             key=token.key.public,
             role=role,
             stage=stage,
-            until=int(self._mesh.now) + for_s,
+            until=min(int(self._mesh.now) + for_s, own.expires_at),
             uses=uses,
         )
         self._declare(invitation)
@@ -116,8 +120,8 @@ class Authority:
             raise ConfigError("that is this node itself: p2pmesh leave")
         self._check_reach(node)
         children = dict(self._children(node))
-        keeps = [] if below else list(children)
-        self._declare(self._revocation(node, keeps))
+        revocation = self._revocation(node, [] if below else children)
+        self._declare(revocation, taken_over=self._laid_down(node))
         name = self._members().get(node, target)
         sentences = [f"{name} is out of the mesh."]
         if children:
@@ -152,10 +156,12 @@ class Authority:
         if not may_issue(self._own, role=new_role, stage=new_stage, basis="grant"):
             raise LocalError(self._cannot_give(new_role, stage=new_stage))
         bodies: list[Body] = []
+        taken_over: list[Statement] = []
         now = self._mesh.now
         if new_role < old.role or (old.stage and not new_stage):
             self._check_reach(node)
             bodies.append(self._revocation(node, dict(self._children(node))))
+            taken_over = self._laid_down(node)
             now += 1  # later than the revocation, whose time is in whole seconds
         credential = issue(
             self._own,
@@ -167,7 +173,7 @@ class Authority:
             now=now,
             ttl_s=TTL_S,
         )
-        self._declare(*bodies, Grant(credential=credential))
+        self._declare(*bodies, Grant(credential=credential), taken_over=taken_over)
         what = f"the role {new_role.word}" + (" and the right stage" if new_stage else "")
         return f"{self._members().get(node, target)} has {what} now."
 
@@ -185,7 +191,7 @@ class Authority:
             raise LocalError(self._not_allowed(what, Role.ADMIN))
         self._declare(
             Policy(
-                number=policy.number + 1,
+                number=min(policy.number + 1, POLICY_NUMBER_MAX),
                 open=is_open,
                 name=policy.name,
                 founded_at=policy.founded_at,
@@ -199,15 +205,37 @@ class Authority:
     def _own(self) -> Credential:
         return self._issuer().own
 
-    def _declare(self, *bodies: Body) -> None:
-        key, now = self._issuer().key, self._mesh.now
+    def _declare(self, *bodies: Body, taken_over: Iterable[Statement] = ()) -> None:
+        """Sign these for the whole mesh, and what another node laid down as of when it did."""
+        said = [*((body, self._mesh.now) for body in bodies)]
+        said += [(one.body, one.issued_at) for one in taken_over]
         try:
             statements = [
-                state(key, self._own, body, mesh=self._mesh_id, now=now) for body in bodies
+                state(self._issuer().key, self._own, body, mesh=self._mesh_id, now=at)
+                for body, at in said
             ]
         except PeerError as exc:  # checked as everybody will check it
             raise LocalError(f"this node may not do that: {exc}") from exc
+        self._check_room(statements)
         self._mesh.declare(*statements)
+
+    def _check_room(self, statements: Iterable[Statement]) -> None:
+        """Check that no revocation makes an older one give way.
+
+        Raises:
+            LocalError: It would.
+        """
+        held = {
+            (group_of(one), slot_of(one))
+            for one in (*self._mesh.statements, *statements)
+            if isinstance(one.body, Revocation)
+        }
+        fullest = max(Counter(group for group, _ in held).values(), default=0)
+        if fullest > REVOCATIONS_MAX:
+            raise LocalError(
+                f"this node and those below it made the {REVOCATIONS_MAX} revocations that they "
+                "may; an admin that made fewer can do it"
+            )
 
     def _revoke_invitation(self, invitation: bytes, target: str) -> list[str]:
         statement = self._mesh.trust.invitations[invitation]
@@ -223,17 +251,35 @@ class Authority:
         return sentences
 
     def _revocation(self, node: NodeId, children: Iterable[bytes]) -> Revocation:
-        """Return the revocation of a node, which keeps what it laid down and those children."""
-        trust = self._mesh.trust
-        laid_down = [one for one in trust.all_revocations() if one.owner == node]
-        if trust.policy_statement and trust.policy_statement.owner == node:
-            laid_down.append(trust.policy_statement)
-        keeps = [*(one.id for one in laid_down), *children]
+        """Return the revocation of a node, which keeps those children and any kept before."""
+        keeps = {*children}
+        if keeps:
+            earlier = self._mesh.trust.revoking(node, (self._mesh.me,))
+            for body in (one.body for one in earlier if one.owner == self._mesh.me):
+                keeps |= body.keeps if isinstance(body, Revocation) else set()
         if len(keeps) > KEEPS_MAX:
             raise LocalError(
                 f"that node let in more than the {KEEPS_MAX} that a revocation can keep: --below"
             )
         return Revocation(target=node, keeps=frozenset(keeps))
+
+    def _laid_down(self, node: NodeId) -> list[Statement]:
+        """Return the revocations and the policy of a node, which must not end with it.
+
+        This node makes them its own. To keep them as that node's would not do: whoever has its key
+        could make others, which do not count, but in whose favour they give way.
+        """
+        trust = self._mesh.trust
+        found = trust.revocations_by(node)
+        if trust.policy_statement and trust.policy_statement.owner == node:
+            found.append(trust.policy_statement)
+        mine = {slot_of(one).name: one.issued_at for one in trust.revocations_by(self._mesh.me)}
+        return [
+            one
+            for one in found
+            if slot_of(one).name != self._mesh.me
+            and mine.get(slot_of(one).name, -1) < one.issued_at
+        ]
 
     def _children(self, node: NodeId) -> Iterator[tuple[bytes, str]]:
         """The delegations to members that a node let in, with those members' names."""

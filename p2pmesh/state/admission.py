@@ -84,7 +84,8 @@ def invitation_of(trust: Trust, applicant: Applicant, *, mesh: MeshId, now: floa
     assert isinstance(invitation, Invitation)
     if invitation.until <= now:
         raise RefusedError("this invitation is over; ask for a new one", EXPIRED)
-    newest = max((one.issued_at for one in trust.revoking(applicant.node)), default=-1)
+    revoking = trust.revoking(applicant.node, _above(statement.credential))
+    newest = max((one.issued_at for one in revoking), default=-1)
     if newest >= statement.issued_at:
         raise RefusedError("this node was revoked after that invitation was made", REVOKED)
     return statement
@@ -165,12 +166,12 @@ def admit(issuer: Issuer, trust: Trust, key: bytes, *, now: float, named: bool) 
             f"`p2pmesh admit {show_id(key_id(key))}`",
             STRANGER,
         )
-    if any(True for _ in trust.revoking(NodeId(key_id(key)))):
+    if any(trust.revoking(NodeId(key_id(key)), _above(issuer.own))):
         raise RefusedError("this node was revoked; an admin can invite it again", REVOKED)
     basis: Basis = "grant" if named and issuer.own.role >= Role.INVITE else "lan"
     if not may_issue(issuer.own, role=Role.SERVE, stage=False, basis=basis):
         raise RefusedError("this member may let nobody in; ask another", STRANGER)
-    return issue(
+    credential = issue(
         issuer.own,
         issuer.key,
         key,
@@ -180,6 +181,9 @@ def admit(issuer: Issuer, trust: Trust, key: bytes, *, now: float, named: bool) 
         now=now,
         ttl_s=LAN_TTL_S,
     )
+    if not trust.allows(credential):  # of a private mesh, or itself revoked
+        raise RefusedError("this member may let nobody in; ask another", STRANGER)
+    return credential
 
 
 def renew(issuer: Issuer, trust: Trust, old: Credential, *, now: float) -> Credential | None:
@@ -191,6 +195,8 @@ def renew(issuer: Issuer, trust: Trust, old: Credential, *, now: float) -> Crede
         old: Good, and signed.
         now: Mesh time in seconds.
     """
+    if now < old.renews_at():
+        return None  # else who was just let in could at once leave the branch of who did it
     last = old.last
     basis: Basis = "lan" if last.basis == "lan" else "grant"
     if old.node in {one.node for one in issuer.own.chain}:
@@ -208,6 +214,10 @@ def renew(issuer: Issuer, trust: Trust, old: Credential, *, now: float) -> Crede
         ttl_s=LAN_TTL_S if basis == "lan" else TTL_S,
     )
     return fresh if fresh.expires_at > old.expires_at and trust.allows(fresh) else None
+
+
+def _above(credential: Credential | None) -> list[NodeId]:
+    return [one.node for one in credential.chain] if credential else []
 
 
 def fault(trust: Trust, credential: Credential, names: Mapping[NodeId, str]) -> str:

@@ -45,7 +45,7 @@ from p2pmesh.wire.evidence import Certificate, Fork
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.records import Record
 from p2pmesh.wire.registers import MEMBER
-from p2pmesh.wire.statements import Statement
+from p2pmesh.wire.statements import Policy, Revocation, Statement
 
 __all__ = [
     "AHEAD_S_MAX",
@@ -186,7 +186,7 @@ class Document:
         if not outcome.may_count:
             return MergeResult(outcome)
         if isinstance(fact, Statement):
-            return MergeResult(outcome, self._merge_statement(fact, now), (fact.id,))
+            return self.declare([fact], now)
         if isinstance(fact, Record):
             ids = self._merge_record(fact, now, outcome)
         elif isinstance(fact, Certificate):
@@ -194,6 +194,28 @@ class Document:
         else:
             ids = self._merge_fork(fact, now)
         return MergeResult(outcome, frozenset((fact.owner,)), ids) if ids else MergeResult(outcome)
+
+    def declare(self, statements: Iterable[Statement], now: float) -> MergeResult:
+        """Let those statements stand that may, and what they void fall, all at once.
+
+        What they come to is worked out once for all of them. The caller has checked their
+        signatures; the owners in the result are those whose facts do not count any more.
+        """
+        self._fingerprint.advance(now)
+        fresh: list[Statement] = []
+        for statement in statements:
+            if self.judge(statement, now).may_count:
+                for old in self._statements.add(statement):
+                    self._remove(old.id, old.issued_at, statement.issued_at)
+                self._add(statement.id, statement.owner, statement.issued_at)
+                self._ends_at = min(self._ends_at, ends_at(statement))
+                fresh.append(statement)
+        if not fresh:
+            return MergeResult(MergeOutcome.STALE)
+        # Nothing else can void a record.
+        voids = any(isinstance(one.body, Policy | Revocation) for one in fresh)
+        owners = self.reauthorise(self._held, now) if voids else frozenset[NodeId]()
+        return MergeResult(MergeOutcome.NEWS, owners, tuple(one.id for one in fresh))
 
     def _judge_record(self, record: Record, now: float) -> MergeOutcome:
         held = self._held.get(record.owner, NOTHING)
@@ -251,15 +273,6 @@ class Document:
         self._add(fork.id, fork.owner, fork.issued_at)
         self._ends_at = min(self._ends_at, fork_ends_at(fork))
         return (fork.id,)
-
-    def _merge_statement(self, statement: Statement, now: float) -> frozenset[NodeId]:
-        """Let a statement stand; returns the owners whose facts do not count any more."""
-        self._fingerprint.advance(now)
-        for old in self._statements.add(statement):
-            self._remove(old.id, old.issued_at, statement.issued_at)
-        self._add(statement.id, statement.owner, statement.issued_at)
-        self._ends_at = min(self._ends_at, ends_at(statement))
-        return self.reauthorise(self._held, now)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -364,7 +377,7 @@ class Document:
         if certificate is not None and certificate.id == item:
             return certificate
         forks = (fork for fork in self._forks.of(owner) if fork.id == item)
-        return next(forks, None) or self._statements.find(owner, item)
+        return next(forks, None) or self._statements.find(item)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -376,7 +389,9 @@ class Document:
         yield from (statement.id for statement in self._statements)
 
     def _counts(self, fact: Fact, now: float) -> bool:
-        return fact.owner == self._keeper or self._authorised(self.trust, fact, now)
+        if fact.owner == self._keeper or isinstance(fact, Statement):
+            return True  # which statements count is for the trust that they come to
+        return self._authorised(self.trust, fact, now)
 
     def _is_full_for(self, owner: NodeId) -> bool:
         if owner in self._held or owner == self._keeper:

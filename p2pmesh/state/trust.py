@@ -1,7 +1,11 @@
 """The statements of trust that stand in a mesh, and what follows from them.
 
 Pure, and a CRDT: which statements stand, and what they come to, follows from the set of those that
-were heard. Of each signer at most so many of each kind are kept, the same on every node.
+were heard. Of each branch, that is an admin, or a member that an admin let in together with all
+below it, at most so many of each kind are kept, the newest, the same on every node. So nobody can
+crowd out what others laid down, however many members it lets in. Of its own revocations a branch
+can drop some, which is no more than it may do anyway: who was revoked comes back by the word of its
+revoker.
 
 A revocation cuts a credential at the delegation to its target, and with it whatever the target
 signed until then and the revocation does not name as kept. It reaches what its signer gave,
@@ -16,10 +20,10 @@ with those that it leaves undecided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from p2pmesh.identity.credentials import Credential, Role
+from p2pmesh.identity.credentials import EARLY_S_MAX, Credential, Role
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.outcome import MergeOutcome
 from p2pmesh.state.owner_records import EXPIRY_GRACE_S, NEVER
@@ -28,35 +32,57 @@ from p2pmesh.wire.records import Record, credential_of
 from p2pmesh.wire.registers import Life, register_of
 from p2pmesh.wire.statements import Grant, Invitation, Policy, Revocation, Statement
 
-INVITATIONS_MAX = 64  # per signer; the newest stay
-GRANTS_MAX = 128  # per signer; the newest stay
-REVOCATIONS_MAX = 256  # per signer; the oldest stay: nothing that was revoked comes back
-SIGNERS_MAX = 1024  # members with the role `invite`; further ones are not heard
+INVITATIONS_MAX = 64  # of a branch; the newest stay
+GRANTS_MAX = 128  # of a branch; the newest stay
+REVOCATIONS_MAX = 256  # of a branch; the newest stay, and an author stops before
+BRANCHES_MAX = 1024  # members that admins let in with the role `invite`; more are not heard
+ADMINS_MAX = 256  # that are heard, whatever the members below them say
 
 # Whether the facts of an owner count in a mesh with that trust, at that mesh time in seconds.
 Authorised = Callable[["Trust", Fact, float], bool]
 
 
+class Group(NamedTuple):
+    """The statements that share a bound.
+
+    Attributes:
+        branch: An admin, or the highest in the signer's chain that is none.
+        is_admins: Whether an admin signed.
+        kind: The class of the body.
+    """
+
+    branch: NodeId
+    is_admins: bool
+    kind: type
+
+
 class Slot(NamedTuple):
-    """The place of a statement: of those in one place one stands."""
+    """The place of a statement: of those in one place the newest stands."""
 
     signer: NodeId
-    kind: type
     name: bytes
 
 
+def group_of(statement: Statement) -> Group:
+    """Return whose bound a statement is counted against."""
+    own, branch = statement.credential, statement.owner
+    if own is not None and not statement.is_admins:
+        branch = next(one.node for one in own.chain if one.role is not Role.ADMIN)
+    return Group(branch, statement.is_admins, type(statement.body))
+
+
 def slot_of(statement: Statement) -> Slot:
-    """Return the place of a statement."""
+    """Return the place of a statement in its group."""
     match statement.body:
         case Policy():
             name = b""
         case Invitation() as invitation:
             name = invitation.id
-        case Revocation():
-            name = statement.id
+        case Revocation(target=target):
+            name = target
         case Grant(credential=credential):
             name = credential.node
-    return Slot(statement.owner, type(statement.body), name)
+    return Slot(statement.owner, name)
 
 
 def ends_at(statement: Statement) -> int:
@@ -74,16 +100,17 @@ class Statements:
     """All statements that stand."""
 
     def __init__(self) -> None:
-        self._standing: dict[Slot, Statement] = {}
-        self._signers: dict[NodeId, int] = {}
+        self._groups: dict[Group, dict[Slot, Statement]] = {}
+        self._branches: dict[tuple[NodeId, bool], int] = {}  # with how many groups each
+        self._by_id: dict[bytes, Statement] = {}
         self._trust: Trust | None = None
         self._ends_at = NEVER  # none ends before
 
     def __iter__(self) -> Iterator[Statement]:
-        return iter(self._standing.values())
+        return iter(self._by_id.values())
 
     def __len__(self) -> int:
-        return len(self._standing)
+        return len(self._by_id)
 
     @property
     def ends_at(self) -> int:
@@ -97,33 +124,34 @@ class Statements:
             self._trust = Trust(self)
         return self._trust
 
-    def find(self, signer: NodeId, item: bytes) -> Statement | None:
-        """Return the statement of a signer with that id, if it stands."""
-        return next((one for one in self._of(signer) if one.id == item), None)
+    def find(self, item: bytes) -> Statement | None:
+        """Return the statement with that id, if it stands."""
+        return self._by_id.get(item)
 
     def judge(self, statement: Statement, now: float) -> MergeOutcome:
         """Judge what adding a statement would change."""
         if ends_at(statement) <= now:
             return MergeOutcome.VOID
-        mine = self._standing.get(slot_of(statement))
+        group = group_of(statement)
+        mine = self._groups.get(group, {}).get(slot_of(statement))
         if mine is not None:
             return MergeOutcome.NEWS if _order(statement) > _order(mine) else MergeOutcome.STALE
-        if statement.owner not in self._signers:
-            has_room = len(self._signers) < SIGNERS_MAX
-        else:
-            last = self._last(statement)
-            has_room = last is None or _order(statement) > _order(last)
+        last = self._last(group)
+        has_room = self._has_branch(group) and (last is None or _order(statement) > _order(last))
         return MergeOutcome.NEWS if has_room else MergeOutcome.REFUSED
 
     def add(self, statement: Statement) -> list[Statement]:
         """Let a statement stand, for which there is room; returns those that give way."""
-        slot = slot_of(statement)
-        replaced = self._standing.get(slot) or self._last(statement)
+        group, slot = group_of(statement), slot_of(statement)
+        replaced = self._groups.get(group, {}).get(slot) or self._last(group)
         gone = [replaced] if replaced is not None else []
         for one in gone:
             self._drop(one)
-        self._standing[slot] = statement
-        self._signers[statement.owner] = self._signers.get(statement.owner, 0) + 1
+        if group not in self._groups:
+            self._groups[group] = {}
+            branch = group.branch, group.is_admins
+            self._branches[branch] = self._branches.get(branch, 0) + 1
+        self._groups[group][slot] = self._by_id[statement.id] = statement
         self._ends_at = min(self._ends_at, ends_at(statement))
         self._trust = None
         return gone
@@ -140,23 +168,27 @@ class Statements:
             self._trust = None
         return gone
 
-    def _of(self, signer: NodeId) -> Iterator[Statement]:
-        if signer in self._signers:
-            yield from (one for slot, one in self._standing.items() if slot.signer == signer)
+    def _has_branch(self, group: Group) -> bool:
+        if (group.branch, group.is_admins) in self._branches:
+            return True
+        count = sum(1 for _, is_admins in self._branches if is_admins == group.is_admins)
+        return count < (ADMINS_MAX if group.is_admins else BRANCHES_MAX)
 
     def _drop(self, statement: Statement) -> None:
-        del self._standing[slot_of(statement)]
-        self._signers[statement.owner] -= 1
-        if not self._signers[statement.owner]:
-            del self._signers[statement.owner]
+        group = group_of(statement)
+        del self._groups[group][slot_of(statement)], self._by_id[statement.id]
+        if not self._groups[group]:
+            del self._groups[group]
+            branch = group.branch, group.is_admins
+            self._branches[branch] -= 1
+            if not self._branches[branch]:
+                del self._branches[branch]
 
-    def _last(self, statement: Statement) -> Statement | None:
-        """Return the statement that gives way to another of its signer and kind, if one has to."""
-        if slot_of(statement) in self._standing:
-            return None
-        kind = type(statement.body)
-        others = [one for one in self._of(statement.owner) if type(one.body) is kind]
-        return min(others, key=_order) if len(others) >= _KIND_MAX[kind] else None
+    def _last(self, group: Group) -> Statement | None:
+        """Return the statement that gives way to a new place in its group, if one has to."""
+        held = self._groups.get(group, {})
+        full = len(held) >= _KIND_MAX[group.kind]
+        return min(held.values(), key=_order) if full else None
 
 
 class Trust:
@@ -177,7 +209,7 @@ class Trust:
         kinds: dict[type, list[Statement]] = {kind: [] for kind in _KIND_MAX}
         for statement in sorted(statements, key=lambda one: one.id):
             kinds[type(statement.body)].append(statement)
-        self._revocations = _counting(kinds[Revocation])
+        self._revocations = _Revocations(_counting(kinds[Revocation]))
         good = {kind: [one for one in kinds[kind] if self._stands(one)] for kind in kinds}
         self.policy_statement = max(good[Policy], key=_order, default=None)
         policy = self.policy_statement.body if self.policy_statement else None
@@ -194,15 +226,22 @@ class Trust:
             credential: In order in itself.
             signed: A statement that its holder signed; None for the credential alone.
         """
-        return _cut(self._revocations, credential, signed)
+        found = next(self._revocations.reaching(credential, signed), None)
+        return None if found is None else found.statement
 
-    def revoking(self, target: bytes) -> Iterator[Statement]:
-        """The revocations of a node or an invitation that count."""
-        return (one.statement for one in self._revocations.get(target, ()))
+    def revoking(self, target: bytes, by: Collection[NodeId] = ()) -> Iterator[Statement]:
+        """The revocations of a node or an invitation that count.
 
-    def all_revocations(self) -> Iterator[Statement]:
-        """The revocations that count."""
-        return (one.statement for some in self._revocations.values() for one in some)
+        Args:
+            target: The node or invitation.
+            by: Whose revocations matter, beside those of admins.
+        """
+        return (one.statement for one in self._revocations.of(target, by))
+
+    def revocations_by(self, signer: NodeId) -> list[Statement]:
+        """Return the revocations of a node that count, sorted by id."""
+        found = [one.statement for one in self._revocations if one.statement.owner == signer]
+        return sorted(found, key=lambda one: one.id)
 
     def closed_before(self, credential: Credential) -> bool:
         """Whether the mesh was closed when somebody let its holder in without an invitation.
@@ -230,9 +269,7 @@ class Trust:
 
     def _stands(self, statement: Statement) -> bool:
         own, body = statement.credential, statement.body
-        if isinstance(body, Invitation) and any(
-            one.is_admins or one.owner == statement.owner for one in self.revoking(body.id)
-        ):
+        if isinstance(body, Invitation) and any(self.revoking(body.id, (statement.owner,))):
             return False
         return own is None or self.cut(own, statement) is None
 
@@ -245,7 +282,8 @@ def everybody(_trust: Trust, _fact: Fact, _now: float) -> bool:
 def members_only(trust: Trust, fact: Fact, _now: float) -> bool:
     """Let the records count that a member's credential covers, and what lives on those.
 
-    A record that stands by itself carries the credential of its owner, and ends before it.
+    A record that stands by itself carries the credential of its owner, begins with it and ends
+    before it.
     """
     if not isinstance(fact, Record) or register_of(fact.register).life is Life.LEASED:
         return True
@@ -253,6 +291,7 @@ def members_only(trust: Trust, fact: Fact, _now: float) -> bool:
     return (
         own is not None
         and own.role >= Role.SERVE
+        and own.begins_at <= fact.issued_at + EARLY_S_MAX
         and fact.expires_at <= own.expires_at
         and trust.allows(own)
     )
@@ -260,13 +299,8 @@ def members_only(trust: Trust, fact: Fact, _now: float) -> bool:
 
 def _order(statement: Statement) -> tuple[int, int, bytes]:
     """Return the order in which the largest of some statements stand."""
-    match statement.body:
-        case Policy(number=number):
-            return number, statement.issued_at, statement.id
-        case Revocation():
-            return 0, -statement.issued_at, statement.id
-        case _:
-            return 0, statement.issued_at, statement.id
+    number = statement.body.number if isinstance(statement.body, Policy) else 0
+    return number, statement.issued_at, statement.id
 
 
 class _Counted(NamedTuple):
@@ -280,24 +314,42 @@ class _Counted(NamedTuple):
     alone: bool = False
 
 
-def _cut(
-    revocations: Mapping[bytes, Iterable[_Counted]],
-    credential: Credential,
-    signed: Statement | None,
-) -> Statement | None:
-    """See `Trust.cut`; of `revocations` by target."""
-    above: set[NodeId] = set()
-    follows = [*((one.id, one.issued_at) for one in credential.chain[1:])]
-    follows.append((signed.id, signed.issued_at) if signed else (b"", 0))
-    for at, (one, follower) in enumerate(zip(credential.chain, follows, strict=True)):
-        is_last = at + 1 == len(credential.chain)
-        for statement, alone in revocations.get(one.node, ()):
-            if not (statement.is_admins or statement.owner in above) or (alone and not is_last):
-                continue
-            if _reaches(statement, credential, at, follower):
-                return statement
-        above.add(one.node)
-    return None
+class _Revocations:
+    """Some revocations, found by whom they concern and who may have made them."""
+
+    def __init__(self, some: Iterable[_Counted]) -> None:
+        self._admins: dict[bytes, list[_Counted]] = {}
+        self._others: dict[tuple[NodeId, bytes], list[_Counted]] = {}
+        for one in some:
+            target = _target(one.statement)
+            if one.statement.is_admins:
+                self._admins.setdefault(target, []).append(one)
+            else:
+                self._others.setdefault((one.statement.owner, target), []).append(one)
+
+    def __iter__(self) -> Iterator[_Counted]:
+        for some in (*self._admins.values(), *self._others.values()):
+            yield from some
+
+    def of(self, target: bytes, by: Iterable[NodeId]) -> Iterator[_Counted]:
+        """Those of `target` by admins and by these nodes."""
+        yield from self._admins.get(target, ())
+        for owner in by:
+            yield from self._others.get((owner, target), ())
+
+    def reaching(self, credential: Credential, signed: Statement | None) -> Iterator[_Counted]:
+        """Those that void a credential, or a statement that its holder signed."""
+        above: list[NodeId] = []
+        follows = [*((one.id, one.issued_at) for one in credential.chain[1:])]
+        follows.append((signed.id, signed.issued_at) if signed else (b"", 0))
+        for at, (one, follower) in enumerate(zip(credential.chain, follows, strict=True)):
+            is_last = at + 1 == len(credential.chain)
+            for counted in self.of(one.node, above):
+                if (is_last or not counted.alone) and _reaches(
+                    counted.statement, credential, at, follower
+                ):
+                    yield counted
+            above.append(one.node)
 
 
 def _reaches(
@@ -316,20 +368,20 @@ def _reaches(
     if signed in statement.body.keeps:
         return False
     # Who was revoked comes back by the word of an admin, or of who revoked it, and nobody else's.
-    by_right = (
-        at == 0 or credential.chain[at - 1].role is Role.ADMIN or one.issuer == statement.owner
+    # To let in whoever is on a network is nobody's word.
+    signer = credential.chain[at - 1] if at else None
+    by_right = one.basis != "lan" and (
+        signer is None or signer.role is Role.ADMIN or signer.node == statement.owner
     )
     if one.issued_at <= statement.issued_at or not by_right:
         return True
     return bool(signed) and signed_at <= statement.issued_at
 
 
-def _counting(revocations: list[Statement]) -> dict[bytes, list[_Counted]]:
-    """Return the revocations that count, by target."""
-    by_target: dict[bytes, list[_Counted]] = {}
-    for one in revocations:
-        by_target.setdefault(_target(one), []).append(_Counted(one))
-    found = {one.id: dict(_attackers(by_target, one)) for one in revocations}
+def _counting(revocations: list[Statement]) -> Iterator[_Counted]:
+    """Return the revocations that count."""
+    everything = _Revocations(map(_Counted, revocations))
+    found = {one.id: dict(_attackers(everything, one)) for one in revocations}
     mutual: dict[bytes, set[bytes]] = {one.id: set() for one in revocations}
     attackers: dict[bytes, set[bytes]] = {one.id: set() for one in revocations}
     for voided, others in found.items():
@@ -340,38 +392,38 @@ def _counting(revocations: list[Statement]) -> dict[bytes, list[_Counted]]:
             elif is_direct and back:
                 mutual[voided].add(other)
     out = _voided(attackers)
-    counting: dict[bytes, list[_Counted]] = {}
     for one in revocations:
         if one.id not in out:
-            counted = _Counted(one, alone=bool(mutual[one.id] - out))
-            counting.setdefault(_target(one), []).append(counted)
-    return counting
+            yield _Counted(one, alone=bool(mutual[one.id] - out))
 
 
-def _attackers(
-    by_target: Mapping[bytes, list[_Counted]], statement: Statement
-) -> Iterator[tuple[bytes, bool]]:
+def _attackers(everything: _Revocations, statement: Statement) -> Iterator[tuple[bytes, bool]]:
     """Return the ids of revocations that void a statement, and whether they revoke its signer."""
-    own = statement.credential
-    for delegation in own.chain if own else ():
-        for one in by_target.get(delegation.node, ()):
-            alone: Mapping[bytes, list[_Counted]] = {delegation.node: [one]}
-            if one.statement is not statement and own and _cut(alone, own, statement):
-                yield one.statement.id, delegation.node == statement.owner
+    if statement.credential is not None:
+        for one in everything.reaching(statement.credential, statement):
+            if one.statement is not statement:
+                yield one.statement.id, _target(one.statement) == statement.owner
 
 
 def _voided(attackers: Mapping[bytes, set[bytes]]) -> set[bytes]:
     """Return those that something voids which is itself not voided."""
-    counts: set[bytes] = set()
+    left = {one: len(some) for one, some in attackers.items()}  # attackers that may yet count
+    attacked: dict[bytes, list[bytes]] = {}
+    for one, some in attackers.items():
+        for other in some:
+            attacked.setdefault(other, []).append(one)
     out: set[bytes] = set()
-    while True:
-        undecided = attackers.keys() - counts - out
-        found = {one for one in undecided if out.issuperset(attackers[one])}
-        lost = {one for one in undecided if not counts.isdisjoint(attackers[one])}
-        if not found and not lost:
-            return out
-        counts |= found
-        out |= lost
+    counts = [one for one, some in left.items() if not some]
+    while counts:
+        for lost in attacked.get(counts.pop(), ()):
+            if lost in out:
+                continue
+            out.add(lost)
+            for freed in attacked.get(lost, ()):
+                left[freed] -= 1
+                if not left[freed] and freed not in out:
+                    counts.append(freed)
+    return out
 
 
 def _target(statement: Statement) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.credentials import (
     CREDENTIAL_BYTES_MAX,
+    EARLY_S_MAX,
     ROLES,
     Credential,
     Role,
@@ -44,6 +45,7 @@ TAG = "p2pmesh statement 1"
 STATEMENT_BYTES_MAX = 8192  # a revocation that keeps as many as it may, twice over
 STATEMENT_SIGNATURES_MAX = 10  # its own, those of its signer's chain and of a granted one
 KEEPS_MAX = 192  # ids in a revocation: a node lets in 64 an hour at most
+POLICY_NUMBER_MAX = 1 << 32  # of two with that number the newer stands
 USES_MAX = 1024  # of one invitation; 0 stands for no limit
 MESH_NAME_CHARS_MAX = 64
 POLICY, INVITATION, REVOCATION, GRANT = "policy", "invitation", "revocation", "grant"
@@ -222,10 +224,16 @@ def _check_right(statement: Statement) -> None:
     match body:
         case Policy() if own.role is not Role.ADMIN:
             _refuse("a policy that no admin made")
+        case Policy(founded_at=founded_at) if founded_at > statement.issued_at + EARLY_S_MAX:
+            _refuse("a policy of a mesh that is not founded yet")
         case Invitation(role=role, stage=stage) if role > own.role or (stage and not own.stage):
             _refuse("an invitation that gives more than its signer has")
+        case Invitation(until=until) if until > own.expires_at:
+            _refuse("an invitation that lasts longer than its signer's credential")
         case Grant(credential=given) if given.mesh != own.mesh or given.chain[:-1] != own.chain:
             _refuse("a grant that does not rest on its signer's credential")
+        case Grant(credential=given) if given.begins_at > statement.issued_at + EARLY_S_MAX:
+            _refuse("a grant of a credential from the future")
 
 
 def _to_wire(body: Body) -> tuple[str, dict[str, Any]]:
@@ -254,8 +262,11 @@ def _to_wire(body: Body) -> tuple[str, dict[str, Any]]:
 def _from_wire(kind: str, fields: dict[str, Any]) -> Body:
     match kind:
         case "policy":
+            number = take(fields, "n", int)
+            if number > POLICY_NUMBER_MAX:
+                _refuse("a policy with a number out of bounds")
             return Policy(
-                number=take(fields, "n", int),
+                number=number,
                 open=take(fields, "open", bool),
                 name=plain_text(
                     take(fields, "name", str, size_max=STATEMENT_BYTES_MAX), MESH_NAME_CHARS_MAX
