@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,17 +15,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
+from zeroconf import const
+from zeroconf._dns import DNSPointer, DNSService, DNSText
+from zeroconf._protocol.outgoing import DNSOutgoing
 
 from p2pmesh.config import Address
+from p2pmesh.discovery.announcement import MAGIC, Announcement
+from p2pmesh.discovery.beacon import DISCOVERY_PORT
 from p2pmesh.errors import MeshError
 from p2pmesh.home import Home as Place
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import LAN, LocalIdentity
-from p2pmesh.identity.keys import SigningKey
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.node.admission import Answer, ask_with
 from p2pmesh.node.keystore import load_mesh
+from p2pmesh.transport.base import DIAL_TIMEOUT_S
 from p2pmesh.transport.tls import TlsTransport
 from tests.mesh.hostile import ANSWER, ask
 from tests.mesh.namespaces import Host, Lan, Network, network
@@ -32,6 +42,13 @@ PORT = 9338
 FORWARDED = 7000
 PROXIED = 7100
 ASK_TIMEOUT_S = 8.0
+LIES = 10_000
+LIES_CPU_S = 4.0  # of mDNS 0.8 s of it were zeroconf's; the rest is for a loaded machine
+ANSWER_S = 5.0
+MDNS = ("224.0.0.251", 5353)
+SERVICE = "_p2pmesh._tcp.local."
+HALF_OPEN = 500
+HALF_TLS = b"\x16\x03\x01\x02\x00"
 RELAY = """
 import socket, sys, threading
 listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
@@ -149,6 +166,94 @@ def _way_in(home: Home, way: str) -> Iterator[tuple[Host, Address, str]]:
 def ask_inside(host: Host, node: Node) -> str:
     with host.inside():
         return ask(node).text
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["foreign", "damaged", "lies", "mdns"])
+def test_ten_thousand_lies_cost_little_and_lead_nobody_in(home: Home, kind: str) -> None:
+    process = psutil.Process(home.node.me["pid"])
+    before = process.cpu_times()
+    with ThreadPoolExecutor(1) as pool:
+        flood = pool.submit(_flood, home, kind)
+        while not flood.done():
+            began = time.monotonic()
+            assert ask_inside(home.kitchen, home.node) == ANSWER
+            assert time.monotonic() - began < ANSWER_S
+        flood.result()
+    status = home.node.status()
+    after = process.cpu_times()
+    # Without what the answers took, which is the engine's affair and no part of this process.
+    assert after.user + after.system - before.user - before.system < LIES_CPU_S
+    assert len(status["nodes"]) == 1
+    assert "\\u001b" not in json.dumps(status)  # of the names that they gave
+    assert isinstance(
+        join_over_network(home.net.host(home.lan, "late"), Address(home.kitchen.address, PORT)),
+        Answer,
+    )
+
+
+def _flood(home: Home, kind: str) -> None:
+    with home.neighbour.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        near = socket.inet_aton(home.neighbour.address)
+        out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, near)
+        out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 255)
+        to = MDNS if kind == "mdns" else (str(home.lan.subnet.broadcast_address), DISCOVERY_PORT)
+        for number in range(LIES):
+            out.sendto(_lie(kind, number), to)
+            if number % 20 == 0:
+                time.sleep(0.002)  # what comes faster the kernel drops: it would cost nothing
+
+
+def _lie(kind: str, number: int) -> bytes:
+    said = Announcement(
+        node=NodeId(secrets.token_bytes(16)),
+        mesh=MeshId(secrets.token_bytes(16)),
+        mesh_name="evil\x1b[2J\r\n",
+        founded_at=1_735_700_000 + number,
+        open=True,
+        port=PORT,
+        version=3,
+    )
+    if kind == "foreign":
+        return secrets.token_bytes(150)
+    if kind == "damaged":
+        return MAGIC + secrets.token_bytes(150)
+    if kind == "lies":
+        return said.to_datagram()
+    out = DNSOutgoing(const._FLAGS_QR_RESPONSE | const._FLAGS_AA)
+    name = f"\x1b[2J{number}.{SERVICE}"
+    pairs = [key + b"=" + (value or b"") for key, value in said.to_properties().items()]
+    text = b"".join(bytes([len(pair)]) + pair for pair in pairs)
+    unique = const._CLASS_IN | const._CLASS_UNIQUE
+    out.add_answer_at_time(DNSPointer(SERVICE, const._TYPE_PTR, const._CLASS_IN, 4500, name), 0)
+    there = DNSService(name, const._TYPE_SRV, unique, 120, 0, 0, PORT, f"h{number}.local.")
+    out.add_answer_at_time(there, 0)
+    out.add_answer_at_time(DNSText(name, const._TYPE_TXT, unique, 4500, text), 0)
+    packet: bytes = out.packets()[0]
+    return packet
+
+
+def test_newcomers_that_say_nothing_or_little_are_in_nobodys_way(home: Home) -> None:
+    with ExitStack() as stack, home.neighbour.inside():
+        silent = [stack.enter_context(_connected(home)) for _ in range(HALF_OPEN)]
+        slow = stack.enter_context(_connected(home))
+        for byte in HALF_TLS[:3]:
+            slow.sendall(bytes([byte]))
+            time.sleep(1.0)
+        late = home.net.host(home.lan, "patient")
+        answer = join_over_network(late, Address(home.kitchen.address, PORT))
+        assert isinstance(answer, Answer), answer
+        assert len(silent) == HALF_OPEN
+        slow.settimeout(2 * DIAL_TIMEOUT_S)
+        assert slow.recv(1) == b""  # a byte a second is not waited for
+    assert ask_inside(home.kitchen, home.node) == ANSWER
+
+
+def _connected(home: Home) -> socket.socket:
+    return socket.create_connection((home.kitchen.address, PORT), ASK_TIMEOUT_S)
 
 
 # --- whole nodes ----------------------------------------------------------------------------------
