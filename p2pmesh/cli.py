@@ -27,6 +27,13 @@ ALL = tuple(BY_NAME)
 COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "demo": ("p2pmesh.commands.demo:demo", ("model", "engine", "memory", "context", "slots")),
     "up": ("p2pmesh.commands.up:up", ALL),
+    "join": ("p2pmesh.commands.join:join", ALL),
+    "invite": ("p2pmesh.commands.invite:invite", ("home",)),
+    "members": ("p2pmesh.commands.members:members", ("home",)),
+    "admit": ("p2pmesh.commands.admit:admit", ("home",)),
+    "grant": ("p2pmesh.commands.grant:grant", ("home",)),
+    "revoke": ("p2pmesh.commands.revoke:revoke", ("home",)),
+    "leave": ("p2pmesh.commands.leave:leave", ("home",)),
     "status": ("p2pmesh.commands.status:status", ("home",)),
     "models": ("p2pmesh.commands.models:models", ("home",)),
     "chat": ("p2pmesh.commands.chat:chat", ("home",)),

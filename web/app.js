@@ -2,8 +2,11 @@
 
 import { el, fill, fillRows, setText } from "./dom.js";
 import { follow } from "./feed.js";
-import { bytes, count, milliseconds, quoted, reachable } from "./format.js";
+import { bytes, count, milliseconds, moment, quoted, reachable } from "./format.js";
 import { topology } from "./topology.js";
+
+const ID_CHARS = 8; // of an id: enough to tell the members of a mesh apart
+const FAR_AWAY_MS = 10 * 365 * 86_400_000; // a founder's membership ends after a lifetime
 
 const $ = (id) => document.getElementById(id);
 const pill = (state, text = state) => el("span", { class: `state pill ${state}` }, text);
@@ -15,6 +18,11 @@ const NODE_COLUMNS = [
     build: ([name, about]) => [name, sub(about)],
   },
   { label: "State", value: (node) => node.state, build: (state) => [pill(state)] },
+  {
+    label: "Role",
+    value: (node) => [node.role || "–", cameIn(node), ends(node.expires_at)],
+    build: ([role, ...about]) => [role, ...about.filter(Boolean).map(sub)],
+  },
   { label: "Memory", number: true, value: (node) => bytes(node.memory_bytes), build: (text) => [text] },
   { label: "Engine", value: (node) => node.engine || "none", build: (text) => [text] },
   {
@@ -26,6 +34,18 @@ const NODE_COLUMNS = [
     label: "Round trip", number: true,
     value: (node) => milliseconds(node.rtt_ms), build: (text) => [text],
   },
+];
+
+const INVITATION_COLUMNS = [
+  { value: (one) => one.id.slice(0, ID_CHARS), build: (id) => [el("code", {}, id)] },
+  {
+    label: "Role",
+    value: (one) => [one.role, one.stage],
+    build: ([role, stage]) => (stage ? [role, sub("and the right stage")] : [role]),
+  },
+  { label: "Used", value: used, build: (text) => [text] },
+  { label: "Until", value: (one) => moment(one.until), build: (text) => [text] },
+  { label: "Made by", value: (one) => one.by, build: (text) => [text] },
 ];
 
 const MODEL_COLUMNS = [
@@ -48,6 +68,20 @@ const MODEL_COLUMNS = [
   { label: "Why", value: (model) => model.reason || "–", build: (text) => [text] },
 ];
 
+function cameIn({ basis, by, stage }) {
+  const how = { founder: "founded the mesh", invite: `invited by ${by}`, lan: `let in on the network of ${by}`, grant: `granted by ${by}` };
+  return [how[basis], stage && basis !== "founder" ? "right stage" : ""].filter(Boolean).join(", ");
+}
+
+function ends(at) {
+  return at && at * 1000 - Date.now() < FAR_AWAY_MS ? `until ${moment(at)}` : "";
+}
+
+function used({ used, uses }) {
+  if (!uses) return "any number of times";
+  return used === null ? `at most ${uses}` : `${used} of ${uses}`; // only its maker counts
+}
+
 function chips(items) {
   const list = items.map(([state, text, detail]) => {
     const chip = pill(state, text);
@@ -67,12 +101,12 @@ function render({ snapshot, state }) {
   const { node, mesh, nodes, models } = snapshot;
   renderHead(mesh, nodes, models);
   renderUse(node, models);
-  renderWarnings(node.warnings);
+  renderWarnings([...node.warnings, ...mesh.notices, ...mesh.others.map(another)]);
+  renderJoin(snapshot);
   renderTopology(nodes);
   fillRows($("nodes"), nodes, (one) => one.id, NODE_COLUMNS);
   fillRows($("models"), models, (one) => one.digest, MODEL_COLUMNS);
-  $("alone").hidden = nodes.length > 1;
-  setText($("join"), `p2pmesh up --join ${reachable(node.peer, "THIS-MACHINE")}`);
+  $("alone").hidden = nodes.length !== 1;
   $("no-models").hidden = models.length > 0;
   $("models").parentElement.hidden = models.length === 0;
   setText($("footer"), `p2pmesh ${node.version} · node ${node.id} · mesh ${mesh.id} · plan ${mesh.plan.slice(0, 8)}`);
@@ -93,7 +127,37 @@ function renderHead(mesh, nodes, models) {
     models.length ? `${ready} of ${count(models.length, "model")} ready` : "no models yet",
     mesh.agreed ? "all nodes agree on the plan" : "nodes are agreeing on a plan",
   ];
-  setText($("summary"), parts.join(" · "));
+  setText($("summary"), [kind(mesh), ...parts].join(" · "));
+}
+
+function kind(mesh) {
+  if (mesh.open === null) return "used through its members"; // this node is a guest
+  return mesh.open ? "open" : "private";
+}
+
+function another(name) {
+  return `Another open mesh ${JSON.stringify(name)} is here: p2pmesh up --mesh ${quoted(name)}`;
+}
+
+function renderJoin({ mesh, nodes, newcomers, invitations }) {
+  setText($("who"), whoMayJoin(mesh));
+  const inviting = nodes.filter((one) => ["invite", "admin"].includes(one.role));
+  const here = inviting.some((one) => one.self);
+  const where = inviting.length ? `on ${inviting[0].name}` : "on a node of an admin";
+  setText($("inviter"), here ? "here, then on the other machine p2pmesh join TOKEN" : `${where}, then on the other machine p2pmesh join TOKEN`);
+  $("newcomers").hidden = newcomers.length === 0;
+  fill($("newcomers"), newcomers, () => newcomers.map((one) =>
+    el("li", {}, `${one.name} at ${one.host} waits to join. To let it in: `, el("code", {}, `p2pmesh admit ${one.id.slice(0, ID_CHARS)}`))));
+  fillRows($("invitations"), invitations, (one) => one.id, INVITATION_COLUMNS);
+  $("invitations").parentElement.hidden = invitations.length === 0;
+}
+
+function whoMayJoin(mesh) {
+  const reads = "The node that answers can read the prompt.";
+  if (mesh.admits) return `This mesh is open: anyone on this network can join. ${reads}`;
+  const where = mesh.open ? "This mesh is open, but not on this network" : "This mesh is private";
+  if (mesh.open === null) return `This node only uses this mesh; its members decide who can join. ${reads}`;
+  return `${where}: whoever is invited can join. ${reads}`;
 }
 
 function renderUse(node, models) {

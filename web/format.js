@@ -15,6 +15,11 @@ export function milliseconds(value) {
   return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ms`;
 }
 
+/** Seconds since 1970 as date and time of this place, without seconds. */
+export function moment(seconds) {
+  return new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+}
+
 /** 1, "node" -> "1 node"; 2, "node" -> "2 nodes". */
 export function count(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+ID_CHARS = 8  # of an id, as people are shown it: enough to tell the members of a mesh apart
+FAR_AWAY_S = 10 * 365 * 86400  # a founder's membership ends after a lifetime
 _KEPT = "\n\t"
 _HERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - what nodes listen on
 
@@ -49,6 +51,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min" if minutes else f"{whole} s"
+
+
+def time_left(until: float | None, now: float) -> str:
+    """Return how long it is until a unix time in seconds; "-" for none or one far away."""
+    if until is None or until - now > FAR_AWAY_S:
+        return "-"
+    return duration(max(0, until - now))
 
 
 def count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from p2pmesh.commands import formatting
+from p2pmesh.commands import formatting, members
 from p2pmesh.commands.table import Column, table
 from p2pmesh.config import Settings
 from p2pmesh.control import find_node
@@ -24,6 +25,7 @@ _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 
 _NODES = (
     Column("NODE"),
+    Column("ROLE"),
     Column("STATE", state=True),
     Column("MEMORY", right=True),
     Column("ENGINE"),
@@ -103,7 +105,8 @@ def screen(snapshot: Mapping[str, Any], width: int = 0) -> str:
     """
     node, mesh = snapshot["node"], snapshot["mesh"]
     nodes, models = snapshot["nodes"], snapshot["models"]
-    parts = [_head(mesh, nodes, models), *_facts(node), "", _nodes_table(nodes, width), ""]
+    parts = [_head(mesh, nodes, models), *_facts(node), *_notes(snapshot)]
+    parts += ["", _nodes_table(nodes, width), ""]
     if models:
         parts.append(models_table(models, width))
     else:
@@ -139,7 +142,7 @@ def _head(
         "all nodes agree on the plan" if mesh["agreed"] else "nodes are agreeing on a plan",
     )
     name = click.style(formatting.line(mesh["name"]), bold=True)
-    return f"Mesh {name}: {', '.join(parts)}"
+    return f"Mesh {name} ({members.kind(mesh)}): {', '.join(parts)}"
 
 
 def _facts(node: Mapping[str, Any]) -> list[str]:
@@ -156,14 +159,29 @@ def _facts(node: Mapping[str, Any]) -> list[str]:
         ("Engine", formatting.engine(node["engine"]) if node["engine"] else "none"),
     ]
     lines = [f"  {term:<9}  {formatting.line(text)}" for term, text in facts]
-    warnings = [f"  Warning    {formatting.line(text)}" for text in node["warnings"]]
-    return lines + [click.style(text, fg="yellow") for text in warnings]
+    return lines + [_yellow("Warning", text) for text in node["warnings"]]
+
+
+def _notes(snapshot: Mapping[str, Any]) -> list[str]:
+    """Say what is about to happen to the membership of this node, and who wants to come in."""
+    mesh = snapshot["mesh"]
+    others = [
+        f"Another open mesh {name!r} is here: p2pmesh up --mesh {shlex.quote(name)}"
+        for name in mesh["others"]
+    ]
+    waiting = [members.waits(one) for one in snapshot["newcomers"]]
+    return [_yellow("Note", text) for text in (*mesh["notices"], *others, *waiting)]
+
+
+def _yellow(term: str, text: str) -> str:
+    return click.style(f"  {term:<9}  {formatting.line(text)}", fg="yellow")
 
 
 def _nodes_table(nodes: list[Mapping[str, Any]], width: int) -> str:
     rows = [
         (
             f"{node['name']}{' (this)' if node['self'] else ''}",
+            node["role"] or "-",
             node["state"],
             formatting.size(node["memory_bytes"]),
             node["engine"] or "none",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 import trio
 
-from p2pmesh.commands import formatting
+from p2pmesh.commands import formatting, members
 from p2pmesh.config import Settings, parse_address
 from p2pmesh.home import Home
 from p2pmesh.log import configure
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from p2pmesh.node.guest import Guest
     from p2pmesh.node.status import NodeStatus
 
+LINES_MAX = 12  # a start fits on the screen beside what was there
+INDENT = " " * 9
+OPEN = (
+    "Anyone on this network can join, and the node that answers can read the prompt. "
+    "Only you: --private"
+)
 LOG_FILE = "node.log"
 STDIN_CHUNK_BYTES = 4096  # of what comes before the end, and is not looked at
 
@@ -34,6 +40,11 @@ def up(ctx: click.Context, *, as_json: bool, until_eof: bool) -> None:
 
     Without --model it serves the small embedded one. Stop it with Ctrl-C.
     """
+    run_node(ctx, as_json=as_json, until_eof=until_eof)
+
+
+def run_node(ctx: click.Context, *, as_json: bool, until_eof: bool) -> None:
+    """Run a node with the settings of `ctx` until it ends."""
     from p2pmesh.node import run as node  # half a second that a wrong option need not wait for
 
     settings: Settings = ctx.obj
@@ -82,7 +93,10 @@ class JsonUi:
 
 
 class TextUi:
-    """For people."""
+    """For people: `LINES_MAX` lines until the node is ready."""
+
+    def __init__(self) -> None:
+        self._room = LINES_MAX
 
     def hashing(self, name: str, done_bytes: int, total_bytes: int) -> None:
         """A line that fills up; on a file or pipe only its end."""
@@ -92,39 +106,55 @@ class TextUi:
             click.echo(f"\rReading {name}: {percent} %", nl=done)
         elif done:
             click.echo(f"Read {name}")
+        self._room -= done
 
     def note(self, sentence: str) -> None:
-        """As it is."""
+        """As it is, whether or not there is room."""
         click.echo(sentence)
+        self._room -= 1
 
     def listening(self, status: NodeStatus) -> None:
-        """Print the addresses of the API, the console and the mesh."""
+        """Print which mesh it is, who may join, and the addresses of the API and the console."""
         snapshot = status.snapshot()
         mesh, me = snapshot["mesh"], snapshot["node"]
-        others = mesh["nodes"] - 1
-        company = f"{others} other node{'s' * (others != 1)}" if others else "no other node yet"
-        click.echo(f"Mesh     {mesh['name']}, {company}")
+        company = formatting.count(mesh["nodes"], "node") if mesh["nodes"] > 1 else "no other node"
+        lines = [
+            f"Mesh     {mesh['name']} ({members.kind(mesh)}), {company}",
+            f"Join     {who_may_join(snapshot)}",
+        ]
+        lines += [f"Invite   {members.how_to_invite(snapshot)}"]
         for term, address, path in (("API", me["api"], "/v1"), ("Console", me["console"], "/")):
-            click.echo(f"{term:<7}  {formatting.url(address)}{path}")
+            lines.append(f"{term:<7}  {formatting.url(address)}{path}")
             if elsewhere := url_elsewhere(address):
-                click.echo(f"         {elsewhere}{path} for other machines")
-        for line in join_lines(snapshot):
-            click.echo(line)
+                lines.append(f"         {elsewhere}{path} for other machines")
         engine = me["engine"]
-        click.echo(f"Engine   {engine['kind']} {engine['version']}")
-        for warning in me["warnings"]:
-            click.echo(f"         {warning}")
+        lines.append(f"Engine   {engine['kind']} {engine['version']}")
+        self._say(lines)
+        self._say(me["warnings"], indent=True, spare=1)
 
     def ready(self, status: NodeStatus | Guest) -> None:
         """Print which models are served, where, and which are not."""
         # What somebody asked for first: the demonstration model only stands in for it.
-        models = status.snapshot()["models"]
+        models, lines = status.snapshot()["models"], list[str]()
         for model in sorted(models, key=lambda one: not one["wanted_by"]):
             where = ", ".join(r["name"] for r in model["replicas"] if r["state"] == "ready")
             if where:
-                click.echo(f"Ready    {model['id']} on {where}")
+                lines.append(f"Ready    {model['id']} on {where}")
             elif model["wanted_by"] or model["copies"]:
-                click.echo(f"Waiting  {model['id']}: {model['state']}: {model['reason']}")
+                lines.append(f"Waiting  {model['id']}: {model['state']}: {model['reason']}")
+        self._room = max(self._room, 1)
+        self._say(lines)
+        self._room = sys.maxsize  # what is to be said from now on is news
+
+    def _say(self, lines: Sequence[str], *, indent: bool = False, spare: int = 0) -> None:
+        """Print lines while there is room; `spare` of it is for what comes later."""
+        room = max(self._room - spare, 0)
+        shown = [f"{INDENT}{line}" for line in lines] if indent else list(lines)
+        if len(shown) > room > 1:
+            shown[room - 1 :] = [f"{INDENT}more: p2pmesh status"]
+        for line in shown[:room]:
+            click.echo(line)
+        self._room -= min(len(shown), room)
 
 
 def url_elsewhere(address: str) -> str:
@@ -134,19 +164,21 @@ def url_elsewhere(address: str) -> str:
     return "" if best == bound or is_loopback(best.host) else f"http://{best}"
 
 
-def join_lines(snapshot: Mapping[str, Any]) -> list[str]:
-    """Say how another node joins, or why another machine cannot."""
-    address = next(str(one["address"]) for one in snapshot["nodes"] if one["self"])
-    command = f"Join     p2pmesh up --join {address}"
-    if not is_loopback(parse_address(address).host):
-        return [
-            command,
-            "         Whoever reaches that port can join; prompts are answered anywhere.",
-        ]
+def who_may_join(snapshot: Mapping[str, Any]) -> str:
+    """Say who can join the mesh at this node, and who reads what its users ask."""
+    mesh = snapshot["mesh"]
     listener = parse_address(snapshot["node"]["peer"])
-    why = (
-        f"--peer {listener} is a loopback address"
-        if is_loopback(listener.host)
-        else "this one has no network address"
-    )
-    return [f"{command}   (on this machine)", f"         Other machines cannot join: {why}."]
+    address = next(str(one["address"]) for one in snapshot["nodes"] if one["self"])
+    if is_loopback(listener.host):
+        return f"Other machines cannot join: --peer {listener} is a loopback address."
+    if is_loopback(parse_address(address).host):
+        return "Other machines cannot join: this one has no network address."
+    if mesh["admits"] and mesh["announced"]:
+        return OPEN
+    if mesh["admits"]:
+        return (
+            f"Anyone on this network can join who knows {address}, and the node that answers can "
+            "read the prompt. Only you: --private"
+        )
+    here = "; on this network that is all, unless you say --open" if mesh["open"] else ""
+    return f"Whoever is invited can join{here}. The node that answers can read the prompt."

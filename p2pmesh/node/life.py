@@ -139,7 +139,7 @@ class MeshLife:
         self.roster = Roster(lasting.home, card.id)
         issuer = self.membership.issuer
         self.admission = Admission(self.mesh, lasting.home, issuer, lasting.network.refusal)
-        self.authority = Authority(self.mesh, card.id, issuer, self._invites_to, self._known)
+        self.authority = Authority(self.mesh, card.id, issuer, self._invites_to, self.known)
         self.mesh.changes = lasting.changes  # of all its meshes, so that who waits is woken by each
         self._presence = Presence(self.mesh, lasting.own)
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
@@ -199,14 +199,15 @@ class MeshLife:
                 nursery.start_soon(self._publisher.run)
                 nursery.start_soon(self.reconciler.run)
                 nursery.start_soon(self.membership.run)
-                nursery.start_soon(self._heed_network)
+                await nursery.start(self._heed_network)
                 nursery.start_soon(self._keep_roster)
                 task_status.started()
 
-    async def _heed_network(self) -> None:
+    async def _heed_network(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Speak for this mesh on the network around, or follow a better one that is heard there."""
         network = self._lasting.network
         await network.enter(self.card, self.mesh, is_new=self._entry.is_new)
+        task_status.started()
         self._lasting.change_mesh(await network.follow(self._lasting.joiner))
 
     def _keep(self, card: MeshInfo) -> None:
@@ -215,7 +216,7 @@ class MeshLife:
         self._state_identity(card, self.mesh.vouch)
         save_mesh(self._lasting.home, card)
 
-    def _known(self) -> Mapping[NodeId, Seen]:
+    def known(self) -> Mapping[NodeId, Seen]:
         """Everybody who was seen as a member, here or away, and guests."""
         return {**self.admission.guests, **self.roster.seen}
 

@@ -73,6 +73,9 @@ class LocalNetwork:
         port: Where it listens for peers.
         is_welcome: Whether the user said that the mesh is to be announced on this network.
         is_on: Whether to speak and to listen at all.
+
+    Attributes:
+        announces: Whether it is said here that the mesh is here.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class LocalNetwork:
         self._home, self._me, self._port = home, me, port
         self._is_welcome = is_welcome
         self._discovery = Discovery(me, name, port, interfaces=self._interfaces) if is_on else None
+        self.announces = False
         self._mesh: Mesh | None = None
         self._card: MeshInfo | None = None
         self._known = frozenset[str]()  # networks of the present mesh, by their gateways
@@ -225,6 +229,12 @@ class LocalNetwork:
         heard = self._discovery.heard.meshes(trio.current_time())
         return sorted(one.name for one in heard if one.open and one.id != self._card.id)
 
+    @property
+    def admits(self) -> bool:
+        """Whether who is on this network may join without an invitation."""
+        policy = self._mesh.trust.policy if self._mesh is not None else None
+        return policy is not None and policy.open and self._may_let_in
+
     async def refusal(self, host: str) -> str:
         """Say why nobody joins this mesh from `host` without an invitation; "" if they may."""
         await self._look()
@@ -272,12 +282,11 @@ class LocalNetwork:
         if self._discovery is None or self._mesh is None or self._card is None:
             return
         card, policy = self._card, self._mesh.trust.policy
-        can = self._mesh.credential is not None and may_issue(
-            self._mesh.credential, role=Role.SERVE, stage=False, basis="lan"
-        )
-        if policy is None or not can or not self._welcome:
+        if policy is None or not self._may_let_in:
+            self.announces = False
             self._discovery.announce(None)
             return
+        self.announces = True
         self._discovery.announce(
             Announcement(
                 node=self._me,
@@ -289,6 +298,13 @@ class LocalNetwork:
                 version=max(VERSIONS),
             )
         )
+
+    @property
+    def _may_let_in(self) -> bool:
+        """Whether this node has the right to let others in, and is where it may be used."""
+        own = self._mesh.credential if self._mesh is not None else None
+        can = own is not None and may_issue(own, role=Role.SERVE, stage=False, basis="lan")
+        return can and bool(self._welcome)
 
     @property
     def _may_follow(self) -> bool:

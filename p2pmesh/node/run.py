@@ -242,7 +242,7 @@ class Node:
         orders = Orders(
             lambda: self._life, frame.joiner, frame.network, self.change_mesh, self.leave
         )
-        status = self._make_status(life, engines, orders)
+        status = self._make_status(life, engines, frame.network, orders)
         await nursery.start(gateway.serve, self._ports["api"].listeners)
         await self._serve_console(status, frame)
         self._write_run_file(status, entry.card)
@@ -382,7 +382,9 @@ class Node:
             change_mesh=self.change_mesh,
         )
 
-    def _make_status(self, life: MeshLife, engines: EngineManager, orders: Orders) -> NodeStatus:
+    def _make_status(
+        self, life: MeshLife, engines: EngineManager, network: LocalNetwork, orders: Orders
+    ) -> NodeStatus:
         return NodeStatus(
             name=self._name,
             home=self._home,
@@ -390,6 +392,7 @@ class Node:
             engine=self._engine,
             engines=engines,
             life=life,
+            around=network,
             changes=self._changes,
             token=secrets.token_urlsafe(32),
             stop=self.stop,

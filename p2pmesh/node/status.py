@@ -19,8 +19,21 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.keystore import MeshInfo
+from p2pmesh.node.member_status import (
+    Door,
+    OwnMembership,
+    Surroundings,
+    away,
+    invitations,
+    mesh_rules,
+    newcomers,
+    notices,
+    only_admin,
+    standing,
+)
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.node.roster import Seen
 from p2pmesh.state.registers import Served
 from p2pmesh.state.views import NodeView
 from p2pmesh.watchable import Watchable
@@ -49,6 +62,20 @@ class InMesh(Protocol):
         ...
 
     @property
+    def membership(self) -> OwnMembership:
+        """Return the membership of this node."""
+        ...
+
+    @property
+    def admission(self) -> Door:
+        """Return the way in for others."""
+        ...
+
+    def known(self) -> Mapping[NodeId, Seen]:
+        """Return everybody who was seen as a member, here or away."""
+        ...
+
+    @property
     def reconciler(self) -> Reconciler:
         """Return the part that has the plan."""
         ...
@@ -69,6 +96,7 @@ class NodeStatus:
         engine: What runs models.
         engines: What runs.
         life: The mesh that it is in; `enter` exchanges it.
+        around: The network that it is on.
         changes: Notified of each change of the present mesh.
         token: Who shows it may stop the node.
         stop: Begins the node's graceful end; returns at once.
@@ -84,6 +112,7 @@ class NodeStatus:
         engine: Engine,
         engines: EngineManager,
         life: InMesh,
+        around: Surroundings,
         changes: Watchable,
         token: str,
         stop: Callable[[], None],
@@ -94,13 +123,15 @@ class NodeStatus:
         self._order = order
         self._name, self._home, self._addresses = name, home, addresses
         self._engine, self._engines = engine, engines
-        self._changes = changes
+        self._around, self._changes = around, changes
         self._started_s = trio.current_time()
         self.enter(life)
 
     def enter(self, life: InMesh) -> None:
         """Show another mesh from now on."""
         self._card, self._mesh = life.card, life.mesh
+        self._membership, self._admission = life.membership, life.admission
+        self._known = life.known
         self._reconciler, self._routes = life.reconciler, life.routes
         self._changes.notify()
 
@@ -114,17 +145,24 @@ class NodeStatus:
 
     def snapshot(self) -> Mapping[str, Any]:
         """Everything, as JSON values."""
-        view, agreement = self._mesh.view, self._mesh.agreement
+        view, agreement, known = self._mesh.view, self._mesh.agreement, self._known()
+        only = only_admin(self._mesh, known)
         return {
             "node": self._node(),
             "mesh": {
                 "id": show_id(self._card.id),
                 "name": self._card.name,
+                "founded_at": self._card.founded_at,
+                **mesh_rules(self._mesh, only, self._around),
+                "notices": notices(self._mesh, only, self._membership),
                 "nodes": len(view.nodes),
                 "plan": self._reconciler.plan.digest.hex(),
                 "agreed": agreement.same == agreement.asked,
             },
             "nodes": [self._peer(node) for node in view.nodes.values()],
+            "away": away(self._mesh, known),
+            "invitations": invitations(self._mesh, self._admission),
+            "newcomers": newcomers(self._admission, self._around),
             "models": [self._model(digest) for digest in sorted(self._digests())],
         }
 
@@ -174,6 +212,7 @@ class NodeStatus:
             "name": view.member.name,
             "self": view.node == self._mesh.me,
             "state": self._mesh.health(view.node).value,
+            **standing(self._mesh, view.credential),
             "address": str(view.member.addresses[0]) if view.member.addresses else "",
             "version": view.member.version,
             "memory_bytes": view.caps.budget_bytes if view.caps else 0,

@@ -18,7 +18,7 @@ from p2pmesh.commands.status import LOST, screen, status
 from p2pmesh.config import Settings
 from p2pmesh.control import NoNodeError
 from p2pmesh.errors import LocalError
-from tests.console.fake import SELF_ID, three_nodes
+from tests.console.fake import NEWCOMER, SELF_ID, three_nodes
 from tests.console.running import ROOT, console, write_run_file
 
 PATIENCE_S = 10.0
@@ -31,8 +31,9 @@ def call(home: Path, *arguments: str) -> Result:
 def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
     lines = click.unstyle(screen(three_nodes())).splitlines()
     two_models = "p2pmesh-demo-tiny, Qwen3-30B-A3B-Q4_K_M (loading)"
+    counted = "2 of 3 nodes live, 1 of 3 models ready, all nodes agree on the plan"
     assert lines == [
-        "Mesh amber-otter: 2 of 3 nodes live, 1 of 3 models ready, all nodes agree on the plan",
+        f"Mesh amber-otter (open): {counted}",
         f"  This node  kitchen-pc ({SELF_ID}), p2pmesh 0.1.0, process 4242, up 1 h 10 min",
         "  API        http://127.0.0.1:9337/v1",
         "  Console    http://127.0.0.1:3131/",
@@ -42,15 +43,32 @@ def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
         "  Engine     embedded b11434 (wheel), CPU AMD Ryzen 7 5700U",
         "  Warning    GPU found but unused: p2pmesh engine install",
         "",
-        "NODE               STATE      MEMORY  ENGINE    ROUND TRIP  MODELS",
-        "kitchen-pc (this)  live     12.0 GiB  embedded           -  p2pmesh-demo-tiny",
-        f"annas-laptop       live     24.0 GiB  embedded      1.8 ms  {two_models}",
-        "living-room-mac    suspect   8.0 GiB  embedded       38 ms  -",
+        "NODE               ROLE   STATE      MEMORY  ENGINE    ROUND TRIP  MODELS",
+        "kitchen-pc (this)  admin  live     12.0 GiB  embedded           -  p2pmesh-demo-tiny",
+        f"annas-laptop       serve  live     24.0 GiB  embedded      1.8 ms  {two_models}",
+        "living-room-mac    serve  suspect   8.0 GiB  embedded       38 ms  -",
         "",
         *lines[15:],
     ]
     assert "annas-laptop (loading: reading weights)" in lines[17]
     assert lines[18].endswith("  needs 43.1 GiB; the largest node has 24.0 GiB")
+
+
+def test_what_concerns_the_membership_is_noted() -> None:
+    snapshot = three_nodes()
+    snapshot["mesh"].update(
+        open=False, notices=["This node is the only admin"], others=["jolly-fox", "a; rm b"]
+    )
+    snapshot["newcomers"] = [NEWCOMER]
+    lines = click.unstyle(screen(snapshot)).splitlines()
+    assert lines[0].startswith("Mesh amber-otter (private): ")
+    waits = "carls-laptop at 192.168.1.33 waits to join; to let it in: p2pmesh admit dddddddd"
+    assert [line for line in lines if line.startswith("  Note")] == [
+        "  Note       This node is the only admin",
+        "  Note       Another open mesh 'jolly-fox' is here: p2pmesh up --mesh jolly-fox",
+        "  Note       Another open mesh 'a; rm b' is here: p2pmesh up --mesh 'a; rm b'",
+        f"  Note       {waits}",
+    ]
 
 
 def test_no_model_says_how_to_serve_one() -> None:

@@ -16,7 +16,15 @@ import pytest
 import trio
 import trio.testing
 
-from p2pmesh.commands.up import JsonUi, TextUi, join_lines, url_elsewhere, wait_stdin_eof
+from p2pmesh.commands.up import (
+    LINES_MAX,
+    OPEN,
+    JsonUi,
+    TextUi,
+    url_elsewhere,
+    wait_stdin_eof,
+    who_may_join,
+)
 from p2pmesh.node import interfaces
 from p2pmesh.node.run import Ui
 from p2pmesh.node.status import NodeStatus
@@ -96,11 +104,11 @@ def test_a_person_sees_where_everything_is(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines() == [
-        "Mesh     amber-otter, 2 other nodes",
+        "Mesh     amber-otter (open), 3 nodes",
+        f"Join     {OPEN}",
+        "Invite   p2pmesh invite",
         "API      http://127.0.0.1:9337/v1",
         "Console  http://127.0.0.1:3131/",
-        "Join     p2pmesh up --join 192.168.1.20:9338",
-        "         Whoever reaches that port can join; prompts are answered anywhere.",
         "Engine   embedded b11434",
         "         GPU found but unused: p2pmesh engine install",
     ]
@@ -108,7 +116,7 @@ def test_a_person_sees_where_everything_is(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     ("nodes", "company"),
-    [(1, "no other node yet"), (2, "1 other node"), (12, "11 other nodes")],
+    [(1, "no other node"), (2, "2 nodes"), (12, "12 nodes")],
 )
 def test_others_are_counted_in_words(
     capsys: pytest.CaptureFixture[str], nodes: int, company: str
@@ -116,7 +124,7 @@ def test_others_are_counted_in_words(
     snapshot = three_nodes()
     snapshot["mesh"]["nodes"] = nodes
     TextUi().listening(told(snapshot))
-    assert capsys.readouterr().out.splitlines()[0] == f"Mesh     amber-otter, {company}"
+    assert capsys.readouterr().out.splitlines()[0] == f"Mesh     amber-otter (open), {company}"
 
 
 def test_a_person_sees_what_is_served_and_what_is_not_and_why(
@@ -162,12 +170,6 @@ def test_an_empty_file_divides_nothing_by_nothing(monkeypatch: pytest.MonkeyPatc
     assert terminal.getvalue() == "\rReading tiny: 0 %\n"
 
 
-def test_the_address_to_join_is_this_nodes_first_one() -> None:
-    snapshot = three_nodes()
-    snapshot["nodes"].reverse()
-    assert join_lines(snapshot)[0] == "Join     p2pmesh up --join 192.168.1.20:9338"
-
-
 @pytest.mark.parametrize(
     ("peer", "why"),
     [
@@ -176,15 +178,74 @@ def test_the_address_to_join_is_this_nodes_first_one() -> None:
         ("0.0.0.0:9338", "this one has no network address"),
     ],
 )
-def test_other_machines_are_not_asked_to_join_a_loopback_address(peer: str, why: str) -> None:
+def test_that_no_other_machine_can_join_is_said(peer: str, why: str) -> None:
     snapshot = three_nodes()
     snapshot["node"]["peer"] = peer
     snapshot["nodes"][0]["address"] = "127.0.0.1:9338"
     assert snapshot["nodes"][0]["self"]
-    assert join_lines(snapshot) == [
-        "Join     p2pmesh up --join 127.0.0.1:9338   (on this machine)",
-        f"         Other machines cannot join: {why}.",
-    ]
+    assert who_may_join(snapshot) == f"Other machines cannot join: {why}."
+
+
+@pytest.mark.parametrize(
+    ("mesh", "says"),
+    [
+        (
+            {"open": True, "admits": True, "announced": True},
+            (
+                "Anyone on this network can join, and the node that answers can read the prompt. "
+                "Only you: --private"
+            ),
+        ),
+        (
+            {"open": True, "admits": True, "announced": False},
+            (
+                "Anyone on this network can join who knows 192.168.1.20:9338, and the node that "
+                "answers can read the prompt. Only you: --private"
+            ),
+        ),
+        (
+            {"open": True, "admits": False, "announced": False},
+            (
+                "Whoever is invited can join; on this network that is all, unless you say --open. "
+                "The node that answers can read the prompt."
+            ),
+        ),
+        (
+            {"open": False, "admits": False, "announced": True},
+            "Whoever is invited can join. The node that answers can read the prompt.",
+        ),
+    ],
+)
+def test_who_may_join_is_what_this_node_does(mesh: dict[str, bool], says: str) -> None:
+    snapshot = three_nodes()
+    snapshot["nodes"].reverse()  # this node's own address, wherever it stands
+    snapshot["nodes"][0]["address"] = "192.168.1.30:9338"
+    snapshot["mesh"].update(mesh)
+    assert who_may_join(snapshot) == says
+
+
+@pytest.mark.parametrize(
+    ("notes", "warnings", "models"), [(3, 5, 1), (3, 1, 9), (0, 9, 9), (5, 2, 0)]
+)
+def test_a_start_takes_twelve_lines(
+    capsys: pytest.CaptureFixture[str], notes: int, warnings: int, models: int
+) -> None:
+    snapshot = three_nodes()
+    snapshot["node"]["warnings"] = [f"warning {n}" for n in range(warnings)]
+    snapshot["models"] = [{**snapshot["models"][0], "id": f"model-{n}"} for n in range(models)]
+    ui = TextUi()
+    ui.hashing("model-0", 10, 10)
+    for n in range(notes):
+        ui.note(f"note {n}")
+    ui.listening(told(snapshot))
+    ui.ready(told(snapshot))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= LINES_MAX == 12
+    assert sum(line.startswith("note ") for line in lines) == notes
+    assert any(line.startswith("Ready") for line in lines) == bool(models)
+    for n in range(20):
+        ui.note(f"news {n}")
+    assert capsys.readouterr().out.count("news") == 20
 
 
 def test_listeners_on_all_interfaces_are_shown_with_addresses_that_can_be_reached(
@@ -201,7 +262,7 @@ def test_listeners_on_all_interfaces_are_shown_with_addresses_that_can_be_reache
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"any": addresses})
     TextUi().listening(told(snapshot))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:4] == [
+    assert lines[3:6] == [
         "API      http://127.0.0.1:9337/v1",
         "         http://192.168.1.20:9337/v1 for other machines",
         "Console  http://[::1]:3131/",

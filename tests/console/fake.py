@@ -8,12 +8,54 @@ from typing import Any
 
 import trio
 
-from p2pmesh.errors import MeshError
+from p2pmesh.errors import ConfigError, LocalError, MeshError
 
 TOKEN = "correct-horse-battery-staple"
 GIB = 2**30
 
 SELF_ID = "mk3v7q2ac5dxn4hzyw6tb8j9re"
+YEAR_2100 = 4_102_444_800
+FOUNDER = {
+    "role": "admin",
+    "stage": True,
+    "basis": "founder",
+    "by": "",
+    "via": "",
+    "expires_at": YEAR_2100,
+}
+GUEST = {
+    "role": "serve",
+    "stage": False,
+    "basis": "lan",
+    "by": "kitchen-pc",
+    "via": "",
+    "expires_at": 1_800_000_000,
+}
+INVITATION = {
+    "id": "c" * 26,
+    "role": "serve",
+    "stage": True,
+    "until": 1_800_000_000,
+    "uses": 2,
+    "used": 1,
+    "by": "kitchen-pc",
+}
+TOKEN_TEXT = "p2pmesh1-aertktchptkjzw5mtzmfs25kuky6gbikrrtd2jtvvhqelt7ecfbw4aiep4aaaanlknyrklpw"
+MADE = {
+    "token": TOKEN_TEXT,
+    "id": "c" * 26,
+    "role": "serve",
+    "stage": True,
+    "until": 1_800_000_000,
+    "uses": 1,
+    "addresses": ["192.168.1.20:9338"],
+}
+REFUSALS = {  # how orders about these are answered
+    "nonsense": ConfigError("there is nothing of that name"),
+    "impossible": LocalError("this node may not do that"),
+}
+AWAY = {"id": "g" * 26, "name": "berts-tablet", **GUEST}
+NEWCOMER = {"id": "d" * 26, "name": "carls-laptop", "host": "192.168.1.33"}
 TINY = {
     "id": "p2pmesh-demo-tiny",
     "digest": "5f" * 32,
@@ -97,9 +139,19 @@ def three_nodes() -> dict[str, Any]:
             "id": "q7zp4v2mk3dxn5hcyw6tb8j9ra",
             "name": "amber-otter",
             "nodes": 3,
+            "founded_at": 1_790_000_000,
+            "open": True,
+            "admits": True,
+            "announced": True,
+            "others": [],
+            "only_admin": "",
+            "notices": [],
             "plan": "8f3a91c2d4e5b607",
             "agreed": True,
         },
+        "away": [],
+        "invitations": [],
+        "newcomers": [],
         "nodes": [
             _node(
                 "kitchen-pc",
@@ -138,6 +190,7 @@ def _node(
         "name": name,
         "self": node_id == SELF_ID,
         "state": state,
+        **(FOUNDER if node_id == SELF_ID else GUEST),
         "address": "192.168.1.20:9338",
         "version": "0.1.0",
         "memory_bytes": gib * GIB,
@@ -189,4 +242,7 @@ class FakeNode:
         self.orders.append((name, dict(values)))
         if self.refusal is not None:
             raise self.refusal
-        return {"sentences": [f"{name} was done."]}
+        if refusal := REFUSALS.get(str(values.get("target"))):
+            raise refusal
+        said = [f"{name} {key}={value}" for key, value in values.items()] or [f"{name} was done."]
+        return {"sentences": said, **(MADE if name == "invite" else {})}

@@ -169,7 +169,7 @@ async def test_an_order_reaches_the_node_and_its_answer_the_caller(
 ) -> None:
     answer = await order(client, "revoke", b'{"target": "anna", "below": true}', **BEARER)
     assert answer.status_code == 200
-    assert await answer.get_json() == {"sentences": ["revoke was done."]}
+    assert await answer.get_json() == {"sentences": ["revoke target=anna", "revoke below=True"]}
     assert node.orders == [("revoke", {"target": "anna", "below": True})]
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from p2pmesh.config import Address
 from p2pmesh.engine.devices import Device
 from p2pmesh.engine.find import Engine
 from p2pmesh.home import Home
-from p2pmesh.identity.keys import show_id
+from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.keystore import MeshInfo
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.node.roster import Seen
 from p2pmesh.node.status import Addresses, NodeStatus
 from p2pmesh.wire.registers import MEMBER
+from tests.identity.builders import FOUNDED_AT
 from tests.node.cards import card_of
 from tests.node.isolated_node import ENGINE, GIB, ME, Hearsay, Parts, serving, wanted
 from tests.state.builders import MESH, NODES, digest, held, member
@@ -39,6 +41,15 @@ NATIVE = Engine(
     devices=(GPU,),
     warnings=("GPU found but unused",),
 )
+# Of a node in a mesh that asks for no credentials.
+NO_STANDING = {
+    "role": "",
+    "stage": False,
+    "basis": "",
+    "by": "",
+    "via": "",
+    "expires_at": None,
+}
 HOME = Home.at(Path("/home/of/the/node"))
 ADDRESSES = Addresses(
     api=Address("127.0.0.1", 9337), console=Address("::1", 3131), peer=Address("0.0.0.0", 9338)
@@ -51,10 +62,28 @@ class Life:
     mesh: Mesh
     reconciler: Reconciler
     routes: MeshBackends
+    membership: Around
+    admission: Around
+
+    def known(self) -> Mapping[NodeId, Seen]:
+        return {}
+
+
+class Around:
+    """Nobody waits, nothing is heard, nothing is about to be lost."""
+
+    admits = announces = False
+    waiting: Sequence[Any] = ()
+    others: list[str] = []  # noqa: RUF012 - never changed
+    warnings: list[str] = []  # noqa: RUF012
+
+    def uses(self, invitation: bytes) -> int:
+        raise AssertionError("there is no invitation")
 
 
 def life_of(parts: Parts, name: str) -> Life:
-    return Life(card_of(name=name), parts.mesh, parts.reconciler, parts.routes)
+    around = Around()
+    return Life(card_of(name=name), parts.mesh, parts.reconciler, parts.routes, around, around)
 
 
 async def no_order(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -71,6 +100,7 @@ def status_of(
         engine=engine,
         engines=parts.manager,
         life=life_of(parts, "brave-otter"),
+        around=Around(),
         changes=parts.mesh.changes,
         token="a token",
         stop=stop,
@@ -92,7 +122,8 @@ async def alone(parts: Parts) -> dict[str, Any]:
     async with serving(parts):
         parts.engine(0).become("ready", port=81, pid=os.getpid())
         seen = snapshot(status)
-    assert set(seen) == {"node", "mesh", "nodes", "models"}
+    parts_of_it = {"node", "mesh", "nodes", "away", "invitations", "newcomers", "models"}
+    assert set(seen) == parts_of_it
     return seen
 
 
@@ -127,6 +158,13 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
     assert seen["mesh"] == {
         "id": show_id(MESH),
         "name": "brave-otter",
+        "founded_at": int(FOUNDED_AT),
+        "open": False,
+        "admits": False,
+        "announced": False,
+        "others": [],
+        "only_admin": "",
+        "notices": [],
         "nodes": 1,
         "plan": parts.reconciler.plan.digest.hex(),
         "agreed": True,
@@ -137,6 +175,7 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
             "name": "me",
             "self": True,
             "state": "live",
+            **NO_STANDING,
             "address": "memory:0",
             "version": "0.1.0",
             "memory_bytes": 8 * GIB,
@@ -204,6 +243,7 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
         "name": "node-1",
         "self": False,
         "state": "live",
+        **NO_STANDING,
         "address": "10.0.0.1:9338",
         "version": "0.1.0",
         "memory_bytes": 1 * GIB,
