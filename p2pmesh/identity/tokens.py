@@ -138,7 +138,7 @@ def _read(body: bytes) -> Token:
             size, at = body[at], at + 1
         else:
             size = {_V4: 4, _V6: 16}[kind] if kind in (_V4, _V6) else -1
-        if size < 0 or at + size + 2 > len(body):
+        if size < 0 or at + size + 2 > len(body) or body[at + size : at + size + 2] == bytes(2):
             raise ValueError("address")
         host = body[at : at + size]
         name = host.decode("ascii") if kind == _NAME else str(ipaddress.ip_address(host))

@@ -7,12 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.errors import PeerError
-from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.credentials import CHAIN_MAX, EARLY_S_MAX, Credential, Role, found
 from p2pmesh.identity.hello import (
+    ANYBODY,
+    CLOCK_SKEW_S_MAX,
+    EXPIRED,
     GOSSIP,
+    HELLO,
     HELLO_BYTES_MAX,
     HTTP,
+    JOIN,
     PURPOSE_CHARS_MAX,
+    REVOKED,
+    ROLE,
+    STRANGER,
     VERSIONS,
     VERSIONS_MAX,
     ClientHello,
@@ -26,10 +34,17 @@ from p2pmesh.identity.hello import (
 )
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.wire.codec import decode, encode
-from tests.identity.builders import MESH, credential
+from tests.identity.builders import FOUNDED_AT, FOUNDERS, MESH, MESH_KEY, credential
 
 CERTIFICATE = b"certificate"
-PURPOSES = {GOSSIP: Needs(Role.SERVE), HTTP: Needs(Role.USE)}
+STAGES = "stages"
+PURPOSES = {
+    GOSSIP: Needs(Role.SERVE),
+    HTTP: Needs(Role.USE),
+    HELLO: ANYBODY,
+    JOIN: ANYBODY,
+    STAGES: Needs(Role.SERVE, stage=True),
+}
 
 
 def somebody(letter: bytes, instance: int) -> LocalIdentity:
@@ -58,8 +73,8 @@ def client(
     )
 
 
-def server(me: LocalIdentity = BERT) -> ServerHello:
-    return ServerHello(me, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"s" * 32, now=1007.0)
+def server(me: LocalIdentity = BERT, *, now: float = 1007.0) -> ServerHello:
+    return ServerHello(me, purposes=PURPOSES, certificate=CERTIFICATE, nonce=b"s" * 32, now=now)
 
 
 def shake(one: ClientHello, other: ServerHello) -> tuple[Peer, Peer]:
@@ -324,3 +339,200 @@ def test_deep_huge_and_empty_messages_are_refused(junk: bytes) -> None:
     for step in (server().challenge, client().proof, host.verdict, caller.finish):
         with pytest.raises(PeerError):
             step(junk)
+
+
+# --- credentials --------------------------------------------------------------------------------
+
+INVITER = SigningKey(b"i" * 32)
+INVITERS = credential(INVITER, Role.INVITE)
+
+
+def shown(raw: Credential | bytes, me: LocalIdentity = ANNA) -> LocalIdentity:
+    return dataclasses.replace(me, credential=raw if isinstance(raw, bytes) else raw.raw)
+
+
+def stated(holder: SigningKey, *, role: str = "serve", expires_at: int = 5000) -> bytes:
+    """A delegation by an inviter that says whatever somebody likes."""
+    signed = encode(
+        ["p2pmesh delegation 1", MESH, holder.public, role, [], 1000, expires_at, "grant", b""]
+    )
+    return INVITER.sign(signed) + signed
+
+
+def resting_on_inviters(*delegations: bytes) -> bytes:
+    return encode([MESH_KEY.public, [*(one.raw for one in INVITERS.chain), *delegations]])
+
+
+def flipped(raw: bytes, place: int) -> bytes:
+    return raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+
+
+def test_both_learn_what_the_other_may_do() -> None:
+    answered, caller = shake(client(), server())
+    assert (answered.credential, caller.credential) == (credential(BERT.key), credential(ANNA.key))
+    assert answered.binding == caller.binding != b""
+    assert shake(client(purpose=HTTP), server())[0].binding != answered.binding
+
+
+@pytest.mark.parametrize(
+    ("me", "why", "sentence"),
+    [
+        (shown(b""), STRANGER, "only members of this mesh"),
+        (shown(credential(ANNA.key, Role.USE)), ROLE, "'use' is not enough for 'gossip'"),
+        (shown(credential(ANNA.key, now=1008 + EARLY_S_MAX)), "", "from the future"),
+    ],
+    ids=["stranger", "role too low", "from the future"],
+)
+def test_who_may_not_is_told_why(me: LocalIdentity, why: str, sentence: str) -> None:
+    with pytest.raises(RefusedError, match=sentence) as refused:
+        shake(client(me), server())
+    assert refused.value.why == why
+    with pytest.raises(RefusedError, match=sentence) as told:
+        client(me).proof(refusal(refused.value))
+    assert told.value.why == why
+
+
+@pytest.mark.parametrize(("late_s", "in_time"), [(-1, True), (0, False), (1, False)])
+def test_a_credential_ends_when_it_says_and_a_clocks_error_later(
+    late_s: int, *, in_time: bool
+) -> None:
+    me = shown(credential(ANNA.key, ttl_s=5))
+    now = FOUNDED_AT + 5 + CLOCK_SKEW_S_MAX + late_s
+    if in_time:
+        assert shake(client(me), server(now=now))[1].credential is not None
+    else:
+        with pytest.raises(RefusedError, match="has run out") as refused:
+            shake(client(me), server(now=now))
+        assert refused.value.why == EXPIRED
+
+
+def test_who_was_revoked_is_told_so_by_either_side() -> None:
+    wary = dataclasses.replace(BERT, vouch=lambda one: "revoked by kitchen" * (one.node == A_ID))
+    with pytest.raises(RefusedError, match="revoked by kitchen") as refused:
+        shake(client(), server(wary))
+    assert refused.value.why == REVOKED
+    wary = dataclasses.replace(ANNA, vouch=lambda one: "revoked by attic" * (one.node != A_ID))
+    with pytest.raises(RefusedError, match="revoked by attic") as refused:
+        shake(client(wary), server())
+    assert refused.value.why == REVOKED
+
+
+A_ID = NodeId(ANNA.key.id)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        BERT.credential,
+        FOUNDERS.raw,
+        found(SigningKey(b"x" * 32), ANNA.key.public, FOUNDED_AT).raw,
+        *(flipped(ANNA.credential, place) for place in range(0, len(ANNA.credential), 9)),
+        ANNA.credential[:-1],
+        resting_on_inviters(flipped(stated(ANNA.key), 3)),
+        resting_on_inviters(stated(ANNA.key, role="admin")),
+        resting_on_inviters(*[stated(ANNA.key)] * (CHAIN_MAX - 1)),
+        b"junk",
+        encode({}),
+    ],
+)
+def test_a_credential_that_is_not_the_peers_or_no_good_opens_nothing(raw: bytes) -> None:
+    for purpose in (GOSSIP, HTTP, JOIN):
+        with pytest.raises(PeerError):
+            shake(client(shown(raw), purpose=purpose), server())
+
+
+@pytest.mark.parametrize("raw", [ANNA.credential, FOUNDERS.raw, flipped(BERT.credential, 70), b"x"])
+def test_a_server_with_a_credential_that_is_not_its_own_is_no_member(raw: bytes) -> None:
+    for purpose in (GOSSIP, HTTP, JOIN):
+        with pytest.raises(PeerError):
+            shake(client(purpose=purpose), server(shown(raw, BERT)))
+
+
+def test_the_chain_of_such_a_test_is_good_when_nothing_is_wrong_with_it() -> None:
+    good = resting_on_inviters(stated(ANNA.key))
+    assert shake(client(shown(good)), server())[1].credential is not None
+
+
+@pytest.mark.parametrize(
+    ("role", "stage", "opens"),
+    [
+        (Role.USE, False, {HTTP}),
+        (Role.USE, True, {HTTP}),
+        (Role.SERVE, False, {HTTP, GOSSIP}),
+        (Role.SERVE, True, {HTTP, GOSSIP, STAGES}),
+        (Role.ADMIN, False, {HTTP, GOSSIP}),
+        (Role.ADMIN, True, {HTTP, GOSSIP, STAGES}),
+    ],
+)
+def test_what_a_peer_may_open_follows_from_its_role_and_rights(
+    role: Role, opens: set[str], *, stage: bool
+) -> None:
+    own = credential(ANNA.key, role, stage=stage)
+    for purpose in (HTTP, GOSSIP, STAGES):
+        caller = client(shown(own), purpose=purpose)
+        if purpose in opens:
+            assert shake(caller, server())[1].credential == own
+        else:
+            with pytest.raises(RefusedError, match="p2pmesh grant NODE") as refused:
+                shake(caller, server())
+            assert refused.value.why == ROLE
+
+
+@pytest.mark.parametrize("role", [None, Role.USE])
+def test_a_server_without_a_credential_or_that_only_uses_the_mesh_is_none(
+    role: Role | None,
+) -> None:
+    me = shown(b"" if role is None else credential(BERT.key, role), BERT)
+    with pytest.raises(RefusedError) as refused:
+        shake(client(), server(me))
+    assert refused.value.why == (STRANGER if role is None else ROLE)
+
+
+def test_a_stranger_may_ask_to_join_but_the_server_must_be_a_member() -> None:
+    stranger = dataclasses.replace(shown(b""), mesh=None)
+    answered, caller = shake(client(stranger, purpose=JOIN), server())
+    assert answered.credential == credential(BERT.key)
+    assert caller.credential is None
+    with pytest.raises(RefusedError, match="only members") as refused:
+        shake(client(stranger, purpose=JOIN), server(shown(b"", BERT)))
+    assert refused.value.why == STRANGER
+
+
+def test_for_a_mere_hello_nobody_shows_anything() -> None:
+    caller, host = client(purpose=HELLO), server()
+    proof = caller.proof(host.challenge(caller.start()))
+    verdict, peer = host.verdict(proof)
+    assert peer.credential is None
+    assert caller.finish(verdict).credential is None
+    assert ANNA.credential not in proof
+    assert BERT.credential not in verdict
+
+
+def test_credentials_are_shown_to_nobody_who_did_not_prove_who_it_is() -> None:
+    caller, host = client(), server()
+    start = caller.start()
+    challenge = host.challenge(start)
+    assert ANNA.credential not in start
+    assert BERT.credential not in challenge
+    with pytest.raises(PeerError, match="did not prove"):
+        host.verdict(encode({"s": bytes(64), "cred": ANNA.credential}))
+
+
+def test_a_reflected_hello_opens_nothing() -> None:
+    # Somebody plays Bert's own words back to him, and Anna's to her.
+    caller, host = client(), server()
+    challenge = host.challenge(caller.start())
+    with pytest.raises(PeerError):
+        host.verdict(encode({**decode(challenge, bytes_max=HELLO_BYTES_MAX), "cred": b""}))
+    with pytest.raises(PeerError):
+        server().challenge(client(BERT).start())
+    proof = caller.proof(challenge)
+    with pytest.raises(PeerError):
+        client().proof(proof)
+
+
+def test_what_was_shown_once_does_not_help_somebody_else() -> None:
+    thief = SigningKey(b"t" * 32)
+    me = LocalIdentity(key=thief, instance=9, mesh=MESH, credential=ANNA.credential)
+    with pytest.raises(PeerError, match="not the other side's"):
+        shake(client(me), server())
