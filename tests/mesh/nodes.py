@@ -108,6 +108,7 @@ def start(
     timeout_s: float = READY_TIMEOUT_S,
     descriptors: int | None = None,
     inside: Sequence[str] = (),
+    command: Sequence[str] = ("up",),
 ) -> Node:
     """Start a node and wait until it is ready.
 
@@ -119,13 +120,14 @@ def start(
         descriptors: How many files and sockets it may have open.
         inside: A command that runs another one in a network of its own, where the default ports
             are free; without it the node listens on loopback at any port.
+        command: The command of p2pmesh that runs it, with its arguments.
     """
     log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the node
     limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
     common = "--json", "--until-eof", f"--home={home}", f"--name={name}"
     ports = () if inside else ANY_PORTS
     process = subprocess.Popen(
-        [*inside, *limit, *program(), "up", *common, *ports, *options],
+        [*inside, *limit, *program(), *command, *common, *ports, *options],
         stdin=subprocess.PIPE,  # so that the node ends with the tests, however they end
         stdout=subprocess.PIPE,
         stderr=log,
