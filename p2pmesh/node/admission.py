@@ -46,7 +46,7 @@ from p2pmesh.state.admission import (
     redeem,
     renew,
 )
-from p2pmesh.transport.base import Handlers, Service
+from p2pmesh.transport.base import Handlers, Service, link_errors
 from p2pmesh.transport.handshake import receive_frame, send_frame
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.fields import as_map, take, take_exactly, take_rows
@@ -57,6 +57,7 @@ REQUEST_BYTES_MAX = 1024
 ANSWER_BYTES_MAX = CREDENTIAL_BYTES_MAX + STATEMENT_BYTES_MAX + 8192
 REQUEST_TIMEOUT_S = 3.0  # a newcomer has all that it says ready
 ANSWER_TIMEOUT_S = 8.0  # two hellos, when a request is passed on, and a disk that syncs
+PASS_ON_TIMEOUT_S = 6.0  # leaves time to say that the other member does not answer
 ADDRESSES_MAX = 16
 AT_ONCE_MAX = 16  # newcomers, who are strangers still
 LAN_PER_S, LAN_BURST = 64 / 3600, 64  # nodes that this one lets in from its network
@@ -280,11 +281,12 @@ class Admission:
         )
         for node in self._deciders(statement):
             try:
-                stream = await self._mesh.open_stream(node, JOIN)
-                async with stream:
-                    await send_frame(stream, request)
-                    said = await receive_frame(stream, bytes_max=ANSWER_BYTES_MAX)
-                    return read_answer(said).credential
+                with link_errors("the request was not passed on"):
+                    with trio.fail_after(PASS_ON_TIMEOUT_S):
+                        async with await self._mesh.open_stream(node, JOIN) as stream:
+                            await send_frame(stream, request)
+                            said = await receive_frame(stream, bytes_max=ANSWER_BYTES_MAX)
+                return read_answer(said).credential
             except RefusedError:
                 raise
             except MeshError as exc:
@@ -343,12 +345,16 @@ class Admission:
         except RefusedError:
             self.wait_for(peer.node, name, peer.host)
             raise
-        now = trio.current_time()
-        if not self._lan.take(peer.host, now) or not self._all_lan.take(now):
+        if not named and not self._has_room(peer.host):
             raise RefusedError("too many joined from this network lately; ask for an invitation")
         self._waiting.pop(peer.node, None)
         self._named.discard(peer.node)
         return credential
+
+    def _has_room(self, host: str) -> bool:
+        """Whether one more may come in from an address; if so, it is counted."""
+        now = trio.current_time()
+        return self._lan.take(host, now) and self._all_lan.take(now)
 
 
 async def ask_with(stream: trio.abc.Stream, request: dict[str, Any]) -> Answer:
