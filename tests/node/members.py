@@ -219,7 +219,7 @@ class Members:
             mesh=MESH,
             instance=1,
             epoch=next_epoch(home, clock()),
-            seeds=[one.address for one in seeds],
+            seeds=tuple(one.address for one in seeds),
             authorised=members_only,
             statements=load_statements(home, MESH),
             credential=own,
