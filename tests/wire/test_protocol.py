@@ -9,9 +9,27 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from p2pmesh.identity.credentials import TTL_S, Role, found, issue
+from p2pmesh.config import Address
+from p2pmesh.identity.credentials import (
+    TTL_S,
+    Credential,
+    Role,
+    found,
+    is_signed,
+    issue,
+    read_credential,
+)
 from p2pmesh.identity.hello import GOSSIP, ClientHello, LocalIdentity, Needs, ServerHello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
+from p2pmesh.identity.tokens import Token, parse_token, prove
+from p2pmesh.node.admission import (
+    ANSWER_BYTES_MAX,
+    ANSWER_TIMEOUT_S,
+    LAN_BURST,
+    LAN_PER_ADDRESS_BURST,
+    REQUEST_BYTES_MAX,
+    REQUEST_TIMEOUT_S,
+)
 from p2pmesh.wire.codec import decode
 from p2pmesh.wire.evidence import (
     Accusation,
@@ -41,6 +59,20 @@ from p2pmesh.wire.messages import (
 )
 from p2pmesh.wire.records import Record, RecordCheck, seal
 from p2pmesh.wire.registers import ACCUSED
+from p2pmesh.wire.statements import (
+    GRANT,
+    INVITATION,
+    POLICY,
+    REVOCATION,
+    Body,
+    Grant,
+    Invitation,
+    Policy,
+    Revocation,
+    Statement,
+    parse_statement,
+    state,
+)
 from tests.repository import ROOT
 
 DOCUMENT = ROOT / "p2pmesh" / "wire" / "PROTOCOL.md"
@@ -48,19 +80,23 @@ DOCUMENT = ROOT / "p2pmesh" / "wire" / "PROTOCOL.md"
 # Where bounds are named, in the order in which they are shown.
 BOUNDED = (
     "identity/keys",
+    "identity/credentials",
+    "identity/tokens",
     "identity/hello",
     "wire/codec",
     "wire/registers",
     "wire/records",
     "wire/evidence",
+    "wire/statements",
     "wire/messages",
     "state/owner_records",
     "state/outcome",
     "state/forks",
+    "state/trust",
     "state/document",
     "gossip/ranges",
 )
-BOUND = re.compile(r"[A-Z][A-Z_]*(_MAX|_BYTES|_GRACE_S)|SPLIT|LEAF")
+BOUND = re.compile(r"[A-Z][A-Z_]*(_MAX|_BYTES|_GRACE_S)|LAN_TTL_S|SPLIT|LEAF")
 HEX_COLUMNS = 96
 
 
@@ -97,6 +133,47 @@ ID, OTHER_ID = bytes(range(16)), bytes(range(16, 32))
 CHECK = RecordCheck()
 EPOCH = 1_800_000_000
 FOUNDERS = found(MESH_KEY, CARL.public, EPOCH - 3600)
+TOKEN = Token(
+    mesh=MESH,
+    seed=bytes(range(16)),
+    addresses=(Address("192.168.1.20", 9338), Address("kitchen.example", 9338)),
+)
+
+
+def given(key: SigningKey) -> Credential:
+    """A credential of the founder's."""
+    return issue(
+        FOUNDERS,
+        CARL,
+        key.public,
+        role=Role.SERVE,
+        stage=False,
+        basis="grant",
+        now=EPOCH,
+        ttl_s=TTL_S,
+    )
+
+
+def stated(body: Body) -> Statement:
+    return state(CARL, FOUNDERS, body, mesh=MESH, now=EPOCH)
+
+
+BODIES: Mapping[str, Body] = {
+    POLICY: Policy(number=2, open=False, name="home", founded_at=EPOCH - 3600),
+    INVITATION: Invitation(
+        key=TOKEN.key.public, role=Role.SERVE, stage=True, until=EPOCH + 3600, uses=1
+    ),
+    REVOCATION: Revocation(target=ANNA.id, keeps=frozenset([bytes(16)])),
+    GRANT: Grant(credential=given(ANNA)),
+}
+STATEMENTS = {kind: stated(body) for kind, body in BODIES.items()}
+FIRST = state(
+    MESH_KEY,
+    None,
+    Policy(number=1, open=True, name="home", founded_at=EPOCH - 3600),
+    mesh=MESH,
+    now=EPOCH - 3600,
+)
 
 
 def record(key: SigningKey, register: str, body: Mapping[str, object]) -> Record:
@@ -131,7 +208,7 @@ SIGN = {
 }
 
 MESSAGES: Mapping[str, Message] = {
-    "facts": Push(records=(RECORD.raw,), asked=True),
+    "facts": Push(statements=(FIRST.raw,), records=(RECORD.raw,), asked=True),
     "probe": Ping(**SIGN),  # type: ignore[arg-type]  # a mapping of several types
     "answer": Ack(**SIGN),  # type: ignore[arg-type]
     "ask": ProbeRequest(subject=NodeId(ANNA.id), token=300),
@@ -149,19 +226,8 @@ MESSAGES: Mapping[str, Message] = {
 
 
 def _identity(key: SigningKey, instance: int) -> LocalIdentity:
-    shown = issue(
-        FOUNDERS,
-        CARL,
-        key.public,
-        role=Role.SERVE,
-        stage=False,
-        basis="grant",
-        now=EPOCH,
-        ttl_s=TTL_S,
-    )
-    return LocalIdentity(
-        key=key, instance=instance, mesh=MESH, mesh_name="home", credential=shown.raw
-    )
+    shown = given(key).raw
+    return LocalIdentity(key=key, instance=instance, mesh=MESH, mesh_name="home", credential=shown)
 
 
 def hello() -> dict[str, bytes]:
@@ -196,6 +262,17 @@ def vectors() -> Iterator[tuple[str, bytes]]:
         yield f"Public key of the seed of 32 `{letter}`", key.public
         yield f"Id of `{letter}`", key.id
     yield "Id of the mesh, whose key is of the seed of 32 `M`", MESH
+    yield "Credential of `C`, the founder", FOUNDERS.raw
+    yield "Credential of `A`, which `C` granted the role `serve`", given(ANNA).raw
+    yield "Id of its last delegation", given(ANNA).last.id
+    yield "Token with the seed 0, 1, … 15, as ASCII", str(TOKEN).encode("ascii")
+    yield "Public key of its invitation", TOKEN.key.public
+    proof = prove(TOKEN, node=ANNA.public, binding=b"b" * 32)
+    yield "Signature with it for `A` on a connection whose binding is 32 `b`", proof
+    yield "Statement by the mesh: the first policy", FIRST.raw
+    for kind, statement in STATEMENTS.items():
+        yield f"Statement by `C`: {kind}", statement.raw
+        yield "Its id", statement.id
     for step, said in hello().items():
         yield f"Hello of `A` to `B`, whose certificate is the text `certificate`: {step}", said
     yield 'Record of `A`: `caps` is `{"memory": 2^33, "name": "kitchen"}`', RECORD.raw
@@ -254,7 +331,7 @@ def test_every_bound_that_the_text_names_is_in_the_table() -> None:
 def test_rules_are_numbered_without_gaps_in_the_order_of_the_sections() -> None:
     sections = re.split(r"^## (\d+)\. ", document(), flags=re.MULTILINE)[1:]
     numbers = dict(zip(sections[::2], sections[1::2], strict=True))
-    for number in "12345678":
+    for number in (*map(str, range(1, 9)), "11", "12", "13"):
         rules = re.findall(r"^- \*\*(\d+\.\d+)\*\* ", numbers[number], re.MULTILINE)
         assert rules == [f"{number}.{place + 1}" for place in range(len(rules))]
         assert rules, f"section {number} has no rules"
@@ -280,12 +357,28 @@ def test_fields_of_messages_are_those_of_the_code(kind: str) -> None:
 
 def test_the_vectors_read_back() -> None:
     shown = dict(vectors())
+    credential = read_credential(shown["Credential of `A`, which `C` granted the role `serve`"])
+    assert credential == given(ANNA)
+    assert is_signed(credential)
+    assert parse_token(shown["Token with the seed 0, 1, … 15, as ASCII"].decode()) == TOKEN
+    assert shown["Public key of its invitation"] == TOKEN.key.public
+    for kind, body in BODIES.items():
+        statement = parse_statement(shown[f"Statement by `C`: {kind}"])
+        assert statement.body == body
+        assert verify(statement, CHECK)
     for kind, message in MESSAGES.items():
         assert decode_message(shown[f"Message `{kind}`"]) == message
     assert CHECK.verify(CHECK.parse(RECORD.raw))
     assert verify(parse_certificate(CERTIFICATE.raw, CHECK), CHECK)
     assert verify(parse_fork(FORK.raw, CHECK), CHECK)
     assert RECORD.raw[134:150] == ANNA.id
+
+
+def test_requests_to_join_are_as_large_as_the_text_says() -> None:
+    said = document().partition("\n## 13. ")[2]
+    assert f"at most {REQUEST_BYTES_MAX} bytes for a request, {ANSWER_BYTES_MAX} for an" in said
+    assert f"within {REQUEST_TIMEOUT_S:.0f} s, an answer within {ANSWER_TIMEOUT_S:.0f} s" in said
+    assert f"at most {LAN_BURST} an hour, and {LAN_PER_ADDRESS_BURST} from one address" in said
 
 
 def test_a_changed_document_is_noticed() -> None:
