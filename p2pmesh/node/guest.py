@@ -34,6 +34,7 @@ HEAD_BYTES_MAX = 64 * 1024  # as the gateway of a member
 HEAD_TIMEOUT_S = 60.0  # of the first request on a connection
 CHUNK_BYTES = 64 * 1024
 CONNECTIONS_MAX = 64  # streams that a member takes of one node
+LINGER_S = 1.0
 LOOK_INTERVAL_S = 10.0  # between two looks at the models, for the status
 LOOK_TIMEOUT_S = 5.0
 LOOK_BYTES_MAX = 1 << 20
@@ -331,8 +332,8 @@ async def _pump_answers(
     scope.cancel()
 
 
-async def _say(client: trio.abc.Stream, status: int, sentence: str) -> None:
-    """Answer with an error in the shape of OpenAI's API."""
+async def _say(client: trio.SocketStream, status: int, sentence: str) -> None:
+    """Answer with an error in the shape of OpenAI's API, so that the client gets to read it."""
     error = {"message": sentence, "type": "server_error", "param": None, "code": "mesh_unreachable"}
     body = json.dumps({"error": error}).encode()
     words = {502: "Bad Gateway", 503: "Service Unavailable"}
@@ -341,3 +342,8 @@ async def _say(client: trio.abc.Stream, status: int, sentence: str) -> None:
         f"Content-Length: {len(body)}\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
     )
     await client.send_all(head.encode() + body)
+    await client.send_eof()
+    with trio.move_on_after(LINGER_S):
+        # What is closed with a request unread is reset, and the answer lost.
+        while await client.receive_some(CHUNK_BYTES):
+            pass
