@@ -177,6 +177,16 @@ class Authority:
         what = f"the role {new_role.word}" + (" and the right stage" if new_stage else "")
         return f"{self._members().get(node, target)} has {what} now."
 
+    def check_may_admit(self) -> None:
+        """Refuse to let a newcomer in by name where nobody would believe it.
+
+        Raises:
+            LocalError: The mesh is private, and this node may not let others in.
+        """
+        policy = self._mesh.trust.policy
+        if policy is not None and not policy.open and self._own.role < Role.INVITE:
+            raise LocalError(self._not_allowed("let anybody into a private mesh", Role.INVITE))
+
     def set_open(self, *, is_open: bool) -> bool:
         """Open or close the mesh; returns whether that is a change.
 

@@ -141,13 +141,14 @@ def invitations(mesh: Mesh, door: Door) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["until"], one["id"]))
 
 
-def newcomers(door: Door, around: Surroundings) -> list[dict[str, Any]]:
+def newcomers(mesh: Mesh, door: Door, around: Surroundings) -> list[dict[str, Any]]:
     """Return the nodes that a person may let in."""
     found = {one.node: (one.name, one.address.host) for one in around.waiting}
     found |= {one.node: (one.name, one.host) for one in door.waiting}
     return [
         {"id": show_id(node), "name": name or show_id(node), "host": host}
         for node, (name, host) in sorted(found.items(), key=lambda item: (item[1], item[0]))
+        if node not in mesh.view.nodes
     ]
 
 

@@ -100,13 +100,14 @@ class Orders:
 
     async def _admit(self, values: Mapping[str, Any]) -> dict[str, Any]:
         life = self._life()
+        life.authority.check_may_admit()
         waiting = {bytes(one.node): one.name for one in life.admission.waiting}
         waiting |= {bytes(one.node): one.name for one in self._network.waiting}
         target = _text(values, "target")
         node = NodeId(find_id(target, waiting, "node waiting"))
         life.admission.allow(node)
         self._network.admit(node)
-        return {"sentences": [f"{waiting[node]} may join now: by itself, or when it asks again."]}
+        return {"sentences": [f"{waiting[node]} may join now, which it does when it asks again."]}
 
     async def _join(self, values: Mapping[str, Any]) -> dict[str, Any]:
         text = _text(values, "join")

@@ -162,7 +162,7 @@ class NodeStatus:
             "nodes": [self._peer(node) for node in view.nodes.values()],
             "away": away(self._mesh, known),
             "invitations": invitations(self._mesh, self._admission),
-            "newcomers": newcomers(self._admission, self._around),
+            "newcomers": newcomers(self._mesh, self._admission, self._around),
             "models": [self._model(digest) for digest in sorted(self._digests())],
         }
 

@@ -192,10 +192,21 @@ def test_newcomers_are_told_once_whoever_noticed_them() -> None:
             HeardNewcomer(node=dora, name="", mesh=MESH, address=Address("fe80::1%eth0", 1)),
         )
     )
-    assert newcomers(door, around) == [
+    mesh = mesh_of({"me": FOUNDERS})
+    assert newcomers(mesh, door, around) == [
         {"id": show_id(dora), "name": show_id(dora), "host": "fe80::1%eth0"},
         {"id": show_id(carl), "name": "carl", "host": "192.168.1.33"},
     ]
+
+
+def test_who_has_come_in_waits_no_more() -> None:
+    anna = credential(ANNA)
+    address = Address("192.168.1.33", 9338)
+    heard = HeardNewcomer(node=anna.node, name="anna", mesh=None, address=address)
+    door = Door(waiting=[Waiting(node=anna.node, name="anna", host="192.168.1.33", at=0.0)])
+    around = Around(waiting=(heard,))
+    assert len(newcomers(mesh_of({"me": FOUNDERS}), door, around)) == 1
+    assert newcomers(mesh_of({"me": FOUNDERS, "anna": anna}), door, around) == []
 
 
 def test_members_that_are_away_are_told_unless_their_membership_is_over() -> None:
