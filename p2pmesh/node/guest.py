@@ -270,11 +270,21 @@ class Guest:
             "mesh": {
                 "id": show_id(self.card.id),
                 "name": self.card.name,
+                "founded_at": self.card.founded_at,
+                "open": None,
+                "admits": False,
+                "announced": False,
+                "others": [],
+                "only_admin": "",
+                "notices": [],
                 "nodes": 0,
                 "plan": "",
                 "agreed": True,
             },
             "nodes": [],
+            "away": [],
+            "invitations": [],
+            "newcomers": [],
             "models": [_model(row) for row in self._models],
         }
 
