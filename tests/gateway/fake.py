@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h11
@@ -19,12 +19,14 @@ from p2pmesh.errors import LinkError
 from p2pmesh.gateway.limits import Limits
 from p2pmesh.gateway.route import ServedModel, Target
 from p2pmesh.gateway.serve import Gateway
+from p2pmesh.identity.credentials import Credential, Role
 from p2pmesh.identity.hello import HTTP, VERSIONS, Peer
-from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
 from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
+from tests.identity.builders import credential
 
 HERE = NodeId(b"h" * 16)
 THERE = NodeId(b"t" * 16)
@@ -426,11 +428,19 @@ class World:
         self.nursery.start_soon(self.gateway.serve_client, theirs)
         return HttpCaller(ours)
 
-    def peer_stream(self, node: NodeId) -> trio.abc.HalfCloseableStream:
-        """The end of `node` of a new stream to the gateway."""
+    def peer_stream(
+        self, node: NodeId, shown: Credential | None = None
+    ) -> trio.abc.HalfCloseableStream:
+        """The end of `node`, which showed that credential, of a new stream to the gateway."""
         ours, theirs = trio.testing.memory_stream_pair()
-        self.nursery.start_soon(self.gateway.serve_peer, peer_of(node), theirs)
+        peer = replace(peer_of(node), credential=shown)
+        self.nursery.start_soon(self.gateway.serve_peer, peer, theirs)
         return ours
+
+    def guest(self) -> HttpCaller:
+        """A new connection from a node that may only use the mesh."""
+        key = SigningKey(b"g" * 32)
+        return HttpCaller(self.peer_stream(NodeId(key.id), credential(key, Role.USE)))
 
 
 class Deserted(trio.abc.Listener[trio.abc.Stream]):

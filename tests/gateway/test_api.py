@@ -412,3 +412,48 @@ async def test_a_get_with_a_body_does_not_confuse_the_next_request() -> None:
         got = await caller.until(lambda got: got.count(b'"status"') == 2)
         assert got.count(b"HTTP/1.1 200") == 2
         assert isinstance(caller.http, h11.Connection)
+
+
+# --- guests ---------------------------------------------------------------------------------------
+
+
+async def test_a_guest_is_answered_like_a_client_by_whatever_node_can() -> None:
+    async with open_world(model()) as world:
+        world.engine(hello, target(THERE))
+        guest = world.guest()
+        head, _ = await guest.ask("POST", CHAT, BODY)
+        assert head.status_code == 200
+        assert field_of(head, "x-p2pmesh-served-by") == "there/whole"
+        head, listed = await world.guest().ask("GET", "/v1/models")
+        assert (head.status_code, json.loads(listed)["data"][0]["id"]) == (200, "alpha")
+
+
+async def test_a_guests_request_that_may_not_leave_its_machine_is_refused() -> None:
+    async with open_world(model()) as world:
+        engine = world.engine()
+        head, body = await world.guest().ask("POST", CHAT, BODY, **{"x-p2pmesh-where": "local"})
+        assert (head.status_code, json.loads(body)["error"]["code"]) == (503, "model_not_ready")
+        assert not engine.asked
+
+
+async def test_web_pages_reach_no_model_through_a_guest() -> None:
+    async with open_world(model(), policy=WebPolicy(hosts=frozenset({"evil.com"}))) as world:
+        engine = world.engine()
+        head, _ = await world.guest().ask("POST", CHAT, BODY, host="evil.com")
+        assert head.status_code == 403
+        assert not engine.asked
+
+
+async def test_guests_that_wait_keep_no_peer_from_its_answer() -> None:
+    limits = Limits(in_flight=1, queue=1)
+    async with open_world(model(), limits=limits) as world:
+        world.engine(hello)
+        world.engine(silent, target(THERE))
+        world.backends.drop(target())
+        waiting = world.guest()
+        world.nursery.start_soon(waiting.ask, "POST", CHAT, BODY)
+        await trio.testing.wait_all_tasks_blocked()
+        world.engine(hello)
+        part = {"x-p2pmesh-part": f"{ALPHA}/whole"}
+        head, _ = await world.caller(peer=True).ask("POST", CHAT, BODY, **part)
+        assert head.status_code == 200
