@@ -121,8 +121,8 @@ class Authority:
         self._check_reach(node)
         children = dict(self._children(node))
         revocation = self._revocation(node, [] if below else children)
-        self._declare(revocation, taken_over=self._laid_down(node))
         name = self._members().get(node, target)
+        self._declare(revocation, taken_over=self._laid_down(node))
         sentences = [f"{name} is out of the mesh."]
         if children:
             names = ", ".join(sorted(set(children.values())))
@@ -354,9 +354,15 @@ def find_id(text: str, names: dict[bytes, str], what: str) -> bytes:
         ConfigError: It is none of them, or several.
     """
     word = text.strip()
-    found = [one for one, name in names.items() if name == word]
-    if not found and len(word) >= ID_SHOWN_CHARS_MIN:
-        found = [one for one in names if show_id(one).startswith(word.lower())]
+    start = word.lower() if len(word) >= ID_SHOWN_CHARS_MIN else None
+    ids = {one: show_id(one) for one in names}
+    # A whole id goes first, and the beginning of one counts as much as a name: nodes name
+    # themselves, and one may have taken the id of another for its name.
+    found = [one for one in names if ids[one] == start] or [
+        one
+        for one, name in names.items()
+        if name == word or (start is not None and ids[one].startswith(start))
+    ]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -81,9 +81,14 @@ class Membership:
 
     async def _renew(self) -> None:
         while True:
-            if self._mesh.now >= self.credential.renews_at():
+            seen = self._mesh.changes.count
+            if self._mesh.now >= self.credential.renews_at() and self._renewers():
                 await self._ask_for_renewal()
-            await trio.sleep(RENEW_INTERVAL_S)
+                await trio.sleep(RENEW_INTERVAL_S)
+            else:
+                # Those who can renew it may come when this node is here no more for an hour.
+                with trio.move_on_after(RENEW_INTERVAL_S):
+                    await self._mesh.changes.wait(seen)
 
     async def _ask_for_renewal(self) -> None:
         for node in self._renewers():
