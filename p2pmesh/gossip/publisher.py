@@ -144,9 +144,9 @@ class Publisher:
         return [PersistEpoch(epoch=self._epoch)]
 
     def _may_stand(self, register: str, mesh_now: float) -> bool:
-        """Whether a record could stand: most need a lease of the same epoch."""
+        """Whether a record could stand: most need a lease of this epoch, leases a credential."""
         if not _is_leased(register):
-            return True
+            return self._credential is None or self._credential.expires_at > mesh_now
         lease = self._document.get(self._me, MEMBER)
         return lease is not None and lease.epoch == self._epoch and lease.expires_at > mesh_now
 
@@ -154,6 +154,9 @@ class Publisher:
         record = self._document.get(self._me, register)
         if record is None:
             return True
+        own = self._credential
+        if own is not None and not _is_leased(register) and record.expires_at >= own.expires_at:
+            return False  # no other version could last longer
         row = register_of(register)
         every_s = row.refreshed_every_s(members)
         if row.life is Life.LEASE:

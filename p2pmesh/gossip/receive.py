@@ -154,6 +154,8 @@ class Receiver:
 
     def _declare(self, mesh_now: float, taken: PushResult) -> None:
         """Let the statements of a message stand together: each change of trust is work."""
+        if not taken.statements:
+            return
         result = self._document.declare((one for one, _ in taken.statements.values()), mesh_now)
         taken.ids += result.ids
         taken.owners |= result.owners

@@ -12,6 +12,7 @@ from p2pmesh.gossip.removal import Removal
 from p2pmesh.gossip.shared import Shared
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.state.document import Document
+from p2pmesh.state.trust import Authorised, everybody
 from p2pmesh.wire.evidence import (
     Accusation,
     Certificate,
@@ -85,10 +86,13 @@ class View:
     """What a node knows, with the parts that read it kept in step as the core does it."""
 
     def __init__(
-        self, me: NodeId = NODES[0], book: dict[NodeId, tuple[Address, ...]] | None = None
+        self,
+        me: NodeId = NODES[0],
+        book: dict[NodeId, tuple[Address, ...]] | None = None,
+        authorised: Authorised = everybody,
     ) -> None:
         self.shared = Shared()
-        self.document = Document(MESH)
+        self.document = Document(MESH, authorised=authorised)
         self.members = Members(me, self.document, book or {}, self.shared)
         self.removal = Removal(self.document, self.members, self.shared)
 

@@ -12,6 +12,7 @@ from p2pmesh.wire.evidence import parse_fork
 from p2pmesh.wire.messages import Push
 from p2pmesh.wire.records import Record, RecordCheck, digest_of, parse, verify_record
 from p2pmesh.wire.registers import CAPS
+from p2pmesh.wire.statements import Statement
 from tests.gossip.builders import STARTED, View, mesh_of
 from tests.state.builders import NODES, NOW, record
 
@@ -39,6 +40,7 @@ class Inlet:
     def take(
         self,
         *records: Record | bytes,
+        statements: Sequence[Statement | bytes] = (),
         forks: Sequence[bytes] = (),
         certificates: Sequence[bytes] = (),
         asked: bool = False,
@@ -46,9 +48,14 @@ class Inlet:
     ) -> PushResult:
         raws = tuple(one if isinstance(one, bytes) else one.raw for one in records)
         facts = Push(
-            records=raws, forks=tuple(forks), certificates=tuple(certificates), asked=asked
+            statements=tuple(one if isinstance(one, bytes) else one.raw for one in statements),
+            records=raws,
+            forks=tuple(forks),
+            certificates=tuple(certificates),
+            asked=asked,
         )
         wanted = {digest_of(raw) for raw in raws} if asked else set[bytes]()
+        wanted |= {one.id for one in statements if isinstance(one, Statement) and asked}
         for raw in forks if asked else ():
             with suppress(PeerError):
                 wanted.add(parse_fork(raw, RecordCheck()).id)

@@ -17,9 +17,11 @@ from p2pmesh.gossip.publisher import (
     TWIN_SLACK_S,
     Publisher,
 )
+from p2pmesh.identity.credentials import Credential, Role
 from p2pmesh.state.document import EPOCH_AHEAD_S_MAX, EXPIRY_GRACE_S, Document
+from p2pmesh.state.trust import Trust, members_only
 from p2pmesh.wire.messages import Push
-from p2pmesh.wire.records import Record, verify_record
+from p2pmesh.wire.records import CREDENTIAL, Record, credential_of, verify_record
 from p2pmesh.wire.registers import (
     ACCUSED,
     CAPS,
@@ -30,6 +32,7 @@ from p2pmesh.wire.registers import (
     TTL_S_MAX,
     WANTS,
 )
+from tests.identity import builders
 from tests.state.builders import KEYS, MESH, NODES, NOW, member, record
 
 ME = NODES[0]
@@ -41,11 +44,15 @@ SMALL = 3  # a mesh in which leases are refreshed as often as they ever are
 
 
 def publisher(
-    number: int = 0, *, writing: bool = True, lease: bool = True
+    number: int = 0,
+    *,
+    writing: bool = True,
+    lease: bool = True,
+    credential: Credential | None = None,
 ) -> tuple[Publisher, Document]:
     """An author that has said that it is here, unless it is not yet writing."""
     document = Document(MESH)
-    one = Publisher(KEYS[number], MESH, INSTANCE, NOW, document)
+    one = Publisher(KEYS[number], MESH, INSTANCE, NOW, document, credential=credential)
     one.start(NOW)
     one.writing = writing
     if lease:
@@ -62,6 +69,71 @@ def other_life(**changes: Any) -> Record:
     """A record with the author's key that it did not write."""
     arguments = {"epoch": NOW, "instance": INSTANCE + 1, "seq": 99, "issued_at": NOW}
     return record(0, MEMBER, **{**arguments, **changes})
+
+
+# Credentials
+
+
+def owned(*, ttl_s: int = 86400, role: Role = Role.SERVE, now: float = NOW) -> Credential:
+    return builders.credential(KEYS[0], role, now=now, ttl_s=ttl_s)
+
+
+def test_what_stands_by_itself_carries_the_credential_of_its_author() -> None:
+    own = owned()
+    one, document = publisher(credential=own)
+    for register in (WANTS, CAPS):
+        one.publish(register, {"value": 1})
+    assert registers(one.due(NOW, SMALL)) == [CAPS, WANTS]
+    lease, wants, caps = (document.get(ME, register) for register in (MEMBER, WANTS, CAPS))
+    assert lease is not None
+    assert wants is not None
+    assert caps is not None
+    assert lease.body == {**BODY, CREDENTIAL: own.raw}
+    assert credential_of(lease) == credential_of(wants) == own
+    assert caps.body == {"value": 1}
+    assert all(members_only(Trust(), record, NOW) for record in (lease, wants, caps))
+
+
+def test_without_a_credential_nothing_is_added() -> None:
+    _, document = publisher()
+    lease = document.get(ME, MEMBER)
+    assert lease is not None
+    assert lease.body == BODY
+
+
+def test_nothing_lasts_longer_than_the_credential_that_it_carries() -> None:
+    one, document = publisher(credential=owned(ttl_s=100))
+    one.publish(WANTS, {"value": 1})
+    one.due(NOW, SMALL)
+    for register in (MEMBER, WANTS):
+        record = document.get(ME, register)
+        assert record is not None
+        assert record.expires_at == NOW + 100
+        assert members_only(Trust(), record, NOW)
+
+
+def test_whose_credential_has_run_out_says_no_more_until_it_has_another() -> None:
+    one, document = publisher(credential=owned(ttl_s=100))
+    said = [record for at in range(1, 400) for record in one.due(NOW + at / 2, SMALL)]
+    assert said == [], "no other lease could last longer"
+    assert one.due(NOW + 300, SMALL) == []
+    fresh = owned(now=NOW + 300)
+    one.use(fresh)
+    (lease,) = one.due(NOW + 300, SMALL)
+    assert credential_of(lease) == fresh
+    assert document.get(ME, MEMBER) is lease
+
+
+def test_another_credential_is_said_at_once_in_all_that_carries_one() -> None:
+    one, _ = publisher(credential=owned())
+    for register in (WANTS, CAPS):
+        one.publish(register, {"value": 1})
+    one.due(NOW, SMALL)
+    better = owned(role=Role.INVITE)
+    one.use(better)
+    written = one.due(NOW + 1, SMALL)
+    assert registers(written) == [MEMBER, WANTS]
+    assert {credential_of(record) for record in written} == {better}
 
 
 # Writing

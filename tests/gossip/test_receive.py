@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -8,7 +9,9 @@ from p2pmesh.gossip.events import Disconnect, Rejected
 from p2pmesh.gossip.publisher import OWNER_BURST
 from p2pmesh.gossip.receive import DOUBTFUL_BYTES_MAX, PEER_BURST, PEER_RATE_PER_S, PushResult
 from p2pmesh.identity.keys import MeshId, NodeId
+from p2pmesh.state import trust
 from p2pmesh.state.document import AHEAD_S_MAX, EPOCH_AHEAD_S_MAX, Document, MergeOutcome
+from p2pmesh.state.trust import members_only
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import (
     EVIDENCE_MAX,
@@ -19,10 +22,11 @@ from p2pmesh.wire.evidence import (
 )
 from p2pmesh.wire.facts import Fact
 from p2pmesh.wire.messages import Push
-from p2pmesh.wire.records import Record
-from p2pmesh.wire.registers import ACCUSED, CAPS
+from p2pmesh.wire.records import CREDENTIAL, Record
+from p2pmesh.wire.registers import ACCUSED, CAPS, MEMBER
 from tests.gossip.builders import (
     STARTED,
+    View,
     accusation,
     accused_by,
     certificate_by,
@@ -31,7 +35,8 @@ from tests.gossip.builders import (
     mesh_of,
 )
 from tests.gossip.receiver import ME, PEER, Inlet, caps
-from tests.state.builders import NODES, NOW, record
+from tests.state.builders import MESH, NODES, NOW, record, sealed
+from tests.state.statements import ANNA, CARL, EMMA, PAUL, Person
 
 
 def forged(one: Record) -> bytes:
@@ -377,3 +382,114 @@ def test_a_forged_certificate_ends_the_link() -> None:
     raw = encode(["cert", NODES[4], STARTED, 1, by_owner])
     assert cut_off(Inlet().take(certificates=[raw]))
     assert cut_off(Inlet().take(certificates=[b"junk"]))
+
+
+# Credentials and statements
+
+
+def strict() -> Inlet:
+    """The receiver of a mesh in which credentials are asked for, which knows nothing yet."""
+    return Inlet(View(authorised=members_only))
+
+
+def leased(person: Person, **changes: Any) -> Record:
+    """The lease of a member, with its credential."""
+    return sealed(person.key, MEMBER, **{"body": {CREDENTIAL: person.own.raw}, **changes})
+
+
+def flipped(raw: bytes, place: int) -> bytes:
+    return raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+
+
+def test_a_lease_counts_with_a_credential_and_not_without() -> None:
+    inlet = strict()
+    taken = inlet.take(leased(CARL), sealed(PAUL.key, MEMBER), leased(EMMA, body={}))
+    assert (taken.owners, taken.out) == ({CARL.id}, [])
+    assert inlet.view.document.owners == (CARL.id,)
+
+
+def test_a_credential_with_a_wrong_signature_ends_the_link() -> None:
+    inlet = strict()
+    last = CARL.own.raw.index(CARL.own.last.raw)
+    body = {CREDENTIAL: flipped(CARL.own.raw, last + 5)}
+    taken = inlet.take(sealed(CARL.key, MEMBER, body=body))
+    assert cut_off(taken)
+    assert inlet.view.document.owners == ()
+
+
+def test_the_signatures_of_a_new_credential_are_paid_for() -> None:
+    assert len(CARL.own.chain) == 3
+    fresh = Person("carl", at=NOW)
+    assert len(fresh.own.chain) == 2
+    inlet = strict()
+    paid: list[float] = []
+    for seq, own in enumerate((CARL, CARL, CARL, fresh, fresh), 1):
+        inlet.take(leased(own, seq=seq))
+        paid.append(PEER_BURST - sum(paid) - inlet.receiver._peers._buckets[PEER].tokens(NOW))
+    assert paid == [1 + 3, 1, 1, 1 + 2, 1]
+
+
+def test_who_sends_credentials_without_end_is_not_heard_for_long() -> None:
+    inlet = strict()
+    inlet.receiver._peers.take(PEER, NOW, PEER_BURST - 10)
+    people = [Person(f"sybil {number}") for number in range(5)]
+    taken = inlet.take(*map(leased, people))
+    assert (len(taken.ids), taken.whole) == (3, False), "one and two signatures for each"
+    assert [type(out) for out in taken.out] == [Rejected]
+
+
+def test_a_statement_is_merged_passed_on_and_stands_before_the_records_beside_it() -> None:
+    inlet, revoked = strict(), ANNA.revokes(CARL)
+    taken = inlet.take(leased(CARL), leased(EMMA), statements=[revoked])
+    assert taken.news == Push(statements=(revoked.raw,), records=(leased(EMMA).raw,))
+    assert taken.ids == [revoked.id, leased(EMMA).digest]
+    assert inlet.view.document.statements == (revoked,)
+    assert inlet.view.document.owners == (EMMA.id,)
+
+
+def test_a_revocation_voids_what_stood_and_says_whose_it_was() -> None:
+    inlet = strict()
+    inlet.take(leased(CARL), leased(EMMA))
+    taken = inlet.take(statements=[ANNA.revokes(PAUL)])
+    assert taken.owners == {CARL.id, EMMA.id}
+    assert inlet.view.document.owners == ()
+    assert inlet.take(leased(CARL, seq=2)).nothing
+
+
+@pytest.mark.parametrize("place", [0, 70, 300])
+def test_a_statement_with_a_wrong_signature_ends_the_link_and_the_ones_before_it_stand(
+    place: int,
+) -> None:
+    inlet, good = strict(), ANNA.revokes(EMMA)
+    taken = inlet.take(statements=[good, flipped(ANNA.revokes(CARL).raw, place)])
+    assert cut_off(taken)
+    assert inlet.view.document.statements == (good,)
+    assert taken.ids == [good.id]
+
+
+def test_a_statement_without_the_right_to_it_ends_the_link() -> None:
+    policy = ANNA.lays_down(1, is_open=True)
+    signed = encode(["p2pmesh statement 1", MESH, "policy", NOW, {"n": 1}, PAUL.own.raw])
+    inlet = strict()
+    taken = inlet.take(statements=[policy, PAUL.key.sign(signed) + PAUL.key.public + signed])
+    assert cut_off(taken)
+    assert inlet.view.document.trust.policy == policy.body
+
+
+def test_one_signer_is_heard_at_its_rate_and_all_that_was_asked_for() -> None:
+    some = [ANNA.revokes(bytes([number]) * 16) for number in range(OWNER_BURST + 5)]
+    inlet = strict()
+    assert len(inlet.take(statements=some).fresh) == OWNER_BURST
+    taken = inlet.take(statements=some, asked=True)
+    assert len(taken.ids) == 5
+    assert taken.fresh == []
+    assert len(inlet.view.document.statements) == len(some)
+
+
+def test_a_message_of_statements_changes_the_trust_once() -> None:
+    some = [ANNA.revokes(bytes([number]) * 16) for number in range(200)]
+    inlet = strict()
+    inlet.take(leased(EMMA))
+    with patch.object(trust, "_counting", wraps=trust._counting) as counting:
+        inlet.take(leased(CARL), statements=some, asked=True)
+    assert counting.call_count == 1
