@@ -14,7 +14,7 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import links as module
 from p2pmesh.transport.banlist import BAR_FIRST_S
 from p2pmesh.transport.base import SEND_TIMEOUT_S
-from p2pmesh.transport.links import CORE_SHARE, MESSAGES_RATE_PER_S, is_bulk
+from p2pmesh.transport.links import CORE_SHARE, DISMISS_S, MESSAGES_RATE_PER_S, is_bulk
 from p2pmesh.transport.memory import MemoryNetwork
 from p2pmesh.transport.outbox import MESSAGES_MAX
 from p2pmesh.wire.messages import (
@@ -145,6 +145,40 @@ async def test_the_transport_hears_of_every_cut_off(autojump_clock: MockClock) -
             assert names.count("peer_cut_off") == 1
             assert names.count("connection_dropped") == 1
             await trio.sleep(BAR_FIRST_S)
+
+
+async def test_who_is_dismissed_hears_what_was_said_before(autojump_clock: MockClock) -> None:
+    async with running(anna, bert) as (a, b):
+        a.links.dial(b.id, [b.address])
+        await wait_all_tasks_blocked()
+        for number in range(3):
+            a.links.send(b.id, word(number))
+        a.links.dismiss(b.id)
+        await wait_all_tasks_blocked()
+        assert b.told[1:4] == [("message", a.id, word(number)) for number in range(3)]
+        await trio.sleep(DISMISS_S + 0.1)
+        assert a.links.linked == b.links.linked == frozenset()
+        a.links.dismiss(b.id)  # there is nothing to dismiss
+        a.links.dial(b.id, [b.address])
+        await wait_all_tasks_blocked()
+        assert a.links.linked == {b.id}, "nobody is barred for that"
+
+
+async def never(_message: bytes) -> None:
+    await trio.sleep_forever()
+
+
+async def test_who_is_dismissed_and_does_not_read_is_cut_off_soon(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(anna, bert) as (a, b):
+        a.links.dial(b.id, [b.address])
+        await wait_all_tasks_blocked()
+        monkeypatch.setattr(a.links._links[b.id]._channel, "send", never)
+        a.links.send(b.id, word(1))
+        a.links.dismiss(b.id)
+        await trio.sleep(DISMISS_S + 0.1)
+        assert a.links.linked == b.links.linked == frozenset()
 
 
 async def test_who_was_only_let_go_may_come_back_at_once(autojump_clock: MockClock) -> None:

@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ import trio.testing
 from p2pmesh.config import Address
 from p2pmesh.errors import MeshError, PeerError
 from p2pmesh.identity.credentials import Role
-from p2pmesh.identity.hello import HTTP, Needs, Peer
+from p2pmesh.identity.hello import ANYBODY, HTTP, JOIN, LAN, Needs, Peer, RefusedError
 from p2pmesh.identity.keys import MeshId, NodeId
 from p2pmesh.transport import banlist, tls
 from p2pmesh.transport.base import Channel, Service
@@ -199,6 +199,71 @@ async def test_a_member_proves_its_network_from_either_side(
             pass
         assert "192.0.2.7" in bert._doorway._proved
         assert "loopback" in anna._doorway._proved
+
+
+@asynccontextmanager
+async def bert_admitting(**bounds: Any) -> AsyncIterator[tuple[TlsTransport, list[str]]]:
+    """Bert, who answers newcomers, and a list of what happened in which order."""
+    events: list[str] = []
+
+    async def on_newcomer(peer: Peer, stream: trio.abc.Stream) -> None:
+        events.append(f"{peer.purpose} from {peer.host}")
+        await stream.send_all(b"welcome")
+
+    async with trio.open_nursery() as nursery:
+        own = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        transport = TlsTransport(lambda: BERT, own, **bounds)
+        newcomers = Service(on_newcomer, ANYBODY)
+        await nursery.start(
+            transport.serve, Greeter().on_channel, {LAN: newcomers, JOIN: newcomers}
+        )
+        with trio.fail_after(20):
+            yield transport, events
+        nursery.cancel_scope.cancel()
+
+
+NEWCOMER = someone(9, mesh=None)
+
+
+async def ask(there: TlsTransport, purpose: str) -> bytes:
+    async with listeners() as own:
+        stream, _ = await TlsTransport(lambda: NEWCOMER, own).ask(there.address, purpose, NEWCOMER)
+        async with stream:
+            return bytes(await stream.receive_some(100))
+
+
+async def test_nobody_joins_by_network_where_none_is_guarded() -> None:
+    async with bert_admitting() as (bert, events):
+        with pytest.raises(RefusedError, match="nobody in without an invitation"):
+            await ask(bert, LAN)
+        assert await ask(bert, JOIN) == b"welcome"
+        assert events == ["join from 127.0.0.1"]
+        await assert_alive(bert)
+
+
+async def test_the_challenge_to_who_joins_by_network_is_guarded_and_nothing_else() -> None:
+    @asynccontextmanager
+    async def guard(tcp: trio.SocketStream) -> AsyncIterator[None]:
+        events.append(f"guarding {tcp.socket.getpeername()[0]}")
+        yield
+        events.append("over")
+
+    async with bert_admitting(only_here=guard) as (bert, events):
+        assert await ask(bert, JOIN) == b"welcome"
+        assert await ask(bert, LAN) == b"welcome"
+        lan = ["guarding 127.0.0.1", "over", "lan from 127.0.0.1"]
+        assert events == ["join from 127.0.0.1", *lan]
+
+
+async def test_who_is_not_here_is_told_so_before_the_challenge() -> None:
+    def guard(_tcp: trio.SocketStream) -> AbstractAsyncContextManager[object]:
+        raise RefusedError("that address is on no network of this machine")
+
+    async with bert_admitting(only_here=guard) as (bert, events):
+        with pytest.raises(RefusedError, match="on no network of this machine"):
+            await ask(bert, LAN)
+        assert events == []
+        await assert_alive(bert)
 
 
 async def test_dropped_connections_are_logged_once_a_second_with_their_number(
