@@ -79,7 +79,6 @@ def mesh_rules(mesh: Mesh, only: NodeId | None, around: Surroundings) -> dict[st
     policy = mesh.trust.policy
     return {
         "open": policy is not None and policy.open,
-        "admits": around.admits,
         "announced": around.announces,
         "others": around.others,
         "only_admin": show_id(only) if only else "",

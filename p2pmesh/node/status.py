@@ -18,6 +18,7 @@ from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
+from p2pmesh.node.interfaces import is_loopback
 from p2pmesh.node.keystore import MeshInfo
 from p2pmesh.node.member_status import (
     Door,
@@ -154,6 +155,7 @@ class NodeStatus:
                 "name": self._card.name,
                 "founded_at": self._card.founded_at,
                 **mesh_rules(self._mesh, only, self._around),
+                "admits": self._around.admits and not is_loopback(self._addresses.peer.host),
                 "notices": notices(self._mesh, only, self._membership),
                 "nodes": len(view.nodes),
                 "plan": self._reconciler.plan.digest.hex(),

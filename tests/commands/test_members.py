@@ -56,6 +56,16 @@ def test_a_private_mesh_of_one_is_shown() -> None:
     assert lines[3:] == ["", "To invite another machine: p2pmesh invite"]
 
 
+def test_a_guest_is_told_that_it_is_one() -> None:
+    snapshot = three_nodes()
+    snapshot["mesh"]["open"] = None
+    snapshot["nodes"] = []
+    assert click.unstyle(screen(snapshot, NOW)).splitlines()[::3] == [
+        "Mesh amber-otter (used through its members): 0 members",
+        "To invite another machine: p2pmesh invite, on a node of an admin",
+    ]
+
+
 @pytest.mark.parametrize(
     ("roles", "says"),
     [

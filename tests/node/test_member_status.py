@@ -100,12 +100,11 @@ class Own:
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_the_rules_of_the_mesh_are_told(is_open: bool) -> None:  # noqa: FBT001
-    around = Around(others=["jolly-fox"], admits=True, announces=False)
+    around = Around(others=["jolly-fox"], admits=True, announces=True)
     mesh = mesh_of({"me": FOUNDERS}, policy(is_open=is_open))
     assert mesh_rules(mesh, ME, around) == {
         "open": is_open,
-        "admits": True,
-        "announced": False,
+        "announced": True,
         "others": ["jolly-fox"],
         "only_admin": show_id(ME),
     }

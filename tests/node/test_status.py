@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +91,20 @@ async def no_order(name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def status_of(
-    parts: Parts, engine: Engine = ENGINE, stop: Callable[[], None] = lambda: None
+    parts: Parts,
+    engine: Engine = ENGINE,
+    stop: Callable[[], None] = lambda: None,
+    around: Around | None = None,
+    peer: str = "0.0.0.0",
 ) -> NodeStatus:
     return NodeStatus(
         name="me",
         home=HOME,
-        addresses=ADDRESSES,
+        addresses=replace(ADDRESSES, peer=Address(peer, 9338)),
         engine=engine,
         engines=parts.manager,
         life=life_of(parts, "brave-otter"),
-        around=Around(),
+        around=around or Around(),
         changes=parts.mesh.changes,
         token="a token",
         stop=stop,
@@ -184,6 +188,16 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
             "rtt_ms": None,
         }
     ]
+
+
+async def test_a_node_that_no_other_machine_reaches_lets_nobody_in(parts: Parts) -> None:
+    around = Around()
+    around.admits = True
+    seen = {
+        host: snapshot(status_of(parts, around=around, peer=host))["mesh"]["admits"]
+        for host in ("0.0.0.0", "192.168.1.20", "::", "127.0.0.1", "::1")
+    }
+    assert [host for host, admits in seen.items() if admits] == ["0.0.0.0", "192.168.1.20", "::"]
 
 
 async def test_models_are_described_whether_they_are_served_or_not(parts: Parts) -> None:
