@@ -134,13 +134,13 @@ class MeshLife:
             clock=lasting.clock,
             save_statements=partial(save_statements, lasting.home, card.id),
             credential=card.credential,
+            changes=lasting.changes,  # of all its meshes, so that who waits is woken by each
         )
         self.membership = Membership(me.key, card, self.mesh, self._keep)
         self.roster = Roster(lasting.home, card.id)
         issuer = self.membership.issuer
         self.admission = Admission(self.mesh, lasting.home, issuer, lasting.network.refusal)
         self.authority = Authority(self.mesh, card.id, issuer, self._invites_to, self.known)
-        self.mesh.changes = lasting.changes  # of all its meshes, so that who waits is woken by each
         self._presence = Presence(self.mesh, lasting.own)
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
         self._publisher = InventoryPublisher(self.mesh, lasting.inventory)

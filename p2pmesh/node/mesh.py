@@ -84,6 +84,7 @@ class Mesh:
         clock: Unix time in seconds; never goes back.
         save_statements: Writes the statements of trust to disk.
         credential: This node's; None in a mesh that asks for none.
+        changes: Notified of each change; None for one of its own.
     """
 
     def __init__(
@@ -95,9 +96,10 @@ class Mesh:
         clock: Callable[[], float],
         save_statements: Callable[[Collection[Statement]], None] = _forget,
         credential: Credential | None = None,
+        changes: Watchable | None = None,
     ) -> None:
         self.me = core.me
-        self.changes = Watchable()
+        self.changes = Watchable() if changes is None else changes
         self.settled = trio.Event()
         self.refusal = ""  # what a peer last said that takes this node for no member any more
         self._core = core
