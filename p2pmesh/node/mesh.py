@@ -46,6 +46,7 @@ from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.clocks import check_clock
 from p2pmesh.node.reaching import open_first
 from p2pmesh.state.admission import fault
+from p2pmesh.state.owner_records import EXPIRY_GRACE_S
 from p2pmesh.state.trust import Trust
 from p2pmesh.state.views import MeshReader, MeshView
 from p2pmesh.transport.base import Handlers, Transport
@@ -57,6 +58,7 @@ from p2pmesh.wire.statements import Statement
 SETTLE_MAX_S = 3.0  # nobody answered, or there is very much to learn: it acts on what it knows
 JUST_STARTED_S = 30.0  # who was answered by nobody for so long need not ask who has the right time
 REVOKED_GRACE_S = 1.0
+CREDENTIALS_INTERVAL_S = 60.0  # between looks for peers whose credential ran out while connected
 CLOCKS_WAIT_S = 2.0  # after the first link, for what more peers say of the time
 
 log = structlog.get_logger(__name__)
@@ -229,10 +231,19 @@ class Mesh:
             log.warning("statements_not_saved", reason=str(exc))
         if self._is_revoked and self._nursery is not None:
             self._nursery.start_soon(self._end_if_revoked)
+        self._part_with_others()
+
+    async def _watch_credentials(self) -> None:
+        while True:
+            await trio.sleep(CREDENTIALS_INTERVAL_S)
+            self._part_with_others()
+
+    def _part_with_others(self) -> None:
+        """End the connections of peers that showed a credential which is good no more."""
         # A link ends a moment later, when the peer has heard why.
         self._transport.cut_off(lambda peer: peer.purpose == GOSSIP or self._is_good(peer))
         for node in self._links.of(lambda peer: not self._is_good(peer)):
-            log.info("peer_revoked", node=show_id(node))
+            log.info("peer_no_member", node=show_id(node))
             self._links.dismiss(node)
 
     @property
@@ -247,7 +258,11 @@ class Mesh:
             self._fail(LocalError(self.vouch(self._credential)))
 
     def _is_good(self, peer: Peer) -> bool:
-        return peer.credential is None or not self.vouch(peer.credential)
+        own = peer.credential
+        if own is None:
+            return True
+        # Who has a newer one by now shows it on a new connection.
+        return self.now < own.expires_at + EXPIRY_GRACE_S and not self.vouch(own)
 
     def set_plan(self, digest: bytes) -> None:
         """Say in probes which plan this node computed, and here that it is a new one."""
@@ -297,6 +312,7 @@ class Mesh:
                 self._feed(said)
             nursery.start_soon(self._settle)
             nursery.start_soon(self._compare_clocks)
+            nursery.start_soon(self._watch_credentials)
             task_status.started()
             await self._failed.wait()
             nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pmesh.config import Address
 from p2pmesh.gossip.membership import Gossip
-from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.credentials import Credential, Role
 from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer
 from p2pmesh.identity.keys import NodeId, SigningKey
 from p2pmesh.node.mesh import Mesh
@@ -82,6 +82,7 @@ class Meshes:
         key: SigningKey | None = None,
         save_epoch: Callable[[int], None] | None = None,
         now: Callable[[], float] = clock,
+        own: Credential | None = None,
         **core: Any,
     ) -> Started:
         """A mesh that is not running yet; all but the first name the first as their seed."""
@@ -98,7 +99,7 @@ class Meshes:
             instance=arguments["instance"],
             mesh=MESH,
             mesh_name="home",
-            credential=credential(key).raw,
+            credential=(own or credential(key)).raw,
         )
         address = Address("memory", number)
         epochs: list[int] = []

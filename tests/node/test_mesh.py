@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import structlog
 import trio
@@ -12,10 +14,12 @@ from p2pmesh.gossip.events import Event, Health, TimerFired
 from p2pmesh.gossip.probe import PROBE_INTERVAL_S
 from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, SigningKey
-from p2pmesh.node.mesh import Mesh, PlanAgreement
+from p2pmesh.node.mesh import CREDENTIALS_INTERVAL_S, Mesh, PlanAgreement
 from p2pmesh.state.forks import HOLD_S
+from p2pmesh.state.owner_records import EXPIRY_GRACE_S
 from p2pmesh.wire.messages import Push
 from p2pmesh.wire.registers import CAPS, MEMBER
+from tests.identity.builders import credential
 from tests.node.meshes import (
     CAPS_BODY,
     SPREAD_S,
@@ -241,6 +245,24 @@ async def test_round_trips_are_measured(autojump_clock: MockClock) -> None:
         assert first.mesh.rtt_s(second.mesh.me) is None
         await trio.sleep(SPREAD_S)
         assert first.mesh.rtt_s(second.mesh.me) == pytest.approx(0, abs=0.01)
+
+
+async def test_whose_credential_runs_out_is_parted_with(autojump_clock: MockClock) -> None:
+    key = SigningKey(b"k" * 32)
+    own = credential(key, now=NOW, ttl_s=100)
+    async with meshes() as world:
+        first, second = await world.start(1), await world.start(2)
+        ending = await world.start(3, key=key, own=own)
+        await trio.sleep(SPREAD_S)
+        stream = await ending.mesh.open_stream(first.mesh.me, HTTP)
+        assert first.mesh.linked == {second.mesh.me, ending.mesh.me}
+        await trio.sleep_until(100 + EXPIRY_GRACE_S - 1)
+        assert ending.mesh.me in first.mesh.linked, "clocks differ a little"
+        await trio.sleep(CREDENTIALS_INTERVAL_S + 2)
+        assert first.mesh.linked == {second.mesh.me}
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await stream.receive_some() == b""
+        await stream.aclose()
 
 
 async def test_junk_costs_the_sender_its_link_only(autojump_clock: MockClock) -> None:
