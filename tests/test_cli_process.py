@@ -58,7 +58,22 @@ def test_a_reader_that_has_seen_enough_is_no_error(talk: str, argument: str) -> 
     assert (process.returncode, err) == (0, b"")
 
 
-def test_a_quick_command_loads_no_node() -> None:
+QUICK = {
+    "--version": 0,
+    "status --help": 0,
+    "join --help": 0,
+    "join": 2,
+    "invite": 1,
+    "members": 1,
+    "admit anna": 1,
+    "grant anna admin": 1,
+    "revoke anna": 1,
+    "leave": 1,
+}
+
+
+@pytest.mark.parametrize(("command", "code"), QUICK.items())
+def test_a_quick_command_loads_no_node(tmp_path: Path, command: str, code: int) -> None:
     program = (
         "import sys\n"
         "from p2pmesh.cli import main\n"
@@ -67,17 +82,17 @@ def test_a_quick_command_loads_no_node() -> None:
         "except SystemExit as exc:\n"
         "    print(exc.code, sorted({'trio', 'quart', 'numpy', 'hypercorn'} & set(sys.modules)))\n"
     )
-    for arguments in (["--version"], ["status", "--help"]):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.splitlines()[-1] == "0 []"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command.split()],
+        cwd=ROOT,
+        env=environment(P2PMESH_HOME=str(tmp_path)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == f"{code} []"
 
 
 def _unusable_files(user: Path) -> dict[str, str]:

@@ -205,6 +205,7 @@ def cli(
     """Run a command to its end."""
     return subprocess.run(
         [*inside, *program(), *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         env=environment(**more),

@@ -110,7 +110,30 @@ MISTAKES: Mapping[str, Mistake] = {
     "logs that are a file": home("logs", b"", "logs", "--home"),
     "a log that is a folder": home("logs/node.log", None, "node.log", "--home"),
     "a run file that is a folder": home("run.json", None, "run.json", "--home"),
+    # Members.
+    "a duration without sense": Mistake(
+        arguments=("invite", "--for=soon"), code=2, says=("--for", "24h")
+    ),
+    "a role that is none": Mistake(
+        arguments=("invite", "--role=king"), code=2, says=("--role", "serve")
+    ),
+    "a token that is cut short": Mistake(
+        arguments=("join", "p2pmesh1-abc", "--home={home}", *ANY_PORTS),
+        code=2,
+        says=("incomplete or misspelt",),
+    ),
+    "a join without a token": Mistake(
+        arguments=("join", "--home={home}"), code=2, says=("p2pmesh join TOKEN",)
+    ),
+    "leaving no mesh": Mistake(
+        arguments=("leave", "--home={home}"), code=1, says=("This node is in no mesh",)
+    ),
     # Commands that need a node.
+    "an invitation without a node": Mistake(
+        arguments=("invite", "--home={home}"),
+        code=1,
+        says=("No node is running here: p2pmesh up",),
+    ),
     "a status without a node": Mistake(
         arguments=("status", "--home={home}"), code=1, says=("No node is running here: p2pmesh up",)
     ),
@@ -136,6 +159,8 @@ RARE = {
     "a size below zero",
     "no slots",
     "a context without sense",
+    "a role that is none",
+    "an invitation without a node",
     "a file that is not text",
     "a setting of the wrong type",
     "a home below a file",
