@@ -336,3 +336,29 @@ def test_a_laptop_carries_its_mesh_into_no_cafe(tmp_path: Path) -> None:
         for node in (at_home, carried):
             assert {one["name"] for one in node.status()["nodes"]} == {"tower", "laptop"}
         assert carried.line["mesh"] == at_home.line["mesh"] != elsewhere.line["mesh"]
+
+
+def test_a_private_mesh_lets_in_by_name_who_waits_on_its_network(tmp_path: Path) -> None:
+    with network() as net, ExitStack() as stack:
+        lan = net.lan()
+        net.gateway(lan)
+        kitchen, attic = net.host(lan, "kitchen"), net.host(lan, "attic")
+        closed = kitchen.start(tmp_path / "kitchen", "--private")
+        stack.callback(end, closed)
+        answer = join_over_network(net.host(lan, "thief"), Address(kitchen.address, PORT))
+        assert isinstance(answer, str)
+        assert "this mesh is private" in answer
+        alone = attic.start(tmp_path / "attic")  # hears nothing, and founds a mesh of its own
+        stack.callback(end, alone)
+        assert alone.line["mesh"] != closed.line["mesh"]
+        wait_until(lambda: "attic" in waiting(closed), "the newcomer is shown", within_s=15)
+        with kitchen.inside():
+            closed.order("admit", target="attic")
+        wait_until(partial(are_live, closed, 2), "it came by itself", within_s=25)
+        wait_until(partial(are_live, alone, 2), "it knows where it is")
+        assert alone.status()["mesh"]["id"] == closed.line["mesh"]["id"]
+        assert role_of(alone) is Role.SERVE
+
+
+def waiting(node: Node) -> set[str]:
+    return {one["name"] for one in node.status()["newcomers"]}
