@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pmesh.config import Settings
+from p2pmesh.discovery.choice import HeardMesh
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.identity.tokens import parse_token
 from p2pmesh.node.joining import Entry, Joiner
@@ -55,8 +56,13 @@ async def choose_entry(
         return Entry(card=earlier)
     if earlier is None and settings.private:
         return Entry(card=found(), is_new=True)
-    wanted = settings.mesh or (earlier.name if earlier is not None else "")
-    if (entry := await network.find(joiner, wanted)) is not None:
+
+    def is_wanted(heard: HeardMesh) -> bool:
+        if earlier is not None and is_meant:
+            return heard.id == earlier.id  # anybody may give another mesh that name
+        return settings.mesh in (None, heard.name)
+
+    if (entry := await network.find(joiner, is_wanted)) is not None:
         return entry
     if earlier is not None and is_meant:
         raise LocalError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -119,12 +119,12 @@ class LocalNetwork:
 
     # --- without a mesh -------------------------------------------------------------------------
 
-    async def find(self, joiner: Joiner, wanted: str) -> Entry | None:
+    async def find(self, joiner: Joiner, is_wanted: Callable[[HeardMesh], bool]) -> Entry | None:
         """Join the open mesh that is heard here; None when there is none that lets this node in.
 
         Args:
             joiner: Gets this node in.
-            wanted: The name of the mesh; "" for any.
+            is_wanted: Whether a mesh that is heard will do.
         """
         if self._discovery is None:
             return None
@@ -134,7 +134,7 @@ class LocalNetwork:
             heard = [
                 one
                 for one in self._discovery.heard.meshes(now)
-                if one.id not in refused and wanted in ("", one.name)
+                if one.id not in refused and is_wanted(one)
             ]
             if (best := choose(heard)) is not None:
                 try:
