@@ -10,10 +10,19 @@ from trio.testing import MockClock
 
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.identity.credentials import Role
-from p2pmesh.identity.keys import show_id
+from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.node.authority import INVITE_S_MAX, find_id
 from p2pmesh.node.keystore import load_statements
-from p2pmesh.wire.statements import USES_MAX, Grant, Invitation, Policy, Revocation
+from p2pmesh.state.trust import REVOCATIONS_MAX, Trust
+from p2pmesh.wire.statements import (
+    USES_MAX,
+    Grant,
+    Invitation,
+    Policy,
+    Revocation,
+    Statement,
+    state,
+)
 from tests.identity.builders import FOUNDER, MESH, credential
 from tests.node.members import Member, Members, founder_of, key_of, members, newcomer
 from tests.node.meshes import until
@@ -285,6 +294,69 @@ def is_open(member: Member) -> bool:
 
 
 A, B, C = b"\x00" * 16, b"\x00" * 15 + b"\xff", b"c" * 16
+
+
+async def test_who_revokes_an_admin_takes_over_whom_that_one_revoked(tmp_path: Path) -> None:
+    """Whoever has the old admin's key makes no statement in whose favour its word gives way."""
+    gone = NodeId(b"g" * 16)
+    async with members(tmp_path) as made:
+        founder = await made.start("founder")
+        anna = await made.start_with("anna", 1, Role.ADMIN, founder)
+        now = founder.mesh.now
+        own = anna.card.credential
+
+        def revoked(keeps: set[bytes], at: float) -> Statement:
+            body = Revocation(target=gone, keeps=frozenset(keeps))
+            return state(anna.key, own, body, mesh=MESH, now=at)
+
+        founder.mesh.declare(revoked(set(), now - 10))
+        founder.authority.revoke("anna", below=True)
+        later = revoked({b"k" * 16}, now + 5)
+        founder.mesh.declare(later)
+        (counts,) = founder.mesh.trust.revoking(gone)
+        assert (counts.owner, counts.issued_at) == (founder.mesh.me, int(now) - 10)
+        assert counts.body == Revocation(target=gone, keeps=frozenset())
+        assert later in founder.mesh.statements, "it stands, and counts for nothing"
+
+
+async def test_whom_a_node_kept_before_it_keeps_again(tmp_path: Path) -> None:
+    async with members(tmp_path) as made:
+        founder = await made.start("founder")
+        anna, _bert = await with_child(made, founder)
+        child = NodeId(b"c" * 16)
+        body = Revocation(target=anna.mesh.me, keeps=frozenset([child]))
+        earlier = state(
+            founder.key, founder.card.credential, body, mesh=MESH, now=founder.mesh.now - 2000
+        )
+        fresh = credential(anna.key, Role.INVITE, now=founder.mesh.now - 1000)
+        assert Trust([earlier]).allows(fresh)
+        founder.mesh.declare(earlier)
+        revocation = founder.authority._revocation(anna.mesh.me, [b"d" * 16])
+        assert revocation.keeps == {child, b"d" * 16}
+        assert founder.authority._revocation(anna.mesh.me, []).keeps == frozenset()
+
+
+async def test_a_node_makes_no_revocation_for_which_an_older_one_would_give_way(
+    tmp_path: Path,
+) -> None:
+    async with members(tmp_path) as made:
+        founder = await made.start("founder")
+        anna = await made.start_with("anna", 1, Role.SERVE, founder)
+        some = [
+            state(
+                founder.key,
+                founder.card.credential,
+                Revocation(target=number.to_bytes(16, "big"), keeps=frozenset()),
+                mesh=MESH,
+                now=founder.mesh.now - 5,
+            )
+            for number in range(REVOCATIONS_MAX)
+        ]
+        founder.mesh.declare(*some)
+        with pytest.raises(LocalError, match=f"made the {REVOCATIONS_MAX} revocations"):
+            founder.authority.revoke("anna", below=False)
+        assert founder.mesh.trust.allows(anna.card.credential)
+        assert len(founder.mesh.trust.revocations_by(founder.mesh.me)) == REVOCATIONS_MAX
 
 
 def test_a_node_is_found_by_name_id_or_the_beginning_of_its_id() -> None:
