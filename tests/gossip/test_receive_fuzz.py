@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.gossip.events import Disconnect, Rejected
+from p2pmesh.state.trust import members_only
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.evidence import EVIDENCE_MAX
 from p2pmesh.wire.messages import Push
-from p2pmesh.wire.records import verify_record
+from p2pmesh.wire.records import CREDENTIAL, verify_record
+from p2pmesh.wire.registers import MEMBER
 from tests.gossip.builders import (
     STARTED,
     View,
@@ -22,7 +24,8 @@ from tests.gossip.builders import (
     mesh_of,
 )
 from tests.gossip.receiver import ME, PEER, Inlet, caps
-from tests.state.builders import MESH, NOW, record
+from tests.state.builders import MESH, NOW, record, sealed
+from tests.state.statements import ANNA, BERT, CARL, EMMA, PAUL
 
 GOOD: list[bytes] = [
     *(member_of(number, seq).raw for number in range(4) for seq in (1, 2)),
@@ -70,7 +73,14 @@ LISTS = st.lists(PIECES, max_size=4).map(tuple)
 
 @given(
     st.lists(
-        st.builds(Push, records=LISTS, forks=LISTS, certificates=LISTS, asked=st.booleans()),
+        st.builds(
+            Push,
+            statements=LISTS,
+            records=LISTS,
+            forks=LISTS,
+            certificates=LISTS,
+            asked=st.booleans(),
+        ),
         max_size=6,
     )
 )
@@ -90,6 +100,41 @@ def test_whatever_comes_is_merged_ignored_or_ends_the_link(said: list[Push]) -> 
         assert verify_record(standing)
         assert standing.mesh == MESH
     assert ME not in inlet.view.document.removed
+
+
+STATEMENTS = [ANNA.revokes(CARL), ANNA.invites(), PAUL.revokes(EMMA), BERT.revokes(ANNA)]
+LEASES = [sealed(one.key, MEMBER, body={CREDENTIAL: one.own.raw}).raw for one in (CARL, EMMA, PAUL)]
+
+
+def damaged(some: list[bytes]) -> st.SearchStrategy[tuple[bytes, ...]]:
+    good = st.sampled_from(some)
+    bad = st.builds(flipped, good, st.integers(0, 2000), st.integers(0, 7))
+    return st.lists(
+        good | bad | st.builds(lambda raw, end: raw[:end], good, st.integers(0, 400)), max_size=4
+    ).map(tuple)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Push,
+            statements=damaged([one.raw for one in STATEMENTS]),
+            records=damaged(LEASES),
+            asked=st.booleans(),
+        ),
+        max_size=6,
+    )
+)
+def test_no_damaged_statement_or_credential_comes_to_stand(said: list[Push]) -> None:
+    inlet = Inlet(View(authorised=members_only))
+    for number, facts in enumerate(said):
+        taken = inlet.receiver.take(PEER, facts, NOW + number, NOW + number)
+        inlet.view.refresh(taken.owners)
+        assert {type(out) for out in taken.out} <= {Disconnect}
+    document = inlet.view.document
+    assert set(document.statements) <= set(STATEMENTS)
+    assert {one.raw for one in document.records()} <= set(LEASES)
+    assert all(members_only(document.trust, one, NOW) for one in document.records())
 
 
 @given(st.permutations(GOOD[:-2]))

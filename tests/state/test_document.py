@@ -18,11 +18,13 @@ from p2pmesh.state.owner_records import (
     OwnerRecords,
 )
 from p2pmesh.state.pending import PENDING_S
-from p2pmesh.state.trust import Trust
+from p2pmesh.state.trust import Trust, members_only
 from p2pmesh.wire.evidence import make_fork
 from p2pmesh.wire.facts import Fact
-from tests.state.builders import MESH, NODES, NOW, certificate, record
+from p2pmesh.wire.records import CREDENTIAL
+from tests.state.builders import MESH, NODES, NOW, certificate, record, sealed
 from tests.state.facts import FACTS, LATER, SEQ_S, items, raws, some_facts, tell, told, written
+from tests.state.statements import ANNA, CARL, PAUL
 
 # --- as of a moment ago ---------------------------------------------------------------------------
 
@@ -342,3 +344,55 @@ def test_equal_values_are_shared() -> None:
     assert [one.item(item) for item in one.ids()] == items(plain)
     # Homes are of all documents: what is in one of them is not therefore in another.
     assert not any(Document(MESH, homes=homes).item(item) for item in plain.ids())
+
+
+# --- statements of trust ------------------------------------------------------------------------
+
+
+def test_a_statement_is_an_item_like_any_other() -> None:
+    revocation, lease = ANNA.revokes(CARL), record(register="member")
+    document = tell(Document(MESH), [revocation, lease], NOW)
+    assert document.ids() == sorted([revocation.id, lease.digest])
+    assert document.item(revocation.id) is revocation
+    assert document.statements == (revocation,)
+    assert document.item(ANNA.revokes(PAUL).id) is None
+    assert document.fingerprint == fingerprint_of([revocation.id, lease.digest])
+
+
+def test_a_statement_counts_from_when_it_was_made_until_another_replaced_it() -> None:
+    first = ANNA.lays_down(1, is_open=True, at=NOW)
+    second = ANNA.lays_down(2, is_open=False, at=NOW + 4)
+    document = tell(Document(MESH), [first], NOW)
+    assert document.merge(second, NOW + 6)
+    assert document.statements == (second,)
+    told = [document.fingerprint_at(NOW + at) for at in (-1, 0, 3, 4, 6)]
+    empty = fingerprint_of([])
+    one, other = fingerprint_of([first.id]), fingerprint_of([second.id])
+    assert told == [empty, one, one, other, other]
+    assert tell(Document(MESH), [second, first], NOW + 6).fingerprint == document.fingerprint
+
+
+def test_an_invitation_runs_out_with_a_clocks_grace() -> None:
+    invited = ANNA.invites(until=NOW + 10)
+    document = tell(Document(MESH), [invited, ANNA.revokes(CARL)], NOW)
+    end = NOW + 10 + EXPIRY_GRACE_S
+    assert document.expire(end - 1) == frozenset()
+    assert invited in document.statements
+    trust = document.trust
+    assert document.expire(end) == frozenset()
+    assert document.statements == (ANNA.revokes(CARL),)
+    assert document.trust is not trust
+    assert document.fingerprint_at(end - 1) != document.fingerprint_at(end)
+    assert document.judge(invited, end) is MergeOutcome.VOID
+    assert document.expire(end + 100) == frozenset()
+
+
+def test_what_a_revocation_voids_falls_at_once_in_the_fingerprint_too() -> None:
+    document = Document(MESH, authorised=members_only)
+    carls = sealed(CARL.key, "member", body={CREDENTIAL: CARL.own.raw})
+    tell(document, [carls, sealed(CARL.key, "caps")], NOW)
+    assert len(document.ids()) == 2
+    revoked = PAUL.revokes(CARL)
+    assert document.merge(revoked, NOW).owners == {CARL.id}
+    assert document.ids() == [revoked.id]
+    assert document.fingerprint == fingerprint_of([revoked.id])

@@ -57,7 +57,7 @@ def messages(
     Args:
         numbers: Tokens, times and counts.
         nodes: Whom they ask about.
-        pieces: Records, certificates and forks, as bytes.
+        pieces: Statements, records, certificates and forks, as bytes.
         bounds: Of ranges; only with those that are in order can a message be read.
     """
 
@@ -77,7 +77,14 @@ def messages(
         "recent": many(IDS, RECENT_MAX),
     }
     return st.one_of(
-        st.builds(Push, records=pieces, certificates=pieces, forks=pieces, asked=st.booleans()),
+        st.builds(
+            Push,
+            statements=pieces,
+            records=pieces,
+            certificates=pieces,
+            forks=pieces,
+            asked=st.booleans(),
+        ),
         st.builds(Ping, **signs),
         st.builds(Ack, **signs),
         st.builds(ProbeRequest, subject=nodes, token=numbers),
