@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,6 +16,7 @@ from p2pmesh.config import Address, Settings, parse_address
 from p2pmesh.control import find_node
 from p2pmesh.errors import ConfigError
 from p2pmesh.home import Home
+from p2pmesh.identity.tokens import ADDRESSES_MAX
 
 ROLES = ("use", "serve", "invite", "admin")
 QUIET_ZONE_MODULES = 2  # around a code on a terminal; phones take half of what the standard asks
@@ -46,6 +47,20 @@ def parse_uses(text: str) -> int:
     return 0 if word == "any" else int(word)
 
 
+def parse_addresses(texts: Sequence[str]) -> list[str]:
+    """Return addresses with their ports, where none is given the usual one.
+
+    Raises:
+        click.BadParameter: One is no address, or there are more than an invitation holds.
+    """
+    if len(texts) > ADDRESSES_MAX:
+        raise click.BadParameter(f"an invitation holds at most {ADDRESSES_MAX} addresses")
+    try:
+        return [str(parse_address(text, default=Settings().peer)) for text in texts]
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
 @click.command()
 @click.option(
     "--for",
@@ -72,6 +87,14 @@ def parse_uses(text: str) -> int:
     help="What they may do; each includes those before it.",
 )
 @click.option("--no-stage", is_flag=True, help="Without the right to run code on this machine.")
+@click.option(
+    "--address",
+    "addresses",
+    metavar="HOST[:PORT]",
+    multiple=True,
+    callback=lambda _ctx, _param, texts: parse_addresses(texts),
+    help="Where they find this node: a name in your VPN, or a port that your router forwards.",
+)
 @click.option("--qr", is_flag=True, help="Show it as a QR code too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -82,6 +105,7 @@ def invite(
     uses: int,
     role: str,
     no_stage: bool,
+    addresses: list[str],
     qr: bool,
     as_json: bool,
 ) -> None:
@@ -94,6 +118,8 @@ def invite(
     values: dict[str, Any] = {"for_s": for_s, "uses": uses, "role": role}
     if no_stage:
         values["stage"] = False
+    if addresses:
+        values["addresses"] = addresses
     made = find_node(Home.of(settings)).order("invite", values)
     if as_json:
         click.echo(json.dumps(made))

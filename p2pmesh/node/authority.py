@@ -70,8 +70,23 @@ class Authority:
 
     # --- commands -------------------------------------------------------------------------------
 
-    def invite(self, *, role: Role, stage: bool, for_s: int, uses: int) -> Invited:
+    def invite(
+        self,
+        *,
+        role: Role,
+        stage: bool,
+        for_s: int,
+        uses: int,
+        addresses: tuple[Address, ...] = (),
+    ) -> Invited:
         """Make an invitation.
+
+        Args:
+            role: What the newcomers become.
+            stage: Whether they get that right.
+            for_s: How long it can be used, in seconds.
+            uses: By how many nodes; 0: no limit.
+            addresses: Where they find this node, if a person knows better than it does.
 
         Raises:
             ConfigError: An argument is out of bounds.
@@ -89,7 +104,7 @@ class Authority:
         token = Token(
             mesh=self._mesh_id,
             seed=secrets.token_bytes(TOKEN_SEED_BYTES),
-            addresses=self._addresses(),
+            addresses=addresses or self._addresses(),
         )
         invitation = Invitation(
             key=token.key.public,

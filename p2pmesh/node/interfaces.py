@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 
 import psutil
 
 from p2pmesh.config import NAME_CHARS_MAX, Address
+from p2pmesh.identity.tokens import ADDRESSES_MAX as TOKEN_ADDRESSES_MAX
 from p2pmesh.state.registers import ADDRESSES_MAX
+
+# Where Tailscale and others of its kind give addresses: RFC 6598, and a prefix of Tailscale's own.
+VPNS = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
 
 
 def default_name() -> str:
@@ -55,6 +60,24 @@ def advertised(bound: Address) -> tuple[Address, ...]:
     usable.sort(key=lambda ip: (str(ip) not in outgoing, ip.version, str(ip)))
     hosts = [str(ip) for ip in usable[:ADDRESSES_MAX]] or ["127.0.0.1"]
     return tuple(Address(host, bound.port) for host in hosts)
+
+
+def for_invitation(addresses: Sequence[Address]) -> tuple[Address, ...]:
+    """The addresses that go into an invitation: the likeliest, and one of a VPN if there is one.
+
+    A newcomer is at home, or reaches this node over a VPN; in both cases one of the two leads here.
+
+    Args:
+        addresses: See `advertised`.
+    """
+    first, rest = addresses[:1], addresses[1:]
+    ordered = sorted(rest, key=lambda one: (not _is_of_vpn(one.host), ":" in one.host))
+    return (*first, *ordered)[:TOKEN_ADDRESSES_MAX]
+
+
+def _is_of_vpn(host: str) -> bool:
+    ip = ipaddress.ip_address(host)
+    return any(ip in network for network in VPNS if network.version == ip.version)
 
 
 def _outgoing(family: socket.AddressFamily) -> str:

@@ -27,7 +27,7 @@ from p2pmesh.node.admission import Admission
 from p2pmesh.node.authority import Authority
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
-from p2pmesh.node.interfaces import advertised
+from p2pmesh.node.interfaces import advertised, for_invitation
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory
 from p2pmesh.node.joining import Entry, Joiner
 from p2pmesh.node.keystore import (
@@ -234,7 +234,7 @@ class MeshLife:
 
     def _invites_to(self) -> tuple[Address, ...]:
         """The addresses that go into an invitation: what others can reach before what they may."""
-        return advertised(self._lasting.own.listening)
+        return for_invitation(advertised(self._lasting.own.listening))
 
     async def _serve_peer(self, peer: Peer, stream: trio.abc.Stream) -> None:
         with trio.CancelScope() as scope:

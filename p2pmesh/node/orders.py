@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from p2pmesh.config import parse_join
+from p2pmesh.config import Address, parse_address, parse_join
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.identity.credentials import ROLES, STAGE, Role
 from p2pmesh.identity.keys import NodeId, show_id
-from p2pmesh.identity.tokens import parse_token
+from p2pmesh.identity.tokens import ADDRESSES_MAX, parse_token
 from p2pmesh.node.authority import find_id
 from p2pmesh.node.joining import Entry, Joiner
 from p2pmesh.node.life import MeshLife
@@ -74,6 +74,7 @@ class Orders:
             stage=_flag(values, "stage", default=default_stage),
             for_s=_number(values, "for_s", 24 * HOUR_S),
             uses=_number(values, "uses", 1),
+            addresses=_addresses(values, "addresses"),
         )
         invitation = invited.invitation
         return {
@@ -153,6 +154,16 @@ def _flag(values: Mapping[str, Any], name: str, *, default: bool) -> bool:
     if type(value) is not bool:
         raise ConfigError(f"{name} is neither true nor false")
     return value
+
+
+def _addresses(values: Mapping[str, Any], name: str) -> tuple[Address, ...]:
+    texts = values.get(name, [])
+    if not isinstance(texts, list) or len(texts) > ADDRESSES_MAX:
+        raise ConfigError(f"{name} is no list of at most {ADDRESSES_MAX} addresses")
+    try:
+        return tuple(parse_address(text if isinstance(text, str) else "") for text in texts)
+    except ValueError as exc:
+        raise ConfigError(f"{name}: {exc}") from exc
 
 
 def _role(word: str) -> Role:

@@ -12,6 +12,7 @@ from p2pmesh.commands.invite import (
     QUIET_ZONE_MODULES,
     explain,
     invite,
+    parse_addresses,
     parse_duration,
     parse_uses,
     qr_code,
@@ -70,6 +71,18 @@ def test_uses_are_a_number_or_any(text: str, uses: int) -> None:
 def test_any_other_number_of_uses_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="whole number"):
         parse_uses(text)
+
+
+def test_a_person_may_say_where_this_node_is_found(running_home: Path) -> None:
+    done = call(running_home, "--json", "--address=kitchen.tail1.ts.net", "--address=[fd00::1]:7")
+    said = json.loads(done.stdout)["sentences"]
+    assert "invite addresses=['kitchen.tail1.ts.net:9338', '[fd00::1]:7']" in said
+
+
+@pytest.mark.parametrize("texts", [["no address"], [":"], ["a:1", "b:2", "c:3"]])
+def test_other_addresses_are_refused(texts: list[str]) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_addresses(texts)
 
 
 @pytest.mark.parametrize("argument", ["--for=soon", "--uses=lots", "--role=king", "extra"])

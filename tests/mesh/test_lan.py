@@ -351,14 +351,20 @@ def test_a_private_mesh_lets_in_by_name_who_waits_on_its_network(tmp_path: Path)
         alone = attic.start(tmp_path / "attic")  # hears nothing, and founds a mesh of its own
         stack.callback(end, alone)
         assert alone.line["mesh"] != closed.line["mesh"]
-        wait_until(lambda: "attic" in waiting(closed), "the newcomer is shown", within_s=15)
-        with kitchen.inside():
-            closed.order("admit", target="attic")
+        wait_until(lambda: "attic" in newcomers(closed), "the newcomer is shown", within_s=15)
+        known_as = newcomers(closed)["attic"][:8]
+        shown = cli("members", f"--home={closed.me['home']}", inside=kitchen.command).stdout
+        assert f"attic at {attic.address} waits to join" in shown
+        assert f"p2pmesh admit {known_as}" in shown
+        said = cli("admit", known_as, f"--home={closed.me['home']}", inside=kitchen.command).stdout
+        assert said == "attic may join now, which it does when it asks again.\n"
         wait_until(partial(are_live, closed, 2), "it came by itself", within_s=25)
         wait_until(partial(are_live, alone, 2), "it knows where it is")
         assert alone.status()["mesh"]["id"] == closed.line["mesh"]["id"]
-        assert role_of(alone) is Role.SERVE
+        assert "attic" not in newcomers(closed)
+        [listed] = [one for one in closed.status()["nodes"] if one["name"] == "attic"]
+        assert (listed["role"], listed["stage"], listed["basis"]) == ("serve", False, "grant")
 
 
-def waiting(node: Node) -> set[str]:
-    return {one["name"] for one in node.status()["newcomers"]}
+def newcomers(node: Node) -> dict[str, str]:
+    return {one["name"]: one["id"] for one in node.status()["newcomers"]}

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.mesh.namespaces import Host, network
 from tests.mesh.nodes import (
     ANY_PORTS,
     STOP_TIMEOUT_S,
@@ -133,33 +132,6 @@ def test_a_node_that_runs_moves_to_another_mesh_and_leaves_it(
     assert (Path(laptop.me["home"]) / "node.key").exists()
     assert_sentence(cli("leave", "--home", laptop.me["home"]), 1, "This node is in no mesh")
     wait_until(lambda: list(members(cellar)) == ["cellar"], "the laptop said goodbye")
-
-
-def test_who_waits_on_the_network_of_a_private_mesh_is_let_in_by_name(tmp_path: Path) -> None:
-    with network() as net, ExitStack() as stack:
-        lan = net.lan()
-        net.gateway(lan)
-
-        def up(host: Host, *options: str) -> Node:
-            node = host.start(tmp_path / host.name, *options)
-            stack.callback(end, node)
-            return node
-
-        kitchen = up(net.host(lan, "kitchen"), "--private")
-        carl = up(net.host(lan, "carl"))
-        mesh, alone = kitchen.line["mesh"], carl.line["mesh"]
-        assert mesh != alone  # he founded one of his own
-        wait_until(lambda: len(kitchen.status()["newcomers"]) == 1, "carl waits")
-        [newcomer] = kitchen.status()["newcomers"]
-        command = f"p2pmesh admit {newcomer['id'][:8]}"
-        assert newcomer["name"] == carl.name
-        assert command in cli("members", at(kitchen), inside=kitchen.inside).stdout
-        admitted = cli("admit", newcomer["id"][:8], at(kitchen), inside=kitchen.inside)
-        assert admitted.stdout == f"{carl.name} may join now, which it does when it asks again.\n"
-        wait_until(lambda: carl.status()["mesh"]["id"] == mesh["id"], "carl is in the mesh")
-        wait_until(lambda: kitchen.status()["newcomers"] == [], "nobody waits any more")
-        [listed] = [one for one in kitchen.status()["nodes"] if one["name"] == carl.name]
-        assert (listed["role"], listed["stage"], listed["basis"]) == ("serve", False, "grant")
 
 
 def at(node: Node) -> str:

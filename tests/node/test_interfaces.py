@@ -12,7 +12,13 @@ import trio
 
 from p2pmesh.config import NAME_CHARS_MAX, Address
 from p2pmesh.node import interfaces
-from p2pmesh.node.interfaces import advertised, default_name, is_loopback, own_host
+from p2pmesh.node.interfaces import (
+    advertised,
+    default_name,
+    for_invitation,
+    is_loopback,
+    own_host,
+)
 from p2pmesh.node.ports import listen
 from p2pmesh.state.registers import ADDRESSES_MAX
 
@@ -183,3 +189,21 @@ def test_pages_of_this_machine_are_asked_for_by_its_whole_name(
 )
 def test_loopback_addresses_are_told_from_others(host: str, *, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("hosts", "chosen"),
+    [
+        (["192.168.1.20"], ["192.168.1.20"]),
+        (["192.168.1.20", "2001:db9::20", "172.17.0.1"], ["192.168.1.20", "172.17.0.1"]),
+        (["192.168.1.20", "2001:db9::20"], ["192.168.1.20", "2001:db9::20"]),
+        (["192.168.1.20", "172.17.0.1", "100.101.102.103"], ["192.168.1.20", "100.101.102.103"]),
+        (["192.168.1.20", "10.0.0.1", "fd7a:115c:a1e0::7"], ["192.168.1.20", "fd7a:115c:a1e0::7"]),
+        ([], []),
+    ],
+)
+def test_an_invitation_has_the_likeliest_address_and_one_of_a_vpn(
+    hosts: list[str], chosen: list[str]
+) -> None:
+    known = [Address(host, 9338) for host in hosts]
+    assert list(for_invitation(known)) == [Address(host, 9338) for host in chosen]
