@@ -10,10 +10,10 @@ from p2pmesh.node.descriptors import WANTED, Bounds, budget, raise_limit
 @pytest.mark.parametrize(
     ("limit", "bounds"),
     [
-        (256, Bounds(connections=59, in_flight=19, pool_idle=9, console=9,
+        (256, Bounds(connections=53, in_flight=17, pool_idle=8, console=8,
                      unauthenticated=8, holding=4)),
-        (1024, Bounds(connections=256, in_flight=85, pool_idle=42, console=42,
-                      unauthenticated=21, holding=21)),
+        (1024, Bounds(connections=232, in_flight=77, pool_idle=38, console=38,
+                      unauthenticated=19, holding=19)),
         (65536, Bounds(connections=768, in_flight=256, pool_idle=128, console=128,
                        unauthenticated=64, holding=64)),
     ],
