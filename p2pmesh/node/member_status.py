@@ -94,9 +94,7 @@ def notices(mesh: Mesh, only: NodeId | None, own: OwnMembership) -> list[str]:
         own: This node's membership.
     """
     found = [*own.warnings]
-    if mesh.refusal:
-        found.append(f"A member refuses this node: {mesh.refusal}")
-    if only is not None:
+    if only is not None and len(mesh.view.nodes) > 1:  # alone there is nobody to grant it to
         found.append(_on_only_admin(mesh, only))
     return found
 

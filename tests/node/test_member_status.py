@@ -268,12 +268,9 @@ def test_what_is_lost_with_the_only_admin_is_said_and_how_to_make_another() -> N
     [hers] = notices(mesh, NodeId(ANNA.id), Own())
     assert hers.startswith("anna is the only admin of this mesh")
     assert notices(mesh, None, Own()) == []
+    assert notices(mesh_of({"me": FOUNDERS}), ME, Own()) == []
 
 
-def test_the_end_of_a_membership_is_said_first() -> None:
-    told = Told({"me": FOUNDERS})
-    told.refusal = "this node's membership has run out"
-    assert notices(cast("Mesh", told), ME, Own(warnings=["It runs out in 3 days"]))[:2] == [
-        "It runs out in 3 days",
-        "A member refuses this node: this node's membership has run out",
-    ]
+def test_what_this_node_may_lose_is_said_first() -> None:
+    mesh = mesh_of({"me": FOUNDERS, "anna": credential(ANNA)})
+    assert notices(mesh, ME, Own(warnings=["It runs out in 3 days"]))[0] == "It runs out in 3 days"
