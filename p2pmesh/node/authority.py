@@ -26,6 +26,7 @@ from p2pmesh.wire.statements import (
     Policy,
     Revocation,
     Statement,
+    offer_proof,
     state,
 )
 
@@ -112,6 +113,7 @@ class Authority:
             stage=stage,
             until=min(int(self._mesh.now) + for_s, own.expires_at),
             uses=uses,
+            proof=offer_proof(token.key, mesh=self._mesh_id, owner=self._mesh.me),
         )
         self._declare(invitation)
         return Invited(token=token, invitation=invitation)

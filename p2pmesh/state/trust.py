@@ -214,9 +214,7 @@ class Trust:
         self.policy_statement = max(good[Policy], key=_order, default=None)
         policy = self.policy_statement.body if self.policy_statement else None
         self.policy: Policy | None = policy if isinstance(policy, Policy) else None
-        # The key of an invitation is there for all to read, and to repeat as if it were theirs.
-        invitations = sorted(good[Invitation], key=_standing, reverse=True)
-        self.invitations = {slot_of(one).name: one for one in invitations}
+        self.invitations = {slot_of(one).name: one for one in good[Invitation]}
         self.grants: dict[NodeId, list[Statement]] = {}
         for one in good[Grant]:
             self.grants.setdefault(NodeId(slot_of(one).name), []).append(one)
@@ -303,12 +301,6 @@ def _order(statement: Statement) -> tuple[int, int, bytes]:
     """Return the order in which the largest of some statements stand."""
     number = statement.body.number if isinstance(statement.body, Policy) else 0
     return number, statement.issued_at, statement.id
-
-
-def _standing(statement: Statement) -> tuple[int, int, bytes]:
-    """Return the order in which those nearest to the mesh's own key, and the oldest, come first."""
-    length = len(statement.credential.chain) if statement.credential else 0
-    return length, statement.issued_at, statement.id
 
 
 class _Counted(NamedTuple):

@@ -13,7 +13,7 @@ the mesh's own key signed. There are four kinds:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NoReturn
 
@@ -49,6 +49,7 @@ POLICY_NUMBER_MAX = 1 << 32  # of two with that number the newer stands
 USES_MAX = 1024  # of one invitation; 0 stands for no limit
 MESH_NAME_CHARS_MAX = 64
 POLICY, INVITATION, REVOCATION, GRANT = "policy", "invitation", "revocation", "grant"
+_OFFER_TAG = "p2pmesh offer 1"
 _SIGNED_FROM = SIGNATURE_BYTES + PUBLIC_KEY_BYTES
 
 
@@ -79,6 +80,8 @@ class Invitation:
         stage: Whether the right `stage` comes with it.
         until: Unix time in seconds at which it ends.
         uses: How many may come in with it; 0: no limit.
+        proof: A signature with its private key for the signer of the statement, see `offer_proof`:
+            anybody can read the key, and nobody else can lay the invitation down as its own.
     """
 
     key: bytes
@@ -86,6 +89,7 @@ class Invitation:
     stage: bool
     until: int
     uses: int
+    proof: bytes = field(default=b"", compare=False)
 
     @property
     def id(self) -> bytes:
@@ -205,7 +209,20 @@ def verify_statement(statement: Statement) -> bool:
         verify(raw[SIGNATURE_BYTES:_SIGNED_FROM], raw[:SIGNATURE_BYTES], raw[_SIGNED_FROM:])
         and (statement.credential is None or is_signed(statement.credential))
         and (not isinstance(body, Grant) or is_signed(body.credential))
+        and (
+            not isinstance(body, Invitation)
+            or verify(body.key, body.proof, _offer(statement.mesh, statement.owner))
+        )
     )
+
+
+def offer_proof(key: SigningKey, *, mesh: MeshId, owner: NodeId) -> bytes:
+    """Sign with the key of an invitation that `owner` lays it down."""
+    return key.sign(_offer(mesh, owner))
+
+
+def _offer(mesh: MeshId, owner: NodeId) -> bytes:
+    return encode([_OFFER_TAG, mesh, owner])
 
 
 def _check_right(statement: Statement) -> None:
@@ -252,6 +269,7 @@ def _to_wire(body: Body) -> tuple[str, dict[str, Any]]:
                 "stage": body.stage,
                 "until": body.until,
                 "uses": body.uses,
+                "s": body.proof,
             }
         case Revocation():
             return REVOCATION, {"t": body.target, "keep": sorted(body.keeps)}
@@ -284,6 +302,7 @@ def _from_wire(kind: str, fields: dict[str, Any]) -> Body:
                 stage=take(fields, "stage", bool),
                 until=take(fields, "until", int),
                 uses=uses,
+                proof=take(fields, "s", bytes, size_max=SIGNATURE_BYTES),
             )
         case "revocation":
             keeps = take_bytes(

@@ -19,6 +19,7 @@ from p2pmesh.wire.statements import (
     Policy,
     Revocation,
     Statement,
+    offer_proof,
     state,
 )
 from tests.identity.builders import FOREVER_S, FOUNDED_AT, FOUNDER, FOUNDERS, MESH, credential
@@ -66,7 +67,15 @@ class Person:
     def invites(self, number: int = 0, *, at: float = NOW, until: int = NOW + 3600) -> Statement:
         key = SigningKey(number.to_bytes(32, "big"))
         return self.says(
-            Invitation(key=key.public, role=Role.SERVE, stage=False, until=until, uses=0), at
+            Invitation(
+                key=key.public,
+                role=Role.SERVE,
+                stage=False,
+                until=until,
+                uses=0,
+                proof=offer_proof(key, mesh=MESH, owner=self.id),
+            ),
+            at,
         )
 
     def lays_down(self, number: int, *, is_open: bool, at: float = NOW) -> Statement:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 from unittest.mock import patch
@@ -184,17 +183,6 @@ def test_an_invitation_is_revoked_by_an_admin_or_its_signer(signer: Person, *, e
     invited = PAUL.invites()
     assert isinstance(invited.body, Invitation)
     assert bool(Trust([invited, signer.revokes(invited.body.id)]).invitations) != ends
-
-
-@pytest.mark.parametrize(("copier", "at"), [(DORA, NOW - 500), (DORA, NOW + 5), (PAUL, NOW + 5)])
-def test_who_repeats_the_invitation_of_another_does_not_take_its_place(
-    copier: Person, at: int
-) -> None:
-    invited = PAUL.invites() if copier is DORA else ANNA.invites()
-    assert isinstance(invited.body, Invitation)
-    copy = copier.says(dataclasses.replace(invited.body, until=NOW + 1), at)
-    for statements in ([invited, copy], [copy, invited]):
-        assert Trust(statements).invitations == {invited.body.id: invited}
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ from p2pmesh.wire.statements import (
     Policy,
     Revocation,
     Statement,
+    offer_proof,
     parse_statement,
     state,
 )
@@ -161,7 +162,12 @@ def stated(body: Body) -> Statement:
 BODIES: Mapping[str, Body] = {
     POLICY: Policy(number=2, open=False, name="home", founded_at=EPOCH - 3600),
     INVITATION: Invitation(
-        key=TOKEN.key.public, role=Role.SERVE, stage=True, until=EPOCH + 3600, uses=1
+        key=TOKEN.key.public,
+        role=Role.SERVE,
+        stage=True,
+        until=EPOCH + 3600,
+        uses=1,
+        proof=offer_proof(TOKEN.key, mesh=MESH, owner=NodeId(CARL.id)),
     ),
     REVOCATION: Revocation(target=ANNA.id, keeps=frozenset([bytes(16)])),
     GRANT: Grant(credential=given(ANNA)),

@@ -31,6 +31,7 @@ from p2pmesh.wire.statements import (
     Policy,
     Revocation,
     Statement,
+    offer_proof,
     parse_statement,
     state,
     verify_statement,
@@ -40,10 +41,18 @@ from tests.identity.builders import FOUNDER, FOUNDERS, MESH, MESH_KEY, credentia
 NOW = 1_800_000_000
 ANNA, BERT, CARL = (SigningKey(letter * 32) for letter in (b"a", b"b", b"c"))
 INVITERS = credential(ANNA, Role.INVITE)
-KEY = SigningKey(b"k" * 32).public
+OFFER = SigningKey(b"k" * 32)
+KEY = OFFER.public
 
 POLICY_BODY = {"n": 1, "open": True, "name": "home", "at": NOW}
-INVITATION_BODY = {"k": KEY, "role": "serve", "stage": False, "until": NOW + 60, "uses": 1}
+INVITATION_BODY = {
+    "k": KEY,
+    "role": "serve",
+    "stage": False,
+    "until": NOW + 60,
+    "uses": 1,
+    "s": b"",
+}
 REVOCATION_BODY: dict[str, Any] = {"t": bytes(16), "keep": [bytes(16)]}
 GIVEN = credential(CARL, own=INVITERS, signer=ANNA, now=NOW, ttl_s=500)
 GRANT_BODY = {"c": GIVEN.raw}
@@ -68,11 +77,16 @@ def inviters(kind: str, body: object, **changes: Any) -> bytes:
     return forged(kind, body, signer=ANNA, own=INVITERS, **changes)
 
 
+def offered(signer: SigningKey, **fields: Any) -> Invitation:
+    proof = offer_proof(OFFER, mesh=MESH, owner=NodeId(signer.id))
+    return Invitation(key=KEY, proof=proof, **fields)
+
+
 MADE: list[tuple[SigningKey, Credential | None, Body]] = [
     (MESH_KEY, None, Policy(number=0, open=True, name="home", founded_at=NOW)),
     (FOUNDER, FOUNDERS, Policy(number=POLICY_NUMBER_MAX, open=False, name="x", founded_at=0)),
-    (ANNA, INVITERS, Invitation(key=KEY, role=Role.INVITE, stage=False, until=NOW, uses=0)),
-    (FOUNDER, FOUNDERS, Invitation(key=KEY, role=Role.ADMIN, stage=True, until=0, uses=USES_MAX)),
+    (ANNA, INVITERS, offered(ANNA, role=Role.INVITE, stage=False, until=NOW, uses=0)),
+    (FOUNDER, FOUNDERS, offered(FOUNDER, role=Role.ADMIN, stage=True, until=0, uses=USES_MAX)),
     (ANNA, INVITERS, Revocation(target=bytes(16), keeps=frozenset())),
     (ANNA, INVITERS, Grant(credential=GIVEN)),
 ]
@@ -185,6 +199,12 @@ def test_an_author_cannot_say_what_it_may_not() -> None:
         state(ANNA, INVITERS, MADE[0][2], mesh=MESH, now=NOW)
 
 
+def test_nobody_lays_down_an_invitation_of_which_it_has_no_more_than_the_public_key() -> None:
+    invited = offered(FOUNDER, role=Role.SERVE, stage=False, until=NOW + 60, uses=1)
+    assert verify_statement(state(FOUNDER, FOUNDERS, invited, mesh=MESH, now=NOW))
+    assert not verify_statement(state(ANNA, INVITERS, invited, mesh=MESH, now=NOW))
+
+
 def test_the_name_of_a_mesh_steers_no_terminal() -> None:
     read = parse_statement(forged(POLICY, {**POLICY_BODY, "name": "\x1b[2J" + "x" * 100}))
     assert isinstance(read.body, Policy)
@@ -259,7 +279,8 @@ policies = st.builds(
 )
 invitations = st.builds(
     Invitation,
-    key=st.binary(min_size=32, max_size=32),
+    key=st.just(KEY),
+    proof=st.just(offer_proof(OFFER, mesh=MESH, owner=NodeId(FOUNDER.id))),
     role=st.sampled_from(Role),
     stage=st.booleans(),
     until=st.integers(0, FOUNDER_TTL_S),
