@@ -32,7 +32,7 @@ from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import MeshError
 from p2pmesh.gossip.membership import Gossip
 from p2pmesh.home import Home
-from p2pmesh.identity.credentials import Credential, Role, issue, read_credential
+from p2pmesh.identity.credentials import Basis, Credential, Role, issue, read_credential
 from p2pmesh.identity.hello import HTTP, LocalIdentity, Needs, Peer
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey, parse_id
 from p2pmesh.models import gguf
@@ -236,9 +236,11 @@ def let_in(node: Node, key: SigningKey, *, role: Role = Role.SERVE) -> Credentia
     home = Home.at(Path(node.me["home"]))
     card = load_mesh(home)
     assert card is not None
+    # Members that may not invite let others in over their network.
+    basis: Basis = "grant" if card.credential.role >= Role.INVITE else "lan"
     return issue(
         card.credential, node_key(home), key.public,
-        role=role, stage=False, basis="grant", now=time.time(), ttl_s=3600,
+        role=role, stage=False, basis=basis, now=time.time(), ttl_s=3600,
     )  # fmt: skip
 
 
