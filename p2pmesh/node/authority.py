@@ -136,9 +136,14 @@ class Authority:
         if node == self._mesh.me:
             raise ConfigError("that is this node itself: p2pmesh leave")
         self._check_reach(node)
-        children = dict(self._children(node))
-        revocation = self._revocation(node, [] if below else children)
         name = self._members().get(node, target)
+        children = dict(self._children(node))
+        if below and node in {one.node for one in self._own.chain}:
+            raise LocalError(
+                f"this node's own membership rests on {name}'s, so --below would put it out too; "
+                "leave that out, and revoke one by one whom else it let in"
+            )
+        revocation = self._revocation(node, [] if below else children)
         self._declare(revocation, taken_over=self._laid_down(node))
         sentences = [f"{name} is out of the mesh."]
         if children:

@@ -319,6 +319,17 @@ async def test_who_revokes_an_admin_takes_over_whom_that_one_revoked(tmp_path: P
         assert later in founder.mesh.statements, "it stands, and counts for nothing"
 
 
+async def test_nobody_puts_itself_out_with_those_below_another(tmp_path: Path) -> None:
+    async with members(tmp_path) as made:
+        founder = await made.start("founder")
+        anna = await made.start_with("anna", 1, Role.ADMIN, founder)
+        await anna.knows(founder)
+        with pytest.raises(LocalError, match="this node's own membership rests on founder's"):
+            anna.authority.revoke("founder", below=True)
+        assert anna.authority.revoke("founder", below=False)[0] == "founder is out of the mesh."
+        assert not anna.mesh.vouch(anna.card.credential)
+
+
 async def test_whom_a_node_kept_before_it_keeps_again(tmp_path: Path) -> None:
     async with members(tmp_path) as made:
         founder = await made.start("founder")
