@@ -152,7 +152,7 @@ async def mesh(root: Path) -> AsyncIterator[tuple[list[NodeProcess], NodeProcess
     async with AsyncExitStack() as stack:
         nodes: list[NodeProcess] = []
         for number in range(NODES):
-            join = ["--join", nodes[0].peer] if nodes else []
+            join = ["--join", await nodes[0].invite()] if nodes else []
             running = node_process(root / f"node-{number}", f"bench-{number}", *join)
             nodes.append(await stack.enter_async_context(running))
         names = await _placed(nodes)

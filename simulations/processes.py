@@ -9,11 +9,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 import trio
 
+from p2pmesh.control import Control, read_run_file
+from p2pmesh.home import Home
 from simulations.load import Place
 
 ANY_PORT = "127.0.0.1:0"
@@ -31,6 +34,14 @@ class NodeProcess:
     pid: int
     api: Place
     peer: str
+    home: Path
+
+    async def invite(self) -> str:
+        """Return a token with which any number of nodes join this node's mesh."""
+        control = Control(read_run_file(Home.at(self.home).run_file))
+        values = {"uses": 0}
+        made = await trio.to_thread.run_sync(partial(control.order, "invite", values))
+        return str(made["token"])
 
 
 @asynccontextmanager
@@ -63,7 +74,7 @@ async def node_process(home: Path, name: str, *options: str) -> AsyncIterator[No
         node = json.loads(line)["nodes"][0]
         host, _, port = node["api"].rpartition(":")
         api = Place(host=host, port=int(port))
-        yield NodeProcess(name=node["name"], pid=node["pid"], api=api, peer=node["peer"])
+        yield NodeProcess(name=node["name"], pid=node["pid"], api=api, peer=node["peer"], home=home)
     finally:
         await _stop(process)
 
