@@ -8,7 +8,7 @@ drained and stopped, and requests in flight are counted where they are answered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,15 @@ import psutil
 import structlog
 import trio
 
-from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
-from p2pmesh.engine.server import LlamaServer
-from p2pmesh.engine.supervisor import EngineStatus, Supervisor
+from p2pmesh.engine.supervisor import EngineKind, EngineStatus, Supervisor
 from p2pmesh.errors import EngineError
 from p2pmesh.models.parts import PartId
 from p2pmesh.state.registers import Served, ServeState
 
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
+
+Beside = Callable[[], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 class _Running:
     process: Supervisor
     scope: trio.CancelScope
+    beside: Beside | None = None
     draining: bool = False
 
     @property
@@ -48,10 +49,13 @@ class EngineManager:
     Args:
         engine: What runs models.
         logs: Where engines log.
+
+    Attributes:
+        engine: What runs models.
     """
 
     def __init__(self, engine: Engine, *, logs: Path) -> None:
-        self._engine = engine
+        self.engine = engine
         self._logs = logs
         self._running: dict[PartId, _Running] = {}
         self._in_flight: Counter[PartId] = Counter()
@@ -154,21 +158,20 @@ class EngineManager:
         self._stopping.cancel()
         await self._stopped.wait()
 
-    def start(self, part: PartId, launch: Launch, check: Callable[[], None]) -> None:
+    def start(self, part: PartId, kind: EngineKind, beside: Beside | None = None) -> None:
         """Start the engine of a part, which must not run.
 
         Args:
             part: What it runs.
-            launch: How.
-            check: Called in a thread before each start; what it raises keeps it from starting.
+            kind: What is started.
+            beside: Runs for as long as the engine does, which ends when this returns.
         """
         assert part not in self._running, f"{part} runs already"
         if self._nursery is None:
             return  # the node is stopping
-        server = LlamaServer(self._engine, launch, check=check)
-        process = Supervisor(server, logs=self._logs, on_change=lambda _: self._tell())
-        log.info("part_starting", part=part, alias=launch.alias)
-        self._running[part] = _Running(process, trio.CancelScope())
+        process = Supervisor(kind, logs=self._logs, on_change=lambda _: self._tell())
+        log.info("part_starting", part=part, engine=kind.name)
+        self._running[part] = _Running(process, trio.CancelScope(), beside)
         self._nursery.start_soon(self._serve, part, self._running[part])
 
     def drain(self, part: PartId) -> None:
@@ -182,13 +185,23 @@ class EngineManager:
     async def _serve(self, part: PartId, running: _Running) -> None:
         try:
             with running.scope:
-                await running.process.run()
+                async with trio.open_nursery() as nursery:
+                    if running.beside is not None:
+                        nursery.start_soon(self._run_beside, running)
+                    await running.process.run()
+                    nursery.cancel_scope.cancel()
         except BaseException:
             self._nursery = None  # all of them end: whoever hears of it starts none anew
             raise
         finally:
             del self._running[part]
             self._tell()
+
+    @staticmethod
+    async def _run_beside(running: _Running) -> None:
+        assert running.beside is not None
+        await running.beside()
+        running.scope.cancel()
 
     async def _drain(self, part: PartId, running: _Running) -> None:
         with trio.move_on_after(DRAIN_S):

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from p2pmesh.engine.argv import Launch, engine_modality
+from p2pmesh.engine.server import LlamaServer
 from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.node.engines import EngineManager, compute_threads
 from p2pmesh.node.inventory import ModelInventory
@@ -127,7 +128,8 @@ class Reconciler:
             slots=launch_slots(model.wanted, next(mine, None), self._slots),
             threads=self._threads,
         )
-        self._engines.start(part, launch, partial(self._inventory.check, part.digest))
+        check = partial(self._inventory.check, part.digest)
+        self._engines.start(part, LlamaServer(self._engines.engine, launch, check=check))
 
     def _publish(self) -> None:
         self._mesh.publish(SERVING, serves_to_wire(self._engines.served()))
