@@ -44,7 +44,7 @@ from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
-from p2pmesh.models.parts import PartId, parse_part
+from p2pmesh.models.parts import PartId, parse_part, takes_requests
 from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 
 # Long bodies are scanned one at a time: they compete with the event loop for the processor.
@@ -344,7 +344,7 @@ def _chosen_part(head: h11.Request) -> PartId:
     """The part that a peer asks for."""
     text = _header(head, PART) or ""
     part = parse_part(text)
-    if part is None:
+    if part is None or not takes_requests(part.name):
         message = f"No part of a model is called {text[:100]!r} here"
         raise ApiError(404, message, param="model", code="model_not_found")
     return part

@@ -13,7 +13,7 @@ from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import PartId, ReplicaKey, takes_requests
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
@@ -102,10 +102,19 @@ class MeshBackends:
         dead = self._mesh.dead
         return [pair for pair in model.replicas if pair[0].node not in dead] if model else ()
 
+    def _serving(self, digest: ModelDigest) -> list[tuple[NodeView, Served]]:
+        """Return the replicas among them that take requests: no stages behind a head."""
+        return [pair for pair in self.replicas(digest) if takes_requests(pair[1].name)]
+
     def state(self, digest: ModelDigest) -> str:
-        """The best of its replicas' states; `loading` also while one is about to start."""
+        """The best of its replicas' states; `loading` also while one is about to start.
+
+        Of a pipeline only the head makes it ready: the other stages are ready before.
+        """
+        if any(one.state == READY for _, one in self._serving(digest)):
+            return READY
         states = {one.state for _, one in self.replicas(digest)}
-        for state in (READY, LOADING, "failed"):
+        for state in (LOADING, "failed"):
             if state in states:
                 return state
         assignment = self._assignments().get(digest)
@@ -175,10 +184,11 @@ class MeshBackends:
 
     def _model(self, model: ModelView, catalogue: Catalogue) -> ServedModel:
         digest, card = model.digest, model.card
-        claiming = [node for node, one in self.replicas(digest) if one.state == READY]
+        serving = self._serving(digest)
+        claiming = [node for node, one in serving if one.state == READY]
         ready = [
             node
-            for node, one in self.replicas(digest)
+            for node, one in serving
             if one.state == READY and self._can_reach(node.node, one.part)
         ]
         state, reason = self.state(digest), self.reason(digest)
@@ -217,7 +227,7 @@ class MeshBackends:
                 local=node.node == self._mesh.me,
                 slots=slots,
             )
-            for node, one in self.replicas(digest)
+            for node, one in self._serving(digest)
             if one.state == READY and self._can_reach(node.node, one.part)
         ]
         return tuple(sorted(targets, key=lambda target: (not target.local, target.node)))

@@ -11,6 +11,23 @@ a copy too many, never a wrong one. Four rules:
 - A node over its own budget stops, at once, what the plan does not have here, the least
   important first.
 
+A pipeline is one unit, of which each node runs one stage by the name `stage-<unit>-<i>`:
+
+- Its stages 1, 2, … are started as soon as their memory is free, and are `ready` once they can
+  take their head's connections. The head, stage 0, is started once all of them have signed
+  `ready`, and is `ready` once it has answered a token, as any engine.
+- The head is stopped with `BROKEN` as soon as a stage of its unit does not say `ready` any more:
+  at once, without draining, since its requests have lost their way. The plan still has it here,
+  so that it is started again when all stages are ready. A stage that lives through this stays.
+- When the plan has another unit or other copies, the unit stops as one: at once with `BROKEN`
+  where a stage of it is gone, at once with `EVICTED` where another unit needs its nodes, else make
+  before break. Its head proves a unit to others: only parts that take requests are asked.
+
+What the actions ask of the caller: `Start(part, stages)` of a stage carries all stages of its
+unit, the head first, with their nodes, layers and memory; `Served.stages` publishes them, by which
+every node knows the unit again, also from one part of it. `Stop` of a stage 1, 2, … drains it as
+long as its head has streams open, at most as long as any engine; `BROKEN` waits for nothing.
+
 No two nodes wait for each other: a start waits only for the stop of something less important, or
 for copies that are already being loaded. A failed process that the plan has here is left to its
 own back-off. A node that the facts do not count as live may be cut off: it changes nothing.
@@ -25,6 +42,7 @@ from enum import StrEnum
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.placement.facts import PlacementInputs
+from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Plan
 
 
@@ -35,13 +53,19 @@ class StopReason(StrEnum):
     MOVED = "the nodes that the plan has it on are ready"
     FAILED = "it failed here and the plan has it elsewhere"
     EVICTED = "there is no room for it"
+    BROKEN = "a stage of its pipeline is gone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Load this part here."""
+    """Load this part here.
+
+    Attributes:
+        stages: For a stage all stages of its unit, the head first.
+    """
 
     part: PartId
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,21 @@ from typing import Any, Literal, cast, get_args
 
 from p2pmesh.config import SLOTS_MAX, Address, parse_address
 from p2pmesh.errors import PeerError
+from p2pmesh.identity.keys import ID_BYTES, NodeId
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
-from p2pmesh.models.metadata import CONTEXT_MAX
-from p2pmesh.models.parts import WHOLE, PartId, is_known
+from p2pmesh.models.metadata import CONTEXT_MAX, LAYERS_MAX
+from p2pmesh.models.parts import (
+    STAGES_MAX,
+    WHOLE,
+    PartId,
+    StageRange,
+    is_known,
+    parse_stage,
+    unit_id,
+)
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_rows
 from p2pmesh.wire.records import RECORD_BYTES_MAX
@@ -28,6 +37,7 @@ from p2pmesh.wire.text import plain_text
 
 HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models
 ADDRESSES_MAX = 16
+MEMORY_MIB_PER_S_MAX = 2**24  # 16 TiB/s: twice what the fastest accelerator has
 SERVES_MAX = 64
 WANTS_MAX = 16
 REPLICAS_MAX = 1024
@@ -90,16 +100,23 @@ class Caps:
     Attributes:
         budget_bytes: Memory for models, all devices together.
         engine: What runs them, in a word or two.
-        rpc: The engine's RPC protocol version, "" when it has none.
+        rpc: The build of the engine's RPC, "" when it has none; only equal ones work together.
+        memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
     """
 
     budget_bytes: int
     engine: str
     rpc: str
+    memory_mib_per_s: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """The body of the register `caps`."""
-        return {"budget_bytes": self.budget_bytes, "engine": self.engine, "rpc": self.rpc}
+        return {
+            "budget_bytes": self.budget_bytes,
+            "engine": self.engine,
+            "rpc": self.rpc,
+            "memory_mib_per_s": self.memory_mib_per_s,
+        }
 
     @classmethod
     def from_wire(cls, body: dict[str, Any]) -> Caps:
@@ -108,6 +125,7 @@ class Caps:
             budget_bytes=take(body, "budget_bytes", int, default=0),
             engine=_plain(body, "engine", 64),
             rpc=_plain(body, "rpc", 32),
+            memory_mib_per_s=_number(body, "memory_mib_per_s", MEMORY_MIB_PER_S_MAX),
         )
 
 
@@ -118,12 +136,14 @@ class Served:
     Attributes:
         detail: For people: how far it is, or why it failed.
         name: Which part of the model it is.
+        stages: For a stage all stages of its pipeline, the head first: one record tells the unit.
     """
 
     digest: ModelDigest
     state: ServeState
     detail: str = ""
     name: str = WHOLE
+    stages: tuple[StageRange, ...] = ()
 
     @property
     def part(self) -> PartId:
@@ -133,10 +153,11 @@ class Served:
 
 def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
     """The body of the register `serving`."""
-    rows = [
-        [one.digest, one.name, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)]
-        for one in served
-    ]
+    rows: list[list[Any]] = []
+    for one in served:
+        row = [one.digest, one.name, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)]
+        stages = [[stage.node, stage.last_layer] for stage in one.stages]
+        rows.append([*row, stages] if stages else row)
     return {"serves": sorted(rows)}
 
 
@@ -151,14 +172,38 @@ def _served(row: Any) -> Served:
             ServeState
         ):
             detail = rest[0] if rest and isinstance(rest[0], str) else ""
+            stages = _stages(ModelDigest(digest), name, rest[1] if len(rest) > 1 else [])
             return Served(
                 digest=_digest(digest),
                 name=name,
                 state=cast("ServeState", state),
                 detail=plain_text(detail, DETAIL_CHARS_MAX),
+                stages=stages,
             )
         case _:
             raise PeerError("a part, or a state, of an unknown kind")
+
+
+def _stages(digest: ModelDigest, name: str, rows: Any) -> tuple[StageRange, ...]:
+    """The stages of the unit that `name` belongs to: each row a node and its last layer."""
+    stage = parse_stage(name)
+    if stage is None:
+        return ()
+    if type(rows) is not list or not stage.number < len(rows) <= STAGES_MAX:
+        raise PeerError("a stage without its pipeline")
+    stages: list[StageRange] = []
+    for row in rows:
+        match row:
+            case [bytes(node), int(last), *_] if len(node) == ID_BYTES:
+                first = stages[-1].last_layer + 1 if stages else 0
+                if type(last) is not int or not first <= last < LAYERS_MAX:
+                    raise PeerError("a stage without layers")
+                stages.append(StageRange(NodeId(node), first, last))
+            case _:
+                raise PeerError("a stage of an unknown kind")
+    if unit_id(digest, stages) != stage.unit or len({one.node for one in stages}) != len(stages):
+        raise PeerError("a stage of another pipeline")
+    return tuple(stages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +269,7 @@ class ModelRequest:
     Attributes:
         context: Tokens of context that its engine shares among requests.
         slots: Requests at the same time.
+        split: Nodes that share it as one pipeline; below 2 each copy lies on one node.
     """
 
     digest: ModelDigest
@@ -232,6 +278,7 @@ class ModelRequest:
     priority: int
     context: int
     slots: int
+    split: int = 0
 
 
 def wants_to_wire(wanted: Iterable[ModelRequest]) -> dict[str, Any]:
@@ -244,6 +291,7 @@ def wants_to_wire(wanted: Iterable[ModelRequest]) -> dict[str, Any]:
             "priority": one.priority,
             "context": one.context,
             "slots": one.slots,
+            "split": one.split,
         }
         for one in sorted(wanted, key=lambda one: one.digest)
     ]
@@ -268,6 +316,7 @@ def _wanted(row: Any) -> ModelRequest:
         priority=_number(fields, "priority", PRIORITY_MAX),
         context=_number(fields, "context", CONTEXT_MAX),
         slots=_number(fields, "slots", SLOTS_MAX),
+        split=_number(fields, "split", STAGES_MAX),
     )
 
 

@@ -338,6 +338,7 @@ def merge_wants(wishes: Iterable[ModelRequest]) -> ModelRequest | None:
             priority=max(one.priority, other.priority),
             context=max(one.context, other.context),
             slots=max(one.slots, other.slots),
+            split=max(one.split, other.split),
         )
     return merged
 

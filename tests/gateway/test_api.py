@@ -457,3 +457,11 @@ async def test_guests_that_wait_keep_no_peer_from_its_answer() -> None:
         part = {"x-p2pmesh-part": f"{ALPHA}/whole"}
         head, _ = await world.caller(peer=True).ask("POST", CHAT, BODY, **part)
         assert head.status_code == 200
+
+
+@pytest.mark.parametrize("part", ["", "whole", "shard-1", "stage-00112233aabbccdd-1"])
+async def test_a_peer_reaches_only_parts_that_take_requests(part: str) -> None:
+    async with open_world(model()) as world:
+        chosen = {"x-p2pmesh-part": f"{ALPHA}/{part}" if part != "whole" else part}
+        head, body = await world.caller(peer=True).ask("POST", CHAT, BODY, **chosen)
+        assert (head.status_code, json.loads(body)["error"]["code"]) == (404, "model_not_found")

@@ -2,23 +2,84 @@ from __future__ import annotations
 
 import pytest
 
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import WHOLE, PartId, is_known, parse_part
+from p2pmesh.models.parts import (
+    STAGES_MAX,
+    WHOLE,
+    PartId,
+    StageName,
+    StageRange,
+    is_known,
+    parse_part,
+    parse_stage,
+    takes_requests,
+    unit_id,
+)
+
+UNIT = "0011223344aabbcc"
+DIGEST = ModelDigest("a" * 64)
+A, B = NodeId(b"a" * 16), NodeId(b"b" * 16)
 
 
 def test_a_part_is_the_whole_model_unless_it_says_otherwise() -> None:
     assert PartId(ModelDigest("a" * 64)) == (ModelDigest("a" * 64), WHOLE)
 
 
-@pytest.mark.parametrize("name", ["", "Whole", "whole-1", "stage-0011aabb-0", "shard-0011aabb-2"])
-def test_only_whole_models_are_known(name: str) -> None:
-    assert is_known(WHOLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Whole",
+        "whole-1",
+        "stage-0011aabb-0",
+        f"stage-{UNIT}-{STAGES_MAX}",
+        f"stage-{UNIT}-00",
+        f"stage-{UNIT.upper()}-0",
+        f"stage-{UNIT}-0\n",
+        "shard-0011aabb-2",
+    ],
+)
+def test_other_parts_are_not_known(name: str) -> None:
     assert not is_known(name)
+    assert not takes_requests(name)
+    assert parse_stage(name) is None
+
+
+def test_stages_are_known_by_their_unit_and_number() -> None:
+    assert is_known(WHOLE)
+    assert parse_stage(WHOLE) is None
+    for number in range(STAGES_MAX):
+        stage = StageName(UNIT, number)
+        assert is_known(str(stage))
+        assert parse_stage(str(stage)) == stage
+
+
+def test_requests_go_to_whole_models_and_heads() -> None:
+    assert takes_requests(WHOLE)
+    assert [takes_requests(str(StageName(UNIT, number))) for number in range(3)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_unit_is_its_model_its_nodes_in_order_and_its_exact_ranges() -> None:
+    stages = (StageRange(A, 0, 3), StageRange(B, 4, 7))
+    others = [
+        (DIGEST, stages[::-1]),
+        (ModelDigest("b" * 64), stages),
+        (DIGEST, (StageRange(A, 0, 2), StageRange(B, 3, 7))),
+        (DIGEST, stages[:1]),
+    ]
+    assert unit_id(DIGEST, stages) == "2b7f40c883223f1d"
+    assert len({unit_id(DIGEST, stages), *(unit_id(*other) for other in others)}) == 5
 
 
 def test_a_part_is_read_as_it_is_written() -> None:
-    part = PartId(ModelDigest("a" * 64))
-    assert str(part) == "a" * 64 + "/whole"
-    assert parse_part(str(part)) == part
+    for name in (WHOLE, str(StageName(UNIT, 1))):
+        part = PartId(DIGEST, name)
+        assert str(part) == f"{DIGEST}/{name}"
+        assert parse_part(str(part)) == part
     for text in ("", "a" * 64, "a/", "a/shard-0011aabb-2", "a/whole/", "/whole/whole"):
         assert parse_part(text) is None

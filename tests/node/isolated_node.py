@@ -148,7 +148,9 @@ class Hearsay:
         self.say(number, held_register(0), page)
 
     def serve(self, number: int, model: int, state: ServeState = "ready", detail: str = "") -> None:
-        served = [Served(digest=digest(model), state=state, detail=detail)]
+        self.serve_parts(number, Served(digest=digest(model), state=state, detail=detail))
+
+    def serve_parts(self, number: int, *served: Served) -> None:
         self.say(number, SERVING, serves_to_wire(served))
 
     def want(self, number: int, *models: ModelRequest) -> None:

@@ -7,8 +7,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pmesh.errors import EngineError, LinkError
 from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import PartId, StageName, StageRange, unit_id
 from p2pmesh.node.backends import MeshBackends
+from p2pmesh.state.registers import Served, ServeState
 from tests.node.isolated_node import GIB, ME, SLOTS, Parts, serving, wanted
 from tests.state.builders import NODES, card, digest, held
 
@@ -275,6 +276,29 @@ async def test_only_the_ready_are_targets(parts: Parts) -> None:
         parts.hearsay.serve(2, 1, "failed")
         parts.engine(1).become("loading", "starting again")
         assert targets(parts) == []
+
+
+async def test_of_a_pipeline_only_the_head_takes_requests(parts: Parts) -> None:
+    stages = (StageRange(NODES[1], 0, 1), StageRange(NODES[2], 2, 3))
+    head, tail = (StageName(unit_id(digest(5), stages), number) for number in range(2))
+
+    def run(number: int, name: StageName, state: ServeState) -> None:
+        one = Served(digest=digest(5), name=str(name), state=state, stages=stages, detail="lost")
+        parts.hearsay.serve_parts(number, one)
+
+    async with serving(parts):
+        for number in (1, 2):
+            parts.hearsay.join(number)
+        parts.hearsay.hold(1, held(5))
+        parts.hearsay.want(2, wanted(5))
+        run(2, tail, "ready")
+        states: tuple[ServeState, ...] = ("loading", "failed", "ready")
+        for state in states:
+            run(1, head, state)
+            assert listed(parts.routes, 5).state == state
+            assert targets(parts, 5) == (["node-1"] if state == "ready" else [])
+        (target,) = parts.routes.targets(digest(5))
+        assert target.part == PartId(digest(5), str(head))
 
 
 async def test_slots_nobody_asked_for_are_the_nodes_own(parts: Parts) -> None:

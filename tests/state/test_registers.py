@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2pmesh.config import SLOTS_MAX, Address
 from p2pmesh.errors import PeerError
 from p2pmesh.models.metadata import CONTEXT_MAX
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import STAGES_MAX, PartId, StageName, StageRange, unit_id
 from p2pmesh.state import registers
 from p2pmesh.state.registers import (
     Caps,
@@ -22,9 +22,11 @@ from p2pmesh.state.registers import (
 )
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.records import RECORD_BYTES_MAX
-from tests.state.builders import NOW, card, digest, held, member, record
+from tests.state.builders import NODES, NOW, card, digest, held, member, record
 
-WANTED = ModelRequest(digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4)
+WANTED = ModelRequest(
+    digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4, split=2
+)
 
 
 WISH = {"digest": digest(1), "stem": "m", "replicas": 1, "priority": 0, "context": 1, "slots": 1}
@@ -38,7 +40,7 @@ def over_the_wire(body: dict[str, Any]) -> dict[str, Any]:
 def test_each_register_survives_the_wire() -> None:
     here = member(addresses=(Address("10.0.0.5", 9338), Address("fe80::1", 1)), left=True)
     assert Member.from_wire(over_the_wire(here.to_wire())) == here
-    caps = Caps(budget_bytes=8 << 30, engine="embedded b11549", rpc="")
+    caps = Caps(budget_bytes=8 << 30, engine="b11434", rpc="7.0.0", memory_mib_per_s=20_000)
     assert Caps.from_wire(over_the_wire(caps.to_wire())) == caps
     served = (Served(digest=digest(1), state="ready"), Served(digest=digest(2), state="failed"))
     assert registers.serves_from_wire(over_the_wire(registers.serves_to_wire(served))) == served
@@ -164,6 +166,54 @@ def test_a_part_of_a_kind_that_only_newer_nodes_run_is_skipped() -> None:
     assert (read.part, read.state) == (PartId(digest(1)), "loading")
 
 
+STAGES = (StageRange(NODES[0], 0, 4), StageRange(NODES[1], 5, 11))
+
+
+def stage_row(number: int = 1, stages: object = None) -> list[object]:
+    name = str(StageName(unit_id(digest(1), STAGES), number))
+    rows = [[stage.node, stage.last_layer] for stage in STAGES] if stages is None else stages
+    return [digest(1), name, "loading", "9 %", rows]
+
+
+def test_a_stage_tells_its_whole_pipeline() -> None:
+    (read,) = registers.serves_from_wire({"serves": [stage_row()]})
+    assert (read.name, read.stages) == (stage_row()[1], STAGES)
+    assert registers.serves_to_wire([read]) == {"serves": [stage_row()]}
+    newer = [[*row, "more"] for row in stage_row()[4]]  # type: ignore[attr-defined]
+    assert registers.serves_from_wire({"serves": [stage_row(1, newer)]}) == (read,)
+    whole = [digest(1), "whole", "ready", "", [[NODES[0], 11]]]
+    assert registers.serves_from_wire({"serves": [whole]})[0].stages == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        stage_row()[:4],
+        stage_row(2),
+        stage_row(stages=[]),
+        stage_row(stages=7),
+        stage_row(stages=[[NODES[0], 4], [NODES[1], 10]]),
+        stage_row(stages=[[NODES[0], 4], [NODES[1], 4]]),
+        stage_row(stages=[[NODES[0], 4], [b"b", 11]]),
+        stage_row(stages=[[NODES[0], 4], [NODES[1], True]]),
+        stage_row(stages=[[NODES[0], 4], [NODES[1], 2**40]]),
+        stage_row(stages=[[bytes([one]) * 16, one] for one in range(9)]),
+        [digest(2), *stage_row()[1:]],
+    ],
+)
+def test_a_stage_whose_pipeline_is_another_one_is_skipped(row: list[object]) -> None:
+    whole = [digest(3), "whole", "ready", ""]
+    (read,) = registers.serves_from_wire({"serves": [row, whole]})
+    assert read.digest == digest(3)
+
+
+def test_a_pipeline_has_each_node_once() -> None:
+    twice = (StageRange(NODES[0], 0, 4), StageRange(NODES[0], 5, 11))
+    name = str(StageName(unit_id(digest(1), twice), 1))
+    row = [digest(1), name, "ready", "", [[one.node, one.last_layer] for one in twice]]
+    assert registers.serves_from_wire({"serves": [row]}) == ()
+
+
 def test_a_modality_that_only_newer_nodes_know_stands_beside_others() -> None:
     (page,) = registers.held_pages([held(1, card=card(gives=frozenset({"chat", "smell"})))])
     (read,) = held_rows(over_the_wire(page))
@@ -176,8 +226,9 @@ def test_an_address_that_does_not_read_costs_that_address() -> None:
 
 
 def test_numbers_beyond_what_is_known_count_as_the_most() -> None:
-    (read,) = registers.wants_from_wire({"wants": [{**WISH, "slots": 10**6, "context": 2**40}]})
-    assert (read.slots, read.context) == (SLOTS_MAX, CONTEXT_MAX)
+    much = {"slots": 10**6, "context": 2**40, "split": 2**40}
+    (read,) = registers.wants_from_wire({"wants": [{**WISH, **much}]})
+    assert (read.slots, read.context, read.split) == (SLOTS_MAX, CONTEXT_MAX, STAGES_MAX)
 
 
 def test_rows_beyond_the_bound_are_not_looked_at() -> None:

@@ -164,9 +164,9 @@ def test_of_several_wishes_the_largest_of_each_number_counts() -> None:
     wishes = [
         wish(stem="zulu", replicas=3, priority=0, context=512, slots=1),
         wish(stem="alpha", replicas=1, priority=2, context=2048),
-        wish(stem="mike", replicas=2, priority=1, slots=8),
+        wish(stem="mike", replicas=2, priority=1, slots=8, split=2),
     ]
-    largest = wish(stem="alpha", replicas=3, priority=2, context=2048, slots=8)
+    largest = wish(stem="alpha", replicas=3, priority=2, context=2048, slots=8, split=2)
     assert merge_wants(wishes) == largest
     assert merge_wants(wishes[:1]) == wishes[0]
     assert merge_wants([]) is None
