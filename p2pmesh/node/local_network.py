@@ -3,7 +3,8 @@
 A mesh is announced, and lets newcomers in without an invitation, only on networks where it was
 founded, where this node joined it over the network, or where a person said so: a laptop carries the
 mesh of its home into no café. A network is known by its gateway's MAC address. One without a
-gateway is known only as long as the node runs.
+gateway is known only as long as the node runs. A mesh that was founded before this machine had any
+network, as when it starts faster than its Wi-Fi, was founded on the first one that comes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from p2pmesh.wire.statements import Policy
 LOOK_INTERVAL_S = 3.0  # at the networks: so long a mesh may be announced on another one
 NO_GATEWAY = ""  # the network of an interface that leads nowhere else
 NETWORKS_MAX = 64  # remembered per mesh; the oldest goes
+SETTLE_S = 30.0  # from an interface that comes up to its address, its gateway and that one's MAC
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +73,7 @@ class LocalNetwork:
         me: This node.
         name: What people call it.
         port: Where it listens for peers.
+        wanted: The name of the mesh that the user wants to be in; None where any will do.
         is_welcome: Whether the user said that the mesh is to be announced on this network.
         is_on: Whether to speak and to listen at all.
 
@@ -85,11 +88,12 @@ class LocalNetwork:
         name: str,
         port: int,
         *,
+        wanted: str | None = None,
         is_welcome: bool,
         is_on: bool,
     ) -> None:
         self._home, self._me, self._port = home, me, port
-        self._is_welcome = is_welcome
+        self._wanted, self._is_welcome = wanted, is_welcome
         self._discovery = Discovery(me, name, port, interfaces=self._interfaces) if is_on else None
         self.announces = False
         self._mesh: Mesh | None = None
@@ -97,6 +101,9 @@ class LocalNetwork:
         self._known = frozenset[str]()  # networks of the present mesh, by their gateways
         self._here: dict[str, str] = {}  # the networks of this machine, by interface
         self._unroutable = frozenset[str]()  # interfaces without gateway where the mesh was founded
+        self._settling = False  # the mesh is to be at home here, where no gateway is known yet
+        self._settling_since: float | None = None  # when there was any network
+        self._moved_in_at = 0.0  # the unix time when this mesh was founded or joined here
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Speak and listen until cancelled."""
@@ -112,6 +119,7 @@ class LocalNetwork:
                     await self._mesh_changed()
                 before = self._here
                 await self._look()
+                self._settle_late()
                 if self._here != before:
                     # Another network may have the addresses of the last one.
                     self._discovery.start_anew()
@@ -171,21 +179,14 @@ class LocalNetwork:
             is_new: Whether this node founded it here and now, or joined it over this network.
         """
         self._card, self._mesh = card, mesh
-        networks = _load(self._home)
-        known = networks.get(show_id(card.id), [])
+        self._known = frozenset(_load(self._home).get(show_id(card.id), []))
+        self._unroutable = frozenset()
+        self._settling, self._settling_since = is_new or self._is_welcome, None
+        self._moved_in_at = card.joined_at
         await self._look()
-        if is_new or self._is_welcome:
-            self._unroutable = frozenset(
-                name for name, network in self._here.items() if network == NO_GATEWAY
-            )
-            found = {network for network in self._here.values() if network != NO_GATEWAY}
-            if not found.issubset(known):
-                known = [*(one for one in known if one not in found), *sorted(found)]
-                networks[show_id(card.id)] = known[-NETWORKS_MAX:]
-                _save(self._home, networks)
-        self._known = frozenset(known)
+        self._settle()
         if self._discovery is not None:
-            self._discovery.seek(on=self._may_follow)
+            self._discovery.seek(on=self._may_wait)
             self._announce()
 
     async def follow(self, joiner: Joiner) -> Entry:
@@ -248,6 +249,46 @@ class LocalNetwork:
 
     # --- inside ---------------------------------------------------------------------------------
 
+    def _settle_late(self) -> None:
+        """Settle on the first network of a machine that had none, if nobody counts on the mesh."""
+        if self._mesh is None or not self._settling:
+            return
+        if self._settling_since is None and self._here:
+            if not self._is_pristine:  # who was invited came over a VPN
+                self._settling = False
+                return
+            self._moved_in_at = self._mesh.now
+        self._settle()
+        if self._discovery is not None:
+            self._discovery.seek(on=self._may_wait)
+
+    def _settle(self) -> None:
+        """Have a mesh that is to be at home where this machine is be so, once it is anywhere."""
+        if not self._settling or not self._here:
+            return
+        assert self._card is not None
+        assert self._mesh is not None
+        now = trio.current_time()
+        if self._settling_since is None:
+            self._settling_since = now
+        if now - self._settling_since > SETTLE_S:
+            self._settling = False
+            return
+        self._unroutable = frozenset(
+            name for name, network in self._here.items() if network == NO_GATEWAY
+        )
+        found = {network for network in self._here.values() if network != NO_GATEWAY}
+        if not found:
+            return
+        self._settling = False
+        networks, mesh = _load(self._home), show_id(self._card.id)
+        known = networks.get(mesh, [])
+        if not found.issubset(known):
+            known = [*(one for one in known if one not in found), *sorted(found)]
+            networks[mesh] = known[-NETWORKS_MAX:]
+            _save(self._home, networks)
+        self._known = frozenset(known)
+
     @property
     def _welcome(self) -> frozenset[str]:
         """The interfaces to networks on which this node may speak for its mesh."""
@@ -308,12 +349,23 @@ class LocalNetwork:
 
     @property
     def _may_follow(self) -> bool:
-        """Whether this node came here by itself, lately, and nobody counts on it yet."""
+        """Whether this node came here by itself, lately, and nobody counts on it yet.
+
+        Who founded a private mesh wants to be nowhere else.
+        """
         assert self._card is not None
         assert self._mesh is not None
+        policy = self._mesh.trust.policy
+        if policy is None or not policy.open:
+            return False
         last = self._card.credential.last
         by_itself = last.basis == "lan" or (last.basis == "founder" and self._is_pristine)
-        return by_itself and self._mesh.now - self._card.joined_at < FOLLOW_FOR_S
+        return by_itself and self._mesh.now - self._moved_in_at < FOLLOW_FOR_S
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether to be shown to members of other meshes as waiting to be let in by name."""
+        return self._may_follow and self._wanted is None
 
     @property
     def _is_pristine(self) -> bool:
@@ -331,7 +383,9 @@ class LocalNetwork:
         heard = [
             one
             for one in self._discovery.heard.meshes(trio.current_time())
-            if one.id not in refused and one.id != self._card.id
+            if one.id not in refused
+            and one.id != self._card.id
+            and self._wanted in (None, one.name)
         ]
         # A mesh that is not open is only announced to whom a person let in.
         named = [one for one in heard if not one.open]
@@ -347,7 +401,7 @@ class LocalNetwork:
         return should_follow(
             mine,
             heard,
-            joined_at=self._card.joined_at,
+            joined_at=self._moved_in_at,
             now=self._mesh.now,
             pristine=self._is_pristine,
         )

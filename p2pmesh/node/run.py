@@ -353,6 +353,7 @@ class Node:
             NodeId(self._self.key.id),
             self._name,
             listening.port,
+            wanted=self._settings.mesh,
             is_welcome=self._settings.open,
             # Who listens on loopback alone can be reached by nobody around.
             is_on=not (self._settings.no_discovery or is_loopback(listening.host)),

@@ -31,7 +31,7 @@ from p2pmesh.identity.keys import MeshId, NodeId, show_id
 from p2pmesh.node import local_network as module
 from p2pmesh.node.joining import Entry, Joiner
 from p2pmesh.node.keystore import MeshInfo
-from p2pmesh.node.local_network import LOOK_INTERVAL_S, NETWORKS_MAX, LocalNetwork
+from p2pmesh.node.local_network import LOOK_INTERVAL_S, NETWORKS_MAX, SETTLE_S, LocalNetwork
 from p2pmesh.watchable import Watchable
 from tests.identity.builders import FOUNDER, MESH, credential
 from tests.node.cards import card_of, founded
@@ -124,8 +124,10 @@ def home(tmp_path: Path) -> Home:
     return home
 
 
-def network_of(home: Home, *, me: NodeId = ME, is_welcome: bool = False) -> LocalNetwork:
-    return LocalNetwork(home, me, "anna", 9338, is_welcome=is_welcome, is_on=True)
+def network_of(
+    home: Home, *, me: NodeId = ME, wanted: str | None = None, is_welcome: bool = False
+) -> LocalNetwork:
+    return LocalNetwork(home, me, "anna", 9338, wanted=wanted, is_welcome=is_welcome, is_on=True)
 
 
 def ears(network: LocalNetwork) -> FakeDiscovery:
@@ -242,6 +244,18 @@ async def test_a_person_may_open_another_network(
         assert announced(later), "it was said once for all"
 
 
+async def test_another_mesh_is_not_at_home_where_the_last_one_was(
+    tmp_path: Path, home: Home, machine: Machine
+) -> None:
+    machine.gateways = {}
+    async with founder(tmp_path) as (member, card):
+        network = network_of(home)
+        await network.enter(founded(FOUNDER), member.mesh, is_new=True)
+        assert announced(network)
+        await network.enter(card, member.mesh, is_new=False)  # by an invitation
+        assert not announced(network)
+
+
 async def test_each_mesh_has_networks_of_its_own(
     tmp_path: Path, home: Home, machine: Machine
 ) -> None:
@@ -264,6 +278,60 @@ async def test_a_network_without_gateway_is_known_while_the_node_runs(
         later = network_of(home)
         await later.enter(card, member.mesh, is_new=False)
         assert not announced(later)
+
+
+@pytest.mark.parametrize("has_gateway_first", [True, False])
+async def test_a_mesh_founded_without_any_network_is_at_home_on_the_first_that_comes(
+    tmp_path: Path,
+    home: Home,
+    machine: Machine,
+    autojump_clock: MockClock,
+    *,
+    has_gateway_first: bool,
+) -> None:
+    """A laptop starts faster than its Wi-Fi, and may follow as if it had started now."""
+    autojump_clock.autojump_threshold = 0.02  # there are threads
+    machine.usable, machine.gateways = [], {}
+    joined_at = clock() - FOLLOW_FOR_S - 1
+    async with founder(tmp_path, joined_at=joined_at) as (member, card), trio.open_nursery() as n:
+        network = network_of(home)
+        await n.start(network.run)
+        await network.enter(card, member.mesh, is_new=True)
+        assert not announced(network)
+        machine.usable = [WIFI]
+        if not has_gateway_first:
+            await trio.sleep(LOOK_INTERVAL_S + 1)
+            assert announced(network)
+        machine.gateways = {"wlan0": HOME}
+        await trio.sleep(LOOK_INTERVAL_S + 1)
+        assert announced(network)
+        assert ears(network).is_seeking
+        assert json.loads(home.networks_file.read_text()) == {show_id(MESH): [HOME]}
+        machine.gateways = {"wlan0": CAFE}
+        await trio.sleep(LOOK_INTERVAL_S + 1)
+        assert not announced(network)
+        n.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("why", ["invited", "member", "bare"])
+async def test_one_that_others_may_be_in_is_at_home_nowhere_by_itself(
+    tmp_path: Path, home: Home, machine: Machine, autojump_clock: MockClock, why: str
+) -> None:
+    autojump_clock.autojump_threshold = 0.02  # there are threads
+    machine.usable, machine.gateways = ([WIFI] if why == "bare" else []), {}
+    async with founder(tmp_path) as (member, card), trio.open_nursery() as nursery:
+        if why == "invited":  # over a VPN
+            member.invite()
+        network = network_of(home)
+        await nursery.start(network.run)
+        await network.enter(card, member.mesh, is_new=why != "member")
+        if why == "bare":  # a network without gateway, and a café later
+            await trio.sleep(SETTLE_S + LOOK_INTERVAL_S)
+        machine.usable, machine.gateways = [WIFI], {"wlan0": CAFE}
+        await trio.sleep(2 * LOOK_INTERVAL_S)
+        assert not announced(network)
+        assert not home.networks_file.exists()
+        nursery.cancel_scope.cancel()
 
 
 async def test_of_several_interfaces_only_the_known_ones_are_spoken_on(
@@ -511,6 +579,38 @@ async def test_a_mesh_that_somebody_counts_on_is_not_left(
             await wait_all_tasks_blocked()
             assert (there, joiner.asked) == ([], [])
             assert not ears(network).is_seeking
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_private_mesh_is_not_left_for_any_other(
+    tmp_path: Path, home: Home, machine: Machine, *, is_open: bool
+) -> None:
+    async with founder(tmp_path, is_open=False) as (member, card):
+        network, joiner = network_of(home), Finder()
+        await network.enter(card, member.mesh, is_new=True)
+        async with following(network, joiner) as there:
+            ears(network).hear(heard(1, founded_at=500, is_open=is_open))
+            await wait_all_tasks_blocked()
+            assert (there, joiner.asked) == ([], [])
+            assert not ears(network).is_seeking
+
+
+async def test_a_mesh_that_the_user_named_is_left_only_for_one_of_that_name(
+    tmp_path: Path, home: Home, machine: Machine
+) -> None:
+    async with founder(tmp_path) as (member, card):
+        network, joiner = network_of(home, wanted=NAME), Finder()
+        await network.enter(card, member.mesh, is_new=True)
+        assert not ears(network).is_seeking, "nobody else is to let it in"
+        async with following(network, joiner) as there:
+            ears(network).hear(heard(1, founded_at=500))
+            ears(network).hear(heard(2, founded_at=500, is_open=False), "192.168.1.2")
+            await wait_all_tasks_blocked()
+            assert (there, joiner.asked) == ([], [])
+            ears(network).hear(heard(3, NAME, founded_at=501), "192.168.1.3")
+            await wait_all_tasks_blocked()
+            assert [mesh[0] for mesh, _ in joiner.asked] == [3]
+        assert network.others == [NAME, "there"]
 
 
 # People
