@@ -20,7 +20,7 @@ import trio
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.supervisor import EngineKind, EngineStatus, Supervisor
 from p2pmesh.errors import EngineError
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import PartId, StageRange
 from p2pmesh.state.registers import Served, ServeState
 
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
@@ -35,6 +35,7 @@ class _Running:
     process: Supervisor
     scope: trio.CancelScope
     beside: Beside | None = None
+    stages: tuple[StageRange, ...] = ()
     draining: bool = False
 
     @property
@@ -81,6 +82,7 @@ class EngineManager:
                 name=part.name,
                 state=one.state,
                 detail=one.process.status.detail,
+                stages=one.stages,
             )
             for part, one in self._running.items()
         ]
@@ -158,20 +160,28 @@ class EngineManager:
         self._stopping.cancel()
         await self._stopped.wait()
 
-    def start(self, part: PartId, kind: EngineKind, beside: Beside | None = None) -> None:
+    def start(
+        self,
+        part: PartId,
+        kind: EngineKind,
+        *,
+        beside: Beside | None = None,
+        stages: tuple[StageRange, ...] = (),
+    ) -> None:
         """Start the engine of a part, which must not run.
 
         Args:
             part: What it runs.
             kind: What is started.
             beside: Runs for as long as the engine does, which ends when this returns.
+            stages: Of a stage, all stages of its pipeline.
         """
         assert part not in self._running, f"{part} runs already"
         if self._nursery is None:
             return  # the node is stopping
         process = Supervisor(kind, logs=self._logs, on_change=lambda _: self._tell())
         log.info("part_starting", part=part, engine=kind.name)
-        self._running[part] = _Running(process, trio.CancelScope(), beside)
+        self._running[part] = _Running(process, trio.CancelScope(), beside, stages)
         self._nursery.start_soon(self._serve, part, self._running[part])
 
     def drain(self, part: PartId) -> None:
@@ -181,6 +191,10 @@ class EngineManager:
             running.draining = True
             self._nursery.start_soon(self._drain, part, running)
             self._tell()
+
+    def cut(self, part: PartId) -> None:
+        """Stop an engine at once, whatever it is asked."""
+        self._running[part].scope.cancel()
 
     async def _serve(self, part: PartId, running: _Running) -> None:
         try:
