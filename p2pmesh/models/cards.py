@@ -30,9 +30,11 @@ from p2pmesh.wire.text import NAME_CHARACTERS_MAX, plain_text
 
 ModelDigest = NewType("ModelDigest", str)
 
+KV_RUNS_MAX = 160  # counts and sizes; more would not leave a card within one record
 BYTES_MAX = 2**63 - 1  # what msgpack, SQL and other people's integers hold
 
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
+_EXPERTS = re.compile(r"^blk\.\d+\.\w+_exps\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,9 @@ class Card:
         chat_template: Whether it brings one.
         parameters: Elements of all tensors.
         quantisation: Such as "Q4_K_M".
+        kv_layer_bytes: `kv_bytes_per_token` per block; () where the card does not tell.
+        expert_bytes: Weights of experts, all blocks, shared ones not among them.
+        tensor_bytes_max: Of the largest tensor in a block; 0 where the card does not tell.
     """
 
     architecture: str
@@ -76,6 +81,9 @@ class Card:
     chat_template: bool
     parameters: int
     quantisation: str
+    kv_layer_bytes: tuple[int, ...] = ()
+    expert_bytes: int = 0
+    tensor_bytes_max: int = 0
 
 
 def card_of(headers: Sequence[Header]) -> Card:
@@ -93,17 +101,19 @@ def card_of(headers: Sequence[Header]) -> Card:
     tensors = _tensors(headers)
     layers = facts.number("block_count", LAYERS_MAX, least=1)
     layer_bytes = [0] * layers
-    other_bytes = 0
+    other_bytes = tensor_bytes_max = 0
     for tensor in tensors:
         layer = _LAYER.match(tensor.name)
         if layer is None:
             other_bytes += tensor.size_bytes
         elif int(layer[1]) < layers:
             layer_bytes[int(layer[1])] += tensor.size_bytes
+            tensor_bytes_max = max(tensor_bytes_max, tensor.size_bytes)
         else:
             raise ModelError(
                 f"tensor {tensor.name!r} lies beyond its {layers} layers; it is damaged or forged"
             )
+    kv_layer_bytes = facts.kv_layer_bytes(layers)
     return Card(
         architecture=facts.architecture,
         name=plain_text(facts.text("general.name")),
@@ -111,7 +121,7 @@ def card_of(headers: Sequence[Header]) -> Card:
         layer_bytes=tuple(layer_bytes),
         other_bytes=other_bytes,
         size_bytes=sum(header.size_bytes for header in headers),
-        kv_bytes_per_token=facts.kv_bytes_per_token(layers),
+        kv_bytes_per_token=sum(kv_layer_bytes),
         experts=facts.number("expert_count", EXPERTS_MAX, default=0),
         experts_used=max(facts.per_layer("expert_used_count", EXPERTS_MAX, layers, default=0)),
         context=facts.number("context_length", CONTEXT_MAX, least=1),
@@ -122,6 +132,9 @@ def card_of(headers: Sequence[Header]) -> Card:
         chat_template=facts.has("tokenizer.chat_template"),
         parameters=sum(tensor.elements for tensor in tensors),
         quantisation=facts.quantisation(tensors),
+        kv_layer_bytes=kv_layer_bytes if len(_runs(kv_layer_bytes)) <= KV_RUNS_MAX else (),
+        expert_bytes=sum(one.size_bytes for one in tensors if _EXPERTS.search(one.name)),
+        tensor_bytes_max=tensor_bytes_max,
     )
 
 
@@ -165,9 +178,40 @@ def need_bytes(card: Card, *, context: int) -> int:
         card: The model.
         context: Tokens that its requests share.
     """
-    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
-    batch = UBATCH * (4 * (card.vocabulary + LIVE_STATES * card.width) + 2 * tokens)
-    return card.size_bytes + card.kv_bytes_per_token * tokens + batch + ENGINE_BYTES
+    cache = card.kv_bytes_per_token * _tokens(context)
+    batch = batch_bytes(card, context=context)
+    return card.size_bytes + cache + batch + ENGINE_BYTES
+
+
+def batch_bytes(card: Card, *, context: int, logits: bool = True) -> int:
+    """Memory for the tokens that are computed at once; without `logits` for layers alone."""
+    floats = LIVE_STATES * card.width + (card.vocabulary if logits else 0)
+    return UBATCH * (4 * floats + 2 * _tokens(context))
+
+
+def cache_bytes(card: Card, *, context: int) -> tuple[int, ...]:
+    """The cache of each layer; alike where the card does not tell them apart."""
+    each = card.kv_layer_bytes
+    if len(each) != card.layers:
+        each = (-(-card.kv_bytes_per_token // max(card.layers, 1)),) * card.layers
+    return tuple(one * _tokens(context) for one in each)
+
+
+def read_bytes(card: Card) -> tuple[int, ...]:
+    """The weights of each layer that one token reads: of experts only those that it uses."""
+    idle = max(card.experts - card.experts_used, 0)
+    unread = card.expert_bytes * idle // max(card.experts, 1)
+    total = max(sum(card.layer_bytes), 1)
+    return tuple(one - min(unread * one // total, one) for one in card.layer_bytes)
+
+
+def largest_tensor_bytes(card: Card) -> int:
+    """The largest tensor in a layer: all of it is in memory twice while a stage loads it."""
+    return card.tensor_bytes_max or max(card.layer_bytes, default=0)
+
+
+def _tokens(context: int) -> int:
+    return -(-context // CONTEXT_STEP) * CONTEXT_STEP
 
 
 def to_wire(card: Card) -> dict[str, Any]:
@@ -175,6 +219,7 @@ def to_wire(card: Card) -> dict[str, Any]:
     wire = {field.name: getattr(card, field.name) for field in fields(card)}
     wire |= {"takes": sorted(card.takes), "gives": sorted(card.gives)}
     wire["layer_bytes"] = _runs(card.layer_bytes)
+    wire["kv_layer_bytes"] = _runs(card.kv_layer_bytes)
     del wire["layers"]  # the runs add up to it
     return wire
 
@@ -200,6 +245,8 @@ _NUMBER_LIMITS = {
     "width": WIDTH_MAX,
     "vocabulary": CONTEXT_MAX,
     "parameters": BYTES_MAX,
+    "expert_bytes": BYTES_MAX,
+    "tensor_bytes_max": BYTES_MAX,
 }
 _NEEDED = ("size_bytes", "context")  # without them a model cannot be placed
 MODALITIES_MAX = 16
@@ -218,8 +265,9 @@ def from_wire(obj: object) -> Card:
     """
     if not isinstance(obj, Mapping):
         raise PeerError("a model card is not a map")
-    layer_bytes = _expand(obj.get("layer_bytes", []))
+    layer_bytes = _expand(obj, "layer_bytes")
     values: dict[str, Any] = {"layers": len(layer_bytes), "layer_bytes": layer_bytes}
+    values["kv_layer_bytes"] = _expand(obj, "kv_layer_bytes")
     for key, limit in _TEXT_LIMITS.items():
         text = obj.get(key, "")
         if not isinstance(text, str) or len(text) > limit or text != plain_text(text, limit):
@@ -252,13 +300,14 @@ def _bounded(value: object, key: str, limit: int) -> int:
     return value
 
 
-def _expand(runs: object) -> tuple[int, ...]:
+def _expand(obj: Mapping[Any, Any], key: str) -> tuple[int, ...]:
+    runs = obj.get(key, [])
     if not isinstance(runs, list | tuple) or len(runs) % 2 or len(runs) > 2 * LAYERS_MAX:
-        raise PeerError("a model card has bad layer_bytes")
+        raise PeerError(f"a model card has bad {key}")
     layers: list[int] = []
     for count, size in zip(runs[::2], runs[1::2], strict=True):
         room = LAYERS_MAX - len(layers)
         layers += [_bounded(size, "layer size", BYTES_MAX)] * _bounded(count, "layer count", room)
     if _runs(layers) != list(runs):
-        raise PeerError("a model card has layer_bytes in a form of its own")
+        raise PeerError(f"a model card has {key} in a form of its own")
     return tuple(layers)

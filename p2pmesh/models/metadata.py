@@ -118,10 +118,10 @@ class Metadata:
             raise ModelError(f"its {full} has {len(value)} entries for {layers} layers")
         return [self._checked(full, entry, limit) for entry in value[:layers]]
 
-    def kv_bytes_per_token(self, layers: int) -> int:
-        """Return the bytes that all layers' caches need for one token, as f16."""
+    def kv_layer_bytes(self, layers: int) -> tuple[int, ...]:
+        """Return the bytes that each layer's cache needs for one token, as f16."""
         if self.architecture in _ENCODERS:
-            return 0  # they see the whole text at once and keep nothing
+            return (0,) * layers  # they see the whole text at once and keep nothing
         heads = self.per_layer("attention.head_count", HEADS_MAX, layers, default=0)
         width = self.number("embedding_length", WIDTH_MAX, least=1)
         usual = width // max(*heads, 1)
@@ -131,8 +131,8 @@ class Metadata:
             value = 0  # latent attention: values are a view of the keys
         kv_heads = self.per_layer("attention.head_count_kv", HEADS_MAX, layers, default=max(heads))
         attending = self._attending(layers)
-        total = sum(count for count, on in zip(kv_heads, attending, strict=True) if on)
-        return total * (key + value) * KV_NUMBER_BYTES
+        each = (key + value) * KV_NUMBER_BYTES
+        return tuple(count * each * on for count, on in zip(kv_heads, attending, strict=True))
 
     def _attending(self, layers: int) -> list[bool]:
         """Which layers keep a cache: hybrids have linear attention in the others."""

@@ -1,14 +1,55 @@
 """Pipelines: one model over several nodes, each with some of its layers in a row.
 
-Pure.
+Pure, integers only. The head, which must have the file, keeps the first layers, the embedding and
+the output; the other nodes run one stage each, and only nodes whose engines have the same RPC build
+go together. A pipeline is a star: every stage talks to the head only, so a token costs
+
+    Σ over all nodes of (bytes that it reads / its memory bandwidth)
+    + Σ over the stages behind the head of (2 x one way + bytes of hidden state / link bandwidth)
+
+and which stage comes after which costs nothing. Of all pipelines that fit, the one with the fewest
+nodes is taken; of these the cheapest; then the one with the most nodes that have the file, then the
+one that fills its nodes most evenly, by their budgets. What is left decides by the order of
+`_Class.rank`, so that equal facts give equal pipelines.
+
+The search is exact for up to `CANDIDATES_MAX` nodes: dynamic programming from the last layer to the
+first over (nodes used, next layer). A node is left out before where so many others are better in
+every respect that one of them would be free to stand in for it; that changes no result.
+
+How much memory is left on a node decides only whether a stage fits, never which pipeline is better:
+when less is left, a pipeline that still fits stays the best of those that do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.parts import StageRange
+from p2pmesh.models.cards import (
+    Card,
+    batch_bytes,
+    cache_bytes,
+    largest_tensor_bytes,
+    need_bytes,
+    read_bytes,
+)
+from p2pmesh.models.parts import STAGES_MAX, StageRange
+
+MIB = 2**20
+# A program that only computes: no vocabulary, no HTTP. 20 MiB seen on a CPU, more with a driver.
+STAGE_ENGINE_BYTES = 64 * MIB
+HIDDEN_BYTES = 4  # elements of the hidden state travel as 32 bit floats
+MEMORY_MIB_PER_S = 20_000  # of a node that does not say: a desktop with two channels
+LINK_MIB_PER_S = 110  # gigabit Ethernet, less its frames
+ONE_WAY_NS = 200_000  # between two machines on one wire, both tunnels' ends included
+NS_PER_S = 10**9
+# Nodes considered for pipelines of so many stages; more of them cost more than they bring.
+CANDIDATES_MAX: Mapping[int, int] = {2: 32, 3: 16, 4: 10}
+CANDIDATES_OF_MANY_MAX = 8
 
 
 class Stage(NamedTuple):
@@ -31,3 +72,282 @@ class Stage(NamedTuple):
     def range(self) -> StageRange:
         """Return what the id of the unit covers."""
         return StageRange(self.node, self.first_layer, self.last_layer)
+
+
+class Shape(NamedTuple):
+    """What matters of a model for splitting it, at the context that it would have.
+
+    Attributes:
+        layer_bytes: Memory per layer, with its cache.
+        layer_reads: Bytes that a token reads per layer.
+        head_bytes: Memory of the head beside its layers.
+        stage_bytes: Memory of any other stage beside its layers.
+        hop_bytes: Hidden state that travels to a stage and back, for each token.
+    """
+
+    layer_bytes: tuple[int, ...]
+    layer_reads: tuple[int, ...]
+    head_bytes: int
+    stage_bytes: int
+    hop_bytes: int
+
+    def need(self, first: int, last: int) -> int:
+        """Return the memory of the stage with these layers; the head's begins at 0."""
+        beside = self.head_bytes if first == 0 else self.stage_bytes
+        return beside + sum(self.layer_bytes[first : last + 1])
+
+
+def shape_of(card: Card, *, context: int) -> Shape:
+    """The shape of a model, of which all stages together take what it takes whole, and buffers.
+
+    Args:
+        card: The model; of one that does not tell its layers there is a shape without any.
+        context: Tokens that its requests share.
+    """
+    caches = cache_bytes(card, context=context)
+    layers = tuple(map(sum, zip(card.layer_bytes, caches, strict=True)))
+    return Shape(
+        layer_bytes=layers,
+        layer_reads=read_bytes(card),
+        head_bytes=max(need_bytes(card, context=context) - sum(layers), card.other_bytes),
+        stage_bytes=batch_bytes(card, context=context, logits=False)
+        + largest_tensor_bytes(card)
+        + STAGE_ENGINE_BYTES,
+        hop_bytes=2 * card.width * HIDDEN_BYTES,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A node that may run a stage.
+
+    Attributes:
+        budget_bytes: All memory that it gives to models.
+        room_bytes: What is left of it.
+        rpc: The build of its engine's RPC; "" for none.
+        memory_mib_per_s: How fast it reads memory; 0 when it does not say.
+        holds: Whether it has the file.
+        heads: The model by its own card, if it may be the head.
+    """
+
+    node: NodeId
+    budget_bytes: int
+    room_bytes: int
+    rpc: str
+    memory_mib_per_s: int = 0
+    holds: bool = False
+    heads: Shape | None = None
+
+    @property
+    def speed_mib_per_s(self) -> int:
+        """How fast it is taken to read memory."""
+        return self.memory_mib_per_s or MEMORY_MIB_PER_S
+
+    def read_ns(self, size_bytes: int) -> int:
+        """How long it takes to read so much."""
+        return size_bytes * NS_PER_S // (self.speed_mib_per_s * MIB)
+
+
+def token_us(shape: Shape, stages: Sequence[tuple[Candidate, int, int]]) -> int:
+    """The cost of a token in µs, of stages with their first and last layers, the head first."""
+    return _token_ns(shape, stages) // 1000
+
+
+def _token_ns(shape: Shape, stages: Sequence[tuple[Candidate, int, int]]) -> int:
+    reads = (
+        one.read_ns(read)
+        for one, first, last in stages
+        for read in shape.layer_reads[first : last + 1]
+    )
+    return sum(reads) + (len(stages) - 1) * _hop_ns(shape)
+
+
+def _hop_ns(shape: Shape) -> int:
+    return 2 * ONE_WAY_NS + shape.hop_bytes * NS_PER_S // (LINK_MIB_PER_S * MIB)
+
+
+def choose(candidates: Iterable[Candidate], *, split: int = 0) -> tuple[Stage, ...] | None:
+    """The best pipeline that fits, the head first; None when there is none.
+
+    Args:
+        candidates: Each node once, in any order.
+        split: How many nodes; 0 for as few as it takes.
+    """
+    return _choose(tuple(sorted(candidates, key=lambda one: one.node)), split)
+
+
+@lru_cache(maxsize=64)  # the facts of a plan change more often than what a pipeline hangs on
+def _choose(candidates: tuple[Candidate, ...], split: int) -> tuple[Stage, ...] | None:
+    classes = [_Class(candidates, rpc) for rpc in sorted({one.rpc for one in candidates} - {""})]
+    for count in (split,) if split else range(2, STAGES_MAX + 1):
+        found = [best for one in classes if (best := one.best(count)) is not None]
+        if found:
+            return min(found)[-1]
+    return None
+
+
+class _Tail(NamedTuple):
+    """The last stages of a pipeline; the smaller one is better.
+
+    Attributes:
+        cost_ns: Of a token.
+        missing: How many of their nodes lack the file.
+        strain: The sum of need² / budget, which is least when all are filled alike.
+        order: The ranks of their nodes.
+        ends: The layer after the last one of each.
+    """
+
+    cost_ns: int
+    missing: int
+    strain: int
+    order: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
+# Of an equal tail the first node decides; `stages` is what is wanted.
+_Choice = tuple[int, int, int, tuple[NodeId, ...], tuple[int, ...], tuple[Stage, ...]]
+
+
+class _Class:
+    """The nodes whose engines have one RPC build, best first."""
+
+    def __init__(self, candidates: Iterable[Candidate], rpc: str) -> None:
+        self.members = sorted((one for one in candidates if one.rpc == rpc), key=self.rank)
+
+    @staticmethod
+    def rank(one: Candidate) -> tuple[int, int, bool, NodeId]:
+        """Return the order among nodes that are equally good for a pipeline."""
+        return -one.budget_bytes, -one.speed_mib_per_s, not one.holds, one.node
+
+    def best(self, count: int) -> _Choice | None:
+        """Return the best pipeline of `count` nodes, with all that it is better by."""
+        shapes = {one.heads for one in self.members if one.heads is not None}
+        found = [one for shape in shapes if (one := self._best_of(shape, count)) is not None]
+        return min(found, default=None)
+
+    def _best_of(self, shape: Shape, count: int) -> _Choice | None:
+        layers = len(shape.layer_bytes)
+        if not 2 <= count <= min(len(self.members), layers):
+            return None
+        heads = [place for place, one in enumerate(self.members) if one.heads == shape]
+        tails = self._tails(shape, count)
+        best: _Tail | None = None
+        for place in self._foremost(heads, count):
+            head = _Runner(self.members[place], shape, shape.head_bytes)
+            for used, ways in tails.items():
+                if used >> place & 1:
+                    continue
+                for end in range(1, head.reach[0] + 1):
+                    if (rest := ways[end]) is not None:
+                        one = head.before(place, 0, end, rest, hop_ns=0)
+                        best = one if best is None else min(best, one)
+        return None if best is None else self._choice(shape, best)
+
+    def _tails(self, shape: Shape, count: int) -> dict[int, list[_Tail | None]]:
+        """Return the best last count - 1 stages, by the set of their nodes and the first layer."""
+        layers, hop_ns = len(shape.layer_bytes), _hop_ns(shape)
+        limit = CANDIDATES_MAX.get(count, CANDIDATES_OF_MANY_MAX)
+        fit = [
+            place
+            for place, one in enumerate(self.members)
+            if one.room_bytes >= shape.stage_bytes + min(shape.layer_bytes)
+        ]
+        runners = {
+            place: _Runner(self.members[place], shape, shape.stage_bytes)
+            for place in self._foremost(fit, count)[:limit]
+        }
+        nothing = _Tail(0, 0, 0, (), ())
+        tails: dict[int, list[_Tail | None]] = {0: [*([None] * layers), nothing]}
+        for before in range(count - 1, 0, -1):  # stages that are still to come before these
+            longer: dict[int, list[_Tail | None]] = {}
+            for used, ways in tails.items():
+                for place, runner in runners.items():
+                    if not used >> place & 1:
+                        row = longer.setdefault(used | 1 << place, [None] * (layers + 1))
+                        runner.extend(place, ways, row, least=before, hop_ns=hop_ns)
+            tails = longer
+        return tails
+
+    def _foremost(self, places: Sequence[int], count: int) -> list[int]:
+        """Leave out nodes for which another could always stand in, `count` being in use."""
+
+        def better(one: Candidate, other: Candidate) -> bool:
+            return (
+                one.room_bytes >= other.room_bytes
+                and one.speed_mib_per_s >= other.speed_mib_per_s
+                and one.holds >= other.holds
+            )
+
+        # Members are sorted by budget, so that only those before a node can be as good.
+        return [
+            place
+            for number, place in enumerate(places)
+            if sum(better(self.members[one], self.members[place]) for one in places[:number])
+            < count
+        ]
+
+    def _choice(self, shape: Shape, best: _Tail) -> _Choice:
+        stages = []
+        first = 0
+        for place, end in zip(best.order, best.ends, strict=True):
+            node = self.members[place].node
+            stages.append(Stage(node, first, end - 1, shape.need(first, end - 1)))
+            first = end
+        nodes = tuple(stage.node for stage in stages)
+        return best.cost_ns, best.missing, best.strain, nodes, best.ends, tuple(stages)
+
+
+class _Runner:
+    """A node as the head or another stage of one model.
+
+    Attributes:
+        reach: For each first layer, the layer after the last one that still fits.
+    """
+
+    def __init__(self, one: Candidate, shape: Shape, beside_bytes: int) -> None:
+        self._one = one
+        self._beside_bytes = beside_bytes
+        self._needs = [0, *accumulate(shape.layer_bytes)]
+        self._costs = [0, *accumulate(one.read_ns(read) for read in shape.layer_reads)]
+        self.reach: list[int] = []
+        layers = end = len(shape.layer_bytes)
+        for first in range(layers - 1, -1, -1):
+            while end > first and self.need(first, end) > one.room_bytes:
+                end -= 1
+            self.reach.insert(0, end)
+
+    def need(self, first: int, end: int) -> int:
+        """Return the memory of the layers from `first` to before `end`."""
+        return self._beside_bytes + self._needs[end] - self._needs[first]
+
+    def before(self, place: int, first: int, end: int, rest: _Tail, *, hop_ns: int) -> _Tail:
+        """Return `rest` with these layers on this node before it."""
+        return _Tail(
+            rest.cost_ns + self._costs[end] - self._costs[first] + hop_ns,
+            rest.missing + (not self._one.holds),
+            rest.strain + self.need(first, end) ** 2 // self._one.budget_bytes,
+            (place, *rest.order),
+            (end, *rest.ends),
+        )
+
+    def extend(
+        self,
+        place: int,
+        ways: Sequence[_Tail | None],
+        longer: list[_Tail | None],
+        *,
+        least: int,
+        hop_ns: int,
+    ) -> None:
+        """Put this node before each of `ways` and keep in `longer` what is better there."""
+        for first in range(least, len(self.reach)):
+            best = longer[first]
+            for end in range(first + 1, self.reach[first] + 1):
+                rest = ways[end]
+                if rest is None:
+                    continue
+                cost_ns = rest.cost_ns + self._costs[end] - self._costs[first] + hop_ns
+                if best is None or cost_ns <= best.cost_ns:
+                    one = self.before(place, first, end, rest, hop_ns=hop_ns)
+                    best = one if best is None else min(best, one)
+            longer[first] = best

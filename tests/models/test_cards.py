@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError, PeerError
-from p2pmesh.models.cards import BYTES_MAX, Card, card_of, from_wire, need_bytes, to_wire
+from p2pmesh.models.cards import (
+    BYTES_MAX,
+    KV_RUNS_MAX,
+    Card,
+    cache_bytes,
+    card_of,
+    from_wire,
+    largest_tensor_bytes,
+    need_bytes,
+    read_bytes,
+    to_wire,
+)
 from p2pmesh.models.gguf import Value, scan
 from p2pmesh.models.metadata import (
     CONTEXT_MAX,
@@ -50,6 +61,9 @@ def test_the_embedded_model() -> None:
         chat_template=True,
         parameters=12_545_664,
         quantisation="Q8_0",
+        kv_layer_bytes=(256,) * 6,
+        expert_bytes=10_027_008,
+        tensor_bytes_max=557_056,
     )
 
 
@@ -137,6 +151,39 @@ def test_more_context_never_needs_less(context: int) -> None:
     assert need_bytes(card, context=context + 1) >= need
 
 
+def test_a_row_of_an_older_node_spreads_the_cache_over_the_layers() -> None:
+    wire = to_wire(embedded())
+    del wire["kv_layer_bytes"], wire["expert_bytes"], wire["tensor_bytes_max"]
+    old = from_wire(wire)
+    assert old.kv_layer_bytes == ()
+    assert cache_bytes(old, context=512) == cache_bytes(embedded(), context=512)
+    assert read_bytes(old) == old.layer_bytes
+    assert largest_tensor_bytes(old) == old.layer_bytes[0]
+    assert cache_bytes(replace(old, kv_bytes_per_token=1537), context=256) == (257 * 256,) * 6
+
+
+def test_a_token_reads_only_the_experts_that_it_uses() -> None:
+    card = embedded()
+    unread = 10_027_008 * 12 // 16
+    assert sum(card.layer_bytes) - 6 <= sum(read_bytes(card)) + unread <= sum(card.layer_bytes) + 6
+    dense = replace(card, experts=0, experts_used=0, expert_bytes=0)
+    assert read_bytes(dense) == dense.layer_bytes
+    forged = replace(card, expert_bytes=BYTES_MAX)
+    assert read_bytes(forged) == (0,) * 6
+
+
+def test_a_cache_of_too_many_kinds_of_layers_is_not_told_apart() -> None:
+    for layers in (KV_RUNS_MAX // 2, KV_RUNS_MAX // 2 + 1):
+        heads = tuple(1 + layer % 2 for layer in range(layers))
+        keys: dict[str, Value | None] = {
+            "llama.block_count": layers,
+            "llama.attention.head_count_kv": heads,
+        }
+        card = card_of([header_of(keys)])
+        assert len(card.kv_layer_bytes) == (layers if layers == KV_RUNS_MAX // 2 else 0)
+        assert card.kv_bytes_per_token == sum(heads) * 2 * 16 * 2
+
+
 # The wire
 
 names = st.text(max_size=2 * NAME_CHARACTERS_MAX).map(plain_text)
@@ -160,6 +207,9 @@ cards = st.builds(
     chat_template=st.booleans(),
     parameters=sizes,
     quantisation=names.map(lambda text: text[:32].strip()),
+    kv_layer_bytes=st.lists(sizes | st.just(7), max_size=60).map(tuple),
+    expert_bytes=sizes,
+    tensor_bytes_max=sizes,
 )
 
 
@@ -190,11 +240,14 @@ def test_the_largest_card_fits_one_record() -> None:
         chat_template=True,
         parameters=BYTES_MAX,
         quantisation="🦙" * 32,
+        kv_layer_bytes=tuple(BYTES_MAX - index for index in range(KV_RUNS_MAX // 2)),
+        expert_bytes=BYTES_MAX,
+        tensor_bytes_max=BYTES_MAX,
     )
     packed = msgpack.packb(to_wire(card))
     assert from_wire(msgpack.unpackb(packed)) == card
     assert len(packed) < RECORD_BYTES_MAX - 4096  # the record's own fields, and some for later
-    assert len(msgpack.packb(to_wire(embedded()))) < 320
+    assert len(msgpack.packb(to_wire(embedded()))) < 384
 
 
 def test_fields_of_newer_peers_are_ignored() -> None:
@@ -247,6 +300,9 @@ def test_what_placement_needs_may_not_be_missing(key: str) -> None:
     ("key", "value"),
     [
         ("layer_bytes", [1]),
+        ("kv_layer_bytes", [1]),
+        ("kv_layer_bytes", 7),
+        ("tensor_bytes_max", -1),
         ("layer_bytes", [0, 5]),
         ("layer_bytes", [LAYERS_MAX + 1, 5]),
         ("layer_bytes", [600, 5, 600, 6]),

@@ -18,22 +18,22 @@ def facts(arch: str = "llama", **metadata: Value | None) -> Metadata:
 
 def test_cache_defaults_are_llama_cpps() -> None:
     # 64 / 4 heads = 16 wide, as many heads for keys as for queries: 4 x (16 + 16) x 2 bytes.
-    assert facts().kv_bytes_per_token(1) == 256
-    assert facts(attention__head_count_kv=1).kv_bytes_per_token(3) == 192
+    assert sum(facts().kv_layer_bytes(1)) == 256
+    assert sum(facts(attention__head_count_kv=1).kv_layer_bytes(3)) == 192
     other = facts(attention__key_length=128, attention__value_length=64)
-    assert other.kv_bytes_per_token(1) == 4 * (128 + 64) * 2
+    assert sum(other.kv_layer_bytes(1)) == 4 * (128 + 64) * 2
 
 
 def test_cache_follows_lists_per_layer() -> None:
-    assert facts(attention__head_count_kv=(4, 0, 2)).kv_bytes_per_token(3) == 6 * 32 * 2
+    assert sum(facts(attention__head_count_kv=(4, 0, 2)).kv_layer_bytes(3)) == 6 * 32 * 2
     with pytest.raises(ModelError, match="2 entries for 3 layers"):
-        facts(attention__head_count_kv=(4, 4)).kv_bytes_per_token(3)
+        facts(attention__head_count_kv=(4, 4)).kv_layer_bytes(3)
 
 
 def test_hybrids_keep_a_cache_in_their_attention_layers_only() -> None:
-    assert facts(full_attention_interval=4).kv_bytes_per_token(48) == 12 * 256
+    assert sum(facts(full_attention_interval=4).kv_layer_bytes(48)) == 12 * 256
     recurrent = (True, True, False)
-    assert facts(attention__recurrent_layers=recurrent).kv_bytes_per_token(3) == 256
+    assert sum(facts(attention__recurrent_layers=recurrent).kv_layer_bytes(3)) == 256
 
 
 def test_latent_attention_keeps_keys_only() -> None:
@@ -44,12 +44,12 @@ def test_latent_attention_keeps_keys_only() -> None:
         attention__value_length=512,
         attention__key_length_mla=192,
     )
-    assert mla.kv_bytes_per_token(27) == 27 * 576 * 2
+    assert sum(mla.kv_layer_bytes(27)) == 27 * 576 * 2
 
 
 def test_recurrent_models_and_encoders_keep_none() -> None:
-    assert facts("mamba", attention__head_count=None).kv_bytes_per_token(24) == 0
-    assert facts("bert").kv_bytes_per_token(12) == 0
+    assert sum(facts("mamba", attention__head_count=None).kv_layer_bytes(24)) == 0
+    assert sum(facts("bert").kv_layer_bytes(12)) == 0
 
 
 @pytest.mark.parametrize(
