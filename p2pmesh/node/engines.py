@@ -199,23 +199,16 @@ class EngineManager:
     async def _serve(self, part: PartId, running: _Running) -> None:
         try:
             with running.scope:
-                async with trio.open_nursery() as nursery:
-                    if running.beside is not None:
-                        nursery.start_soon(self._run_beside, running)
+                if running.beside is None:
                     await running.process.run()
-                    nursery.cancel_scope.cancel()
+                else:
+                    await _run_both(running.process.run, running.beside)
         except BaseException:
             self._nursery = None  # all of them end: whoever hears of it starts none anew
             raise
         finally:
             del self._running[part]
             self._tell()
-
-    @staticmethod
-    async def _run_beside(running: _Running) -> None:
-        assert running.beside is not None
-        await running.beside()
-        running.scope.cancel()
 
     async def _drain(self, part: PartId, running: _Running) -> None:
         with trio.move_on_after(DRAIN_S):
@@ -226,6 +219,18 @@ class EngineManager:
     def _tell(self) -> None:
         for watcher in self._watchers:
             watcher()
+
+
+async def _run_both(one: Beside, other: Beside) -> None:
+    """Run both until one of them returns."""
+
+    async def run(this: Beside) -> None:
+        await this()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, one)
+        nursery.start_soon(run, other)
 
 
 def compute_threads(cores: int | None) -> int:

@@ -96,7 +96,7 @@ def test_a_node_of_one_host_is_reached_from_another(tmp_path: Path) -> None:
         kitchen, attic = net.host(lan, "kitchen"), net.host(lan, "attic")
         node = kitchen.start(tmp_path)
         try:
-            assert (node.name, node.line["nodes"][0]["peer"]) == ("kitchen", f"0.0.0.0:{PORT}")
+            assert (node.name, node.line["nodes"][0]["peer"]) == ("kitchen", f"[::]:{PORT}")
             assert node.status()["node"]["name"] == "kitchen"
             with kitchen.inside(), urllib.request.urlopen(f"{node.api}/models") as answer:
                 assert answer.status == HTTPStatus.OK
