@@ -177,6 +177,8 @@ class Doctor:
                 yield _ok("device", f"{device.id}: {device.description}, {total}")
             for warning in engine.warnings:
                 yield _warn("engine", warning)
+        if self._status.get("node", {}).get("role") == "use":
+            return  # it runs no models
         yield self._memory(
             [Memory(total_bytes=d.total_bytes, free_bytes=d.free_bytes) for d in devices]
         )

@@ -42,7 +42,8 @@ def leave(settings: Settings, *, yes: bool) -> None:
 
 def is_only_admin(status: Mapping[str, Any]) -> bool:
     """Whether others are left behind by the one node that could change who they are."""
-    return status["mesh"]["only_admin"] == status["node"]["id"] and len(status["nodes"]) > 1
+    others = len(status["nodes"]) > 1 or status["away"]
+    return bool(status["mesh"]["only_admin"] == status["node"]["id"] and others)
 
 
 def is_asked_by_person() -> bool:

@@ -82,6 +82,8 @@ def screen(snapshot: Mapping[str, Any], now: float, width: int = 0) -> str:
     """
     mesh, nodes = snapshot["mesh"], snapshot["nodes"]
     name = click.style(formatting.line(mesh["name"]), bold=True)
+    if mesh["open"] is None:
+        return f"This node only uses the mesh {name}; its members are shown on any of them"
     absent = [{**one, "self": False, "state": "away"} for one in snapshot["away"]]
     rows = [_member(node, now) for node in (*nodes, *absent)]
     parts = [

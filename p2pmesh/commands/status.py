@@ -105,8 +105,8 @@ def screen(snapshot: Mapping[str, Any], width: int = 0) -> str:
     """
     node, mesh = snapshot["node"], snapshot["mesh"]
     nodes, models = snapshot["nodes"], snapshot["models"]
-    parts = [_head(mesh, nodes, models), *_facts(node), *_notes(snapshot)]
-    parts += ["", _nodes_table(nodes, width), ""]
+    parts = [_head(mesh, nodes, models), *_facts(node, serves=bool(nodes)), *_notes(snapshot)]
+    parts += ["", _nodes_table(nodes, width), ""] if nodes else [""]
     if models:
         parts.append(models_table(models, width))
     else:
@@ -134,18 +134,18 @@ def _head(
 ) -> str:
     live = sum(node["state"] == "live" for node in nodes)
     ready = sum(model["state"] == "ready" for model in models)
-    parts = (
-        formatting.count(live, "node")
-        if live == len(nodes)
-        else f"{live} of {formatting.count(len(nodes), 'node')} live",
-        f"{ready} of {formatting.count(len(models), 'model')} ready",
-        "all nodes agree on the plan" if mesh["agreed"] else "nodes are agreeing on a plan",
-    )
+    parts = [f"{ready} of {formatting.count(len(models), 'model')} ready"]
+    if nodes:  # a guest knows of none
+        here = formatting.count(len(nodes), "node")
+        parts.insert(0, here if live == len(nodes) else f"{live} of {here} live")
+        parts.append(
+            "all nodes agree on the plan" if mesh["agreed"] else "nodes are agreeing on a plan"
+        )
     name = click.style(formatting.line(mesh["name"]), bold=True)
     return f"Mesh {name} ({members.kind(mesh)}): {', '.join(parts)}"
 
 
-def _facts(node: Mapping[str, Any]) -> list[str]:
+def _facts(node: Mapping[str, Any], *, serves: bool) -> list[str]:
     memory = node["memory"]
     used, budget = formatting.size(memory["used_bytes"]), formatting.size(memory["budget_bytes"])
     name = f"{node['name']} ({node['id']}), p2pmesh {node['version']}, process {node['pid']}"
@@ -155,9 +155,12 @@ def _facts(node: Mapping[str, Any]) -> list[str]:
         ("Console", f"{formatting.url(node['console'])}/"),
         ("Peers", node["peer"]),
         ("Home", node["home"]),
-        ("Memory", f"{used} of {budget} for models in use"),
-        ("Engine", formatting.engine(node["engine"]) if node["engine"] else "none"),
     ]
+    if serves:
+        facts += [
+            ("Memory", f"{used} of {budget} for models in use"),
+            ("Engine", formatting.engine(node["engine"]) if node["engine"] else "none"),
+        ]
     lines = [f"  {term:<9}  {formatting.line(text)}" for term, text in facts]
     return lines + [_yellow("Warning", text) for text in node["warnings"]]
 

@@ -74,6 +74,7 @@ JOIN: Purpose = "join"  # asks for a credential, by an invitation or by an earli
 LAN: Purpose = "lan"  # asks for a credential because both are on one network
 
 # Why a peer was refused, for programs.
+REFUSED_THERE = "the node there refused: "  # before the reason that it gives
 STRANGER, EXPIRED, REVOKED, ROLE = "stranger", "expired", "revoked", "role"
 
 
@@ -414,7 +415,7 @@ def _fields(message: bytes) -> dict[str, Any]:
     if "no" in fields:
         reason = plain_text(take(fields, "no", str, size_max=REASON_CHARS_MAX), REASON_CHARS_MAX)
         why = take(fields, "why", str, size_max=PURPOSE_CHARS_MAX, default="")
-        raise RefusedError(f"the node there refused: {reason or 'it did not say why'}", why)
+        raise RefusedError(f"{REFUSED_THERE}{reason or 'it did not say why'}", why)
     return fields
 
 

@@ -320,9 +320,11 @@ class Admission:
         if granted is not None and granted.rank > peer.credential.rank:
             return granted
         fresh = renew(self._issuer(), self._mesh.trust, peer.credential, now=self._mesh.now)
-        if fresh is None:
-            raise RefusedError("this member cannot renew that credential; ask another", STRANGER)
-        return fresh
+        if fresh is not None:
+            return fresh
+        if peer.credential.role < Role.SERVE:
+            return peer.credential  # it asks for addresses of members as well
+        raise RefusedError("this member cannot renew that credential; ask another", STRANGER)
 
     def _note_guest(self, node: NodeId, guest: Seen) -> None:
         self._guests.pop(node, None)

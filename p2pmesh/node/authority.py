@@ -197,7 +197,8 @@ class Authority:
         )
         self._declare(*bodies, Grant(credential=credential), taken_over=taken_over)
         what = f"the role {new_role.word}" + (" and the right stage" if new_stage else "")
-        return f"{self._members().get(node, target)} has {what} now."
+        when = "as soon as it is started again" if Role.USE is old.role < new_role else "now"
+        return f"{self._members().get(node, target)} has {what} {when}."
 
     def check_may_admit(self) -> None:
         """Refuse to let a newcomer in by name where nobody would believe it.

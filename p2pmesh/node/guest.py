@@ -96,7 +96,6 @@ class Guest:
         Raises:
             LocalError: The role was raised: the node has to start again.
         """
-        await self._renew()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_looking)
             nursery.start_soon(self._keep_renewing)
@@ -170,9 +169,13 @@ class Guest:
     async def _keep_renewing(self) -> None:
         while True:
             await trio.sleep(RENEW_INTERVAL_S)
-            await self._renew()
+            await self.renew()
+            if self.card.credential.role > Role.USE:
+                raise LocalError(
+                    f"This node may do more in {self.card.name} now than use it: start it again"
+                )
 
-    async def _renew(self) -> None:
+    async def renew(self) -> None:
         """Ask a member for what this node was granted, and for addresses of members."""
         for address in list(self._members):
             try:
@@ -192,10 +195,6 @@ class Guest:
             if fresh.rank > self.card.credential.rank:
                 self.card = replace(self.card, credential=fresh)
                 save_mesh(self._parts.home, self.card)
-            if fresh.role > Role.USE:
-                raise LocalError(
-                    f"This node may do more in {self.card.name} now than use it: start it again"
-                )
             return
 
     def _learn(self, node: NodeId, addresses: tuple[Address, ...]) -> None:

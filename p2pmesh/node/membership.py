@@ -29,6 +29,11 @@ WARN_S = 7 * DAY_S  # before a credential runs out
 log = structlog.get_logger(__name__)
 
 
+def lost_with_this_node(reason: str) -> str:
+    """Say that decisions about members are not on this disk, and why."""
+    return f"What was decided about members is forgotten when this node stops: {reason}"
+
+
 class Membership:
     """The membership of this node in one mesh.
 
@@ -57,6 +62,8 @@ class Membership:
     def warnings(self) -> list[str]:
         """Sentences about what this node is about to lose."""
         said = [f"A member refuses this node: {self._mesh.refusal}"] if self._mesh.refusal else []
+        if self._mesh.unsaved:
+            said.append(lost_with_this_node(self._mesh.unsaved))
         left_s = self.credential.expires_at - self._mesh.now
         if left_s > WARN_S:
             return said

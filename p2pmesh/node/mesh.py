@@ -103,6 +103,7 @@ class Mesh:
         self.me = core.me
         self.changes = Watchable() if changes is None else changes
         self.settled = trio.Event()
+        self.unsaved = ""  # why what was last decided about members is not on this disk
         self.refusal = ""  # what a peer last said that takes this node for no member any more
         self._core = core
         self._transport = transport
@@ -224,18 +225,27 @@ class Mesh:
 
     def _heed_trust(self) -> None:
         """Keep the statements, and part with those whose credential they void."""
+        self._keep_statements()
+        if self._is_revoked and self._nursery is not None:
+            self._nursery.start_soon(self._end_if_revoked)
+        self._part_with_others()
+
+    def _keep_statements(self) -> None:
         try:
             self._save_statements(self._core.document.statements)
         except LocalError as exc:
             # Whoever was revoked stays out while this node runs; after a restart others say so.
             log.warning("statements_not_saved", reason=str(exc))
-        if self._is_revoked and self._nursery is not None:
-            self._nursery.start_soon(self._end_if_revoked)
-        self._part_with_others()
+            self.unsaved = str(exc)
+        else:
+            self.unsaved = ""
 
     async def _watch_credentials(self) -> None:
         while True:
             await trio.sleep(CREDENTIALS_INTERVAL_S)
+            if self.unsaved:
+                self._keep_statements()
+                self.changes.notify()
             self._part_with_others()
 
     def _part_with_others(self) -> None:

@@ -18,6 +18,7 @@ from p2pmesh.node.authority import find_id
 from p2pmesh.node.joining import Entry, Joiner
 from p2pmesh.node.life import MeshLife
 from p2pmesh.node.local_network import LocalNetwork
+from p2pmesh.node.membership import lost_with_this_node
 
 Order = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -90,14 +91,14 @@ class Orders:
     async def _revoke(self, values: Mapping[str, Any]) -> dict[str, Any]:
         below = _flag(values, "below", default=False)
         sentences = self._life().authority.revoke(_text(values, "target"), below=below)
-        return {"sentences": sentences}
+        return {"sentences": [*sentences, *self._unsaved()]}
 
     async def _grant(self, values: Mapping[str, Any]) -> dict[str, Any]:
         what = _text(values, "what")
         role = None if what in (STAGE, f"no-{STAGE}") else _role(what)
         stage = {STAGE: True, f"no-{STAGE}": False}.get(what)
         sentence = self._life().authority.grant(_text(values, "target"), role=role, stage=stage)
-        return {"sentences": [sentence]}
+        return {"sentences": [sentence, *self._unsaved()]}
 
     async def _admit(self, values: Mapping[str, Any]) -> dict[str, Any]:
         life = self._life()
@@ -123,6 +124,10 @@ class Orders:
             return {"sentences": [f"This node is in the mesh {present.name} already."]}
         self._change_mesh(entry)
         return {"sentences": [f"This node leaves {present.name} and joins {entry.card.name}."]}
+
+    def _unsaved(self) -> list[str]:
+        reason = self._life().mesh.unsaved
+        return [lost_with_this_node(reason)] if reason else []
 
     async def _leave_mesh(self, _values: Mapping[str, Any]) -> dict[str, Any]:
         name = self._life().card.name

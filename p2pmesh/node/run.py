@@ -193,7 +193,6 @@ class Node:
             entry = await choose_entry(self._settings, joiner, network, self._found, self._ui.note)
             try:
                 if entry.card.credential.role is Role.USE:
-                    network.rest()
                     await self._be_guest(entry, frame)
                 else:
                     await self._be_member(entry, frame)
@@ -204,7 +203,10 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def _be_guest(self, entry: Entry, frame: _Frame) -> None:
-        """Hand on what clients ask to the members of a mesh, until this node is to stop."""
+        """Hand on what clients ask to the members of a mesh, until this node is to stop.
+
+        If it was granted more since it was last here, it becomes a member.
+        """
         parts = GuestParts(
             home=self._home,
             name=self._name,
@@ -216,6 +218,11 @@ class Node:
             order=self._guest_order,
         )
         guest = Guest(entry, parts)
+        await guest.renew()
+        if guest.card.credential.role > Role.USE:
+            await self._be_member(replace(entry, card=guest.card), frame)
+            return
+        frame.network.rest()
         await frame.nursery.start(guest.run, self._ports["api"].listeners)
         await self._serve_console(guest, frame)
         self._write_run_file(guest, entry.card)
@@ -269,8 +276,8 @@ class Node:
     async def _guest_order(self, name: str, _values: Mapping[str, Any]) -> dict[str, Any]:
         if name != "leave":
             raise LocalError(
-                "this node only uses the mesh; ask a member for another role: "
-                f"p2pmesh grant {show_id(self._self.key.id)} serve"
+                "this node only uses the mesh; for another role let an admin run: p2pmesh grant "
+                f"{show_id(self._self.key.id)} serve; then start this node again"
             )
         self.leave()
         return {"sentences": ["This node leaves the mesh and stops."]}

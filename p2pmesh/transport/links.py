@@ -17,7 +17,7 @@ import trio
 
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.hello import EXPIRED, REVOKED, Peer, RefusedError
+from p2pmesh.identity.hello import EXPIRED, REFUSED_THERE, REVOKED, Peer, RefusedError
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.transport.banlist import Banlist
 from p2pmesh.transport.base import Channel, Handlers, NobodyThereError, Transport
@@ -191,7 +191,7 @@ class Links:
                 log.info("dial_failed", address=str(address), reasons=reasons)
                 for exc in group.exceptions:
                     if isinstance(exc, RefusedError) and exc.why in (REVOKED, EXPIRED):
-                        self._events.refused(str(exc))
+                        self._events.refused(str(exc).removeprefix(REFUSED_THERE))
             except* Exception:
                 # Whatever it was, it came from talking to this one peer and ends with it.
                 attempt.nobody_there = False

@@ -133,8 +133,9 @@ def test_a_node_that_is_starting_keeps_its_mesh(home: Home) -> None:
 # A node runs
 
 
-def status(only_admin: str, nodes: int) -> dict[str, Any]:
+def status(only_admin: str, nodes: int, away: int = 0) -> dict[str, Any]:
     shown = three_nodes()
+    shown["away"] = [{"name": "x"}] * away
     shown["mesh"]["only_admin"] = only_admin
     shown["nodes"] = shown["nodes"][:nodes]
     return shown
@@ -143,6 +144,7 @@ def status(only_admin: str, nodes: int) -> dict[str, Any]:
 def test_only_the_last_admin_of_others_is_one() -> None:
     assert is_only_admin(status(SELF_ID, 2))
     assert not is_only_admin(status(SELF_ID, 1))
+    assert is_only_admin(status(SELF_ID, 1, away=1)), "it comes back to a mesh without an admin"
     assert not is_only_admin(status("a" * 26, 2))
     assert not is_only_admin(status("", 3))
 

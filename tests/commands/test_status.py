@@ -54,6 +54,17 @@ def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
     assert lines[18].endswith("  needs 43.1 GiB; the largest node has 24.0 GiB")
 
 
+def test_a_guest_shows_what_it_knows() -> None:
+    snapshot = three_nodes()
+    snapshot["mesh"]["open"] = None
+    snapshot["nodes"] = []
+    snapshot["node"].update(engine=None, memory={"budget_bytes": 0, "used_bytes": 0}, warnings=[])
+    lines = click.unstyle(screen(snapshot)).splitlines()
+    assert lines[0] == "Mesh amber-otter (used through its members): 1 of 3 models ready"
+    terms = ["This", "API", "Console", "Peers", "Home", "", "MODEL"]
+    assert [line.strip().partition(" ")[0] for line in lines[1:8]] == terms
+
+
 def test_what_concerns_the_membership_is_noted() -> None:
     snapshot = three_nodes()
     snapshot["mesh"].update(

@@ -136,3 +136,19 @@ def test_a_node_that_runs_moves_to_another_mesh_and_leaves_it(
 
 def at(node: Node) -> str:
     return f"--home={node.me['home']}"
+
+
+def test_a_guest_that_was_granted_more_is_a_member_after_a_restart(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    kitchen = run(stack, tmp_path, "kitchen")
+    token = told(kitchen, "invite", "--role=use").strip()
+    guest = run(stack, tmp_path, "phone", command=("join", token))
+    assert "only uses the mesh" in told(guest, "members")
+    said = told(kitchen, "grant", "phone", "serve")
+    assert said == "phone has the role serve as soon as it is started again.\n"
+    end(guest)
+    run(stack, tmp_path, "phone")
+    wait_until(lambda: "phone" in members(kitchen), "it is a member")
+    assert members(kitchen)["phone"]["role"] == "serve"
+    assert members(kitchen)["phone"]["state"] == "live"

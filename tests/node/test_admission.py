@@ -610,12 +610,14 @@ async def test_a_stranger_has_nothing_to_renew(tmp_path: Path) -> None:
     assert str(first(caught.value)) == "there is no credential to renew"
 
 
-async def test_a_guest_that_asks_for_renewal_is_noted(tmp_path: Path) -> None:
+async def test_a_guest_that_asks_for_renewal_is_noted_and_told_where_members_are(
+    tmp_path: Path,
+) -> None:
     async with members(tmp_path) as made:
         founder = await made.start("founder")
         old = credential(key_of(1), Role.USE)
-        with pytest.RaisesGroup(RefusedError, flatten_subgroups=True):
-            await founder.ask(newcomer(1, own=old), {"renew": True, "name": "anna"})
+        answer = await founder.ask(newcomer(1, own=old), {"renew": True, "name": "anna"})
+        assert (answer.credential, answer.addresses) == (old, (founder.address,))
         (guest,) = founder.admission.guests.values()
         assert (guest.name, guest.credential) == ("anna", old)
 

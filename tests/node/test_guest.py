@@ -17,6 +17,7 @@ from p2pmesh.home import Home
 from p2pmesh.identity.credentials import Credential, Role
 from p2pmesh.identity.hello import ANYBODY, HTTP, JOIN, LocalIdentity, Needs, Peer
 from p2pmesh.identity.keys import SigningKey
+from p2pmesh.node import guest as module
 from p2pmesh.node.guest import CONNECTIONS_MAX, Guest, GuestParts
 from p2pmesh.node.joining import Entry
 from p2pmesh.node.keystore import MeshInfo, load_book, load_mesh
@@ -139,6 +140,7 @@ async def using(
         await nursery.start(theirs.serve, _refuse, handlers)
         guest = Guest(entry, parts)
         with trio.fail_after(DEADLINE_S):
+            await guest.renew()
             await nursery.start(guest.run, api)
             yield Running(guest, port, home)
         nursery.cancel_scope.cancel()
@@ -232,13 +234,17 @@ async def test_a_longer_credential_is_kept(tmp_path: Path) -> None:
         assert kept.credential == longer
 
 
-async def test_a_guest_that_may_do_more_now_says_to_start_it_again(tmp_path: Path) -> None:
-    member = Member(gives=credential(GUEST, Role.SERVE))
+async def test_a_guest_that_may_do_more_now_says_to_start_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_INTERVAL_S", 0.05)
+    member = Member()
     with pytest.RaisesGroup(
         pytest.RaisesExc(LocalError, match="start it again"), flatten_subgroups=True
     ):
         async with using(tmp_path, member):
-            raise AssertionError("it does not get so far")
+            member.gives = credential(GUEST, Role.SERVE)
+            await trio.sleep_forever()
     kept = load_mesh(Home.at(tmp_path))
     assert kept is not None
     assert kept.credential.role is Role.SERVE

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from p2pmesh.config import Address
 from p2pmesh.discovery.heard import Waiting
@@ -19,8 +20,10 @@ from p2pmesh.identity.hello import RefusedError
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.identity.tokens import Token, parse_token
 from p2pmesh.node.joining import Entry, Joiner
+from p2pmesh.node.keystore import load_statements
 from p2pmesh.node.life import MeshLife
 from p2pmesh.node.local_network import LocalNetwork
+from p2pmesh.node.mesh import CREDENTIALS_INTERVAL_S
 from p2pmesh.node.orders import Orders
 from tests.identity.builders import FOUNDER, MESH
 from tests.node.cards import founded
@@ -220,3 +223,24 @@ async def test_a_node_leaves(tmp_path: Path) -> None:
         assert said == {"sentences": ["This node leaves the mesh quiet-otter and stops."]}
         assert node.left == [None]
         assert node.founder.node == FOUNDER.id
+
+
+async def test_with_a_full_disk_the_person_is_told_that_it_will_be_forgotten(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with ordered(tmp_path) as node:
+        anna = await node.made.start_with("anna", 1, Role.SERVE, node.founder)
+        await node.founder.knows(anna)
+        file = node.founder.home.statements_file
+        file.unlink()
+        file.mkdir()  # it cannot be written
+        granted = await node.give("grant", target="anna", what="invite")
+        told = node.founder.membership.warnings
+        assert granted["sentences"] == ["anna has the role invite now.", *told]
+        assert told[0].startswith(
+            f"What was decided about members is forgotten when this node stops: Cannot write {file}"
+        )
+        file.rmdir()
+        await trio.sleep(CREDENTIALS_INTERVAL_S + 1)
+        assert node.founder.membership.warnings == []
+        assert {*load_statements(node.founder.home, MESH)} == {*node.founder.mesh.statements}
