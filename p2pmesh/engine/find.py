@@ -56,6 +56,7 @@ class Engine:
         source: Where it was found.
         version: What it calls itself: `b11434`, or the wheel's version.
         rpc: Its RPC protocol, `7.0.0`; None when it cannot be a pipeline stage.
+        rpc_command: What goes before the flags of its RPC server; empty without one.
         devices: Accelerators that it can use; none means CPU only.
         warnings: Sentences for the user: a GPU that it leaves idle, an engine that was passed over.
     """
@@ -65,6 +66,7 @@ class Engine:
     source: Source
     version: str
     rpc: str | None = None
+    rpc_command: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -184,6 +186,7 @@ def _examine(
         source=source,
         version=_version_name(version),
         rpc=rpc,
+        rpc_command=() if rpc is None else (str(rpc_server),),
         devices=devices,
         warnings=unused_warnings(Machine(environ=environ), devices),
     )

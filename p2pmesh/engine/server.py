@@ -32,6 +32,7 @@ class LlamaServer:
     """
 
     listening = LISTENING
+    endpoint: tuple[str, int] | None = None
 
     def __init__(
         self,

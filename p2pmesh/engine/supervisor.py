@@ -74,6 +74,7 @@ class EngineKind(Protocol):
         environ: All of its environment.
         listening: A regular expression for the line in which the program says where it listens;
             its two groups are host and port.
+        endpoint: Host and port that `prepare` chose; None when only the program says them.
         api_key: What its callers must show; empty when it asks for none.
     """
 
@@ -82,6 +83,7 @@ class EngineKind(Protocol):
     argv: Sequence[str]
     environ: Mapping[str, str]
     listening: str
+    endpoint: tuple[str, int] | None
     api_key: str
 
     def prepare(self) -> float:
@@ -235,6 +237,9 @@ class Supervisor:
         try:
             load_s = await trio.to_thread.run_sync(self._kind.prepare)
             life = _Life(await self._spawn())
+            if self._kind.endpoint is not None:
+                life.host, life.port = self._kind.endpoint
+                life.listening.set()
         except MeshError as exc:
             return _End(str(exc), hopeless=True)
         except OSError as exc:

@@ -31,6 +31,7 @@ class Listener:
     name = "a/b"
     labels: Mapping[str, str] = {"model": "m"}
     listening = r"endpoint +: ([0-9.]+):(\d+)"
+    endpoint: tuple[str, int] | None = None
     api_key = "key"
 
     def __init__(

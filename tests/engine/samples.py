@@ -10,8 +10,10 @@ from pathlib import Path
 
 import platformdirs
 import psutil
+import pytest
 
 import p2pmesh
+from p2pmesh.engine.find import managed_directory
 from p2pmesh.home import Home
 
 MODEL = Path(p2pmesh.__file__).parent / "models" / "data" / "p2pmesh-demo-tiny.gguf"
@@ -28,6 +30,14 @@ class Plain:
     """An engine that is only a command."""
 
     command: tuple[str, ...]
+
+
+def native() -> Path:
+    """The folder of the engine that was built; skips the test where none was."""
+    directory = managed_directory(BUILT.engine)
+    if directory is None:
+        pytest.skip("no engine was built: P2PMESH_TESTS=full builds one")
+    return directory
 
 
 def lives(pid: int) -> bool:

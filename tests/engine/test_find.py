@@ -88,6 +88,7 @@ def test_then_the_managed_one(tmp_path: Path) -> None:
     assert engine.source == "managed"
     assert engine.command == (str(server),)
     assert engine.rpc == "7.0.0"
+    assert engine.rpc_command == (str(server.parent / "ggml-rpc-server"),)
     assert engine.version == "b11434"
     assert [device.id for device in engine.devices] == ["CUDA0"]
 
@@ -98,6 +99,7 @@ def test_then_the_path(tmp_path: Path) -> None:
     assert (engine.source, engine.command) == ("path", (str(server),))
     assert engine.version == "b6400"
     assert engine.rpc is None
+    assert engine.rpc_command == ()
 
 
 def test_a_link_on_the_path_finds_the_rpc_server_beside_its_target(tmp_path: Path) -> None:
