@@ -37,6 +37,11 @@ _PASSED_ON = frozenset(
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_", "GGML_", "OMP_")
 
 
+# The output's activations are 16 times larger than those between layers. Models without
+# `output.weight` use the embedding in its place. Anchored: `attn_output` is another tensor.
+OUTPUT_ON_THE_HEAD = r"^(output|token_embd)\.weight$=CPU"
+
+
 def engine_modality(gives: Collection[str]) -> Modality:
     """Return what to start an engine for, of all that a model gives; chat before the rest.
 
@@ -66,6 +71,23 @@ class _Unnamed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteStage:
+    """One stage of a pipeline as its head sees it: an RPC server with one device.
+
+    Attributes:
+        endpoint: Where the head finds it, `127.0.0.1:1234`.
+        layers: How many layers it computes, those after the stages before it.
+    """
+
+    endpoint: str
+    layers: int
+
+    def __post_init__(self) -> None:
+        """A stage without layers is none."""
+        assert self.layers > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """One model as an engine is to serve it.
 
@@ -82,6 +104,8 @@ class Launch:
         threads: CPU threads; None leaves the choice to the engine.
         http_threads: Connections answered at the same time; None leaves the choice to the
             engine, which takes some more than slots. A connection keeps its thread while idle.
+        stages: The other stages, in the order of layers, when this engine is the head of a
+            pipeline: it computes the layers before theirs, and the output.
     """
 
     model_paths: tuple[PurePath, ...]
@@ -95,6 +119,7 @@ class Launch:
     devices: tuple[str, ...] = ()
     threads: int | None = None
     http_threads: int | None = None
+    stages: tuple[RemoteStage, ...] = ()
 
     def __post_init__(self) -> None:
         """Our own callers get these right; a user's numbers are checked in `config`."""
@@ -102,6 +127,7 @@ class Launch:
         assert self.context > 0
         assert self.slots > 0
         assert "," not in self.api_key, "llama.cpp splits keys at commas"
+        assert not (self.devices and self.stages), "the head of a pipeline computes on the CPU"
 
 
 def server_argv(engine: Command, launch: Launch) -> list[str]:
@@ -131,7 +157,31 @@ def server_argv(engine: Command, launch: Launch) -> list[str]:
         argv += ["--threads", str(launch.threads)]
     if launch.http_threads is not None:
         argv += ["--threads-http", str(launch.http_threads)]
+    if launch.stages:
+        argv += head_flags(launch.stages)
     return argv
+
+
+def head_flags(stages: Sequence[RemoteStage]) -> list[str]:
+    """Return what makes a llama-server the head of these stages.
+
+    llama.cpp counts the output as one more layer of the last device, and hands layers out from the
+    end: `--n-gpu-layers` of all that the stages have and that one leaves the first layers here.
+    """
+    layers = [stage.layers for stage in stages]
+    layers[-1] += 1
+    return [
+        # Before --device, which names what this flag makes known.
+        *("--rpc", ",".join(stage.endpoint for stage in stages)),
+        *("--device", ",".join(f"RPC{number}" for number in range(len(stages)))),
+        *("--n-gpu-layers", str(sum(layers))),
+        *("--tensor-split", ",".join(map(str, layers))),
+        *("--override-tensor", OUTPUT_ON_THE_HEAD),
+        *("--fit", "off"),  # layers are where the plan has them, or nowhere
+        # Each change of conversation would fetch the old one's KV cache from the stages.
+        *("--cache-ram", "0"),
+        "--no-mmproj-offload",  # stages pass for GPUs
+    ]
 
 
 def needed_flags() -> frozenset[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pytest
 
 from p2pmesh.engine.argv import (
+    OUTPUT_ON_THE_HEAD,
     Launch,
+    RemoteStage,
     environment_of,
     needed_flags,
     passed_on,
@@ -68,6 +71,28 @@ COMMON = [
 )
 def test_flags(launch: Launch, rest: list[str]) -> None:
     assert server_argv(ENGINE, launch) == COMMON + rest
+
+
+def test_the_head_of_a_pipeline_gets_its_stages_and_keeps_the_output() -> None:
+    stages = (
+        RemoteStage(endpoint="127.0.0.1:1001", layers=5),
+        RemoteStage(endpoint="127.0.0.1:1002", layers=7),
+    )
+    argv = server_argv(ENGINE, Launch(model_paths=(MODEL,), alias="a", slots=2, stages=stages))
+    assert argv == [
+        *(*COMMON, "--jinja", "--rpc", "127.0.0.1:1001,127.0.0.1:1002", "--device", "RPC0,RPC1"),
+        *("--n-gpu-layers", "13", "--tensor-split", "5,8"),
+        *("--override-tensor", r"^(output|token_embd)\.weight$=CPU", "--fit", "off"),
+        *("--cache-ram", "0", "--no-mmproj-offload"),
+    ]
+
+
+@pytest.mark.parametrize("tensor", ["output.weight", "token_embd.weight"])
+def test_the_output_is_what_stays(tensor: str) -> None:
+    pattern, _, where = OUTPUT_ON_THE_HEAD.partition("=")
+    assert where == "CPU"
+    assert re.search(pattern, tensor)
+    assert not re.search(pattern, f"blk.0.attn_{tensor}")
 
 
 def test_the_needed_flags_are_all_that_are_ever_written() -> None:
