@@ -117,6 +117,9 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Python ignores SIGPIPE, and so shall the engine: ggml-rpc-server would end with any
+        # client that hangs up before it was answered.
+        restore_signals=False,
         # Safe here, where no other thread runs yet.
         preexec_fn=_die_with_me(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
     )

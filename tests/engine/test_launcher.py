@@ -170,6 +170,18 @@ def test_a_program_that_is_not_there(log: Path) -> None:
     assert done.returncode == 127
 
 
+def test_a_client_that_hangs_up_ends_no_engine(log: Path) -> None:
+    """SIGPIPE would, in an engine that writes to a connection without thinking of it."""
+    with subprocess.Popen(
+        [*LAUNCHER, str(log), LISTENING, "--", "sh", "-c", "kill -PIPE $$; echo alive"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read().splitlines()[1:] == [b"log alive", b"exit 0"]
+
+
 def test_the_key_is_in_no_log(log: Path, launched: list[Launched]) -> None:
     code = "import os; print('key ' + os.environ['LLAMA_API_KEY'])"
     one = start(launched, log, code, env={"LLAMA_API_KEY": "s3cret", "PATH": "/bin"})

@@ -27,6 +27,16 @@ def stage(*, in_use: bool = False, program: str = "") -> RpcServer:
     return RpcServer((command,), BUILD, name="m-stage", in_use=lambda: in_use, environ=environ)
 
 
+async def received(stream: trio.SocketStream) -> bytes:
+    """The answer to a HELLO, which comes in two pieces or one."""
+    data = b""
+    while len(data) < 36:
+        chunk = await stream.receive_some(36 - len(data))
+        assert chunk, data
+        data += chunk
+    return data
+
+
 async def test_it_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     async with supervised(tmp_path, stage()) as watched:
         status = await watched.wait(is_ready)
@@ -47,14 +57,14 @@ async def test_it_is_asked_beside_no_head(tmp_path: Path, monkeypatch: pytest.Mo
         status = await watched.wait(is_ready)
         async with await trio.open_tcp_stream(status.host, status.port) as head:
             await head.send_all(request(Command.HELLO, CAPS))
-            assert await head.receive_some(36) == answer(HELLO_ANSWER[:4] + bytes(24))
+            assert await received(head) == answer(HELLO_ANSWER[:4] + bytes(24))
             await trio.sleep(0.5)  # of real time, for the checks
             assert len(psutil.Process(status.pid).net_connections()) == 2  # listener and head
         assert watched.states() == ["loading", "ready"]
         with trio.fail_after(5):
             async with await trio.open_tcp_stream(status.host, status.port) as head:
                 await head.send_all(request(Command.HELLO, CAPS))
-                assert await head.receive_some(36)
+                assert len(await received(head)) == 36
 
 
 async def test_an_idle_one_that_was_stopped_is_not_ready(
@@ -67,7 +77,21 @@ async def test_an_idle_one_that_was_stopped_is_not_ready(
         psutil.Process(status.pid).suspend()
         await watched.wait(lambda s: s.state == "loading")
         psutil.Process(status.pid).resume()
-        await watched.wait(is_ready)
+        assert (await watched.wait(is_ready)).pid == status.pid
+
+
+async def test_a_client_that_hangs_up_before_the_answer_ends_nothing(tmp_path: Path) -> None:
+    async with supervised(tmp_path, stage()) as watched:
+        status = await watched.wait(is_ready)
+        process = psutil.Process(status.pid)
+        process.suspend()
+        async with await trio.open_tcp_stream(status.host, status.port) as client:
+            await client.send_all(request(Command.HELLO, CAPS) + request(Command.DEVICE_COUNT) * 9)
+        process.resume()
+        async with await trio.open_tcp_stream(status.host, status.port) as client:
+            await client.send_all(request(Command.HELLO, CAPS))
+            assert await received(client) == answer(HELLO_ANSWER[:4] + bytes(24))
+        assert watched.engine.status.pid == status.pid
 
 
 class Unlucky(RpcServer):
