@@ -109,7 +109,7 @@ def screen(snapshot: Mapping[str, Any], width: int = 0) -> str:
     parts += ["", _nodes_table(nodes, width), ""] if nodes else [""]
     if models:
         parts.append(models_table(models, width))
-    else:
+    elif nodes:
         parts.append("Nobody wants a model yet: p2pmesh up --model FILE.gguf")
     return "\n".join(parts)
 

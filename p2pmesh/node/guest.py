@@ -284,12 +284,12 @@ class Guest:
             "away": [],
             "invitations": [],
             "newcomers": [],
-            "models": [_model(row) for row in self._models],
+            "models": [_model(row, is_reached=not self._warning) for row in self._models],
         }
 
 
-def _model(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A model of the status, from what a member's API says of it."""
+def _model(row: Mapping[str, Any], *, is_reached: bool) -> dict[str, Any]:
+    """A model of the status, from what a member's API said of it last."""
     said = row.get("p2pmesh")
     more = said if isinstance(said, dict) else {}
     return {
@@ -300,11 +300,11 @@ def _model(row: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": "",
         "takes": [],
         "gives": [],
-        "state": str(more.get("state", "ready")),
+        "state": str(more.get("state", "ready")) if is_reached else "not served",
         "replicas": [],
         "copies": 0,
         "wanted_by": [],
-        "reason": str(more.get("reason", "")),
+        "reason": str(more.get("reason", "")) if is_reached else "no member can be reached",
     }
 
 

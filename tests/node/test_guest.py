@@ -46,6 +46,10 @@ async def answering(stream: trio.abc.Stream, request: bytes) -> None:
         await stream.send_all(ANSWER)
 
 
+async def hanging_up(stream: trio.abc.Stream, _request: bytes) -> None:
+    await trio.aclose_forcefully(stream)
+
+
 @dataclass
 class Member:
     """A member that answers guests as it is told."""
@@ -223,6 +227,20 @@ async def test_models_are_shown_and_addresses_of_members_remembered(tmp_path: Pa
         assert (model["id"], model["state"]) == ("m", "ready")
         [addresses] = load_book(running.home, MESH).values()
         assert Address("192.0.2.7", 9338) in addresses
+
+
+async def test_without_a_member_no_model_is_shown_as_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_INTERVAL_S", 0.05)
+    member = Member()
+    async with using(tmp_path, member) as running:
+        await running.until(lambda: bool(running.guest.snapshot()["models"]))
+        member.answer = hanging_up
+        await running.until(lambda: bool(running.guest.snapshot()["node"]["warnings"]))
+        [model] = running.guest.snapshot()["models"]
+        assert (model["id"], model["state"]) == ("m", "not served")
+        assert model["reason"] == "no member can be reached"
 
 
 async def test_a_longer_credential_is_kept(tmp_path: Path) -> None:
