@@ -15,10 +15,11 @@ from typing import Any, Literal, TypeVar
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import WHOLE, PartId
+from p2pmesh.models.parts import WHOLE, PartId, StageRange
+from p2pmesh.placement.pipeline import Shape
 from p2pmesh.wire.codec import encode
 
-FORMAT = 2
+FORMAT = 3
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -27,10 +28,19 @@ Part = TypeVar("Part", bound="NodeFacts | ModelFacts | PlacementRequest | Reside
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class NodeFacts:
-    """A live node and the memory it gives to models."""
+    """A live node, the memory it gives to models, and what it can do in a pipeline.
+
+    Attributes:
+        rpc: The build of its engine's RPC, "" for none; only equal ones make a pipeline.
+        may_head: Whether it has the right to run stages on other nodes.
+        memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
+    """
 
     node: NodeId
     budget_bytes: int
+    rpc: str = ""
+    may_head: bool = False
+    memory_mib_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -42,6 +52,7 @@ class ModelFacts:
         holders: The nodes that have its file, sorted.
         fallback: The embedded model: one copy of it runs while nothing that is wanted can run.
         own_needs: The holders that say of themselves that a copy takes another amount there.
+        shapes: What it takes in stages, by the card of each holder; only for one to be split.
     """
 
     digest: ModelDigest
@@ -49,11 +60,13 @@ class ModelFacts:
     holders: tuple[NodeId, ...]
     fallback: bool = False
     own_needs: tuple[tuple[NodeId, int], ...] = ()
+    shapes: tuple[tuple[NodeId, Shape], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
         own = {node: need for node, need in sorted(self.own_needs) if need != self.need_bytes}
         object.__setattr__(self, "own_needs", tuple(own.items()))
+        object.__setattr__(self, "shapes", tuple(sorted(dict(self.shapes).items())))
 
     def need_on(self, node: NodeId) -> int:
         """Memory in bytes that a copy takes on `node`, by what that node says itself."""
@@ -67,22 +80,29 @@ class PlacementRequest:
     Attributes:
         replicas: Copies wanted; less than one counts as one.
         priority: The higher one gets memory first.
+        split: Nodes that share it as one pipeline; below 2 each copy lies on one node.
     """
 
     digest: ModelDigest
     owner: NodeId
     replicas: int = 1
     priority: int = 0
+    split: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Resident:
-    """A part that a node has signed to be running. A failed one is no resident."""
+    """A part that a node has signed to be running. A failed one is no resident.
+
+    Attributes:
+        stages: Of a stage, all stages of its pipeline.
+    """
 
     digest: ModelDigest
     node: NodeId
     state: ResidentState
     name: str = WHOLE
+    stages: tuple[StageRange, ...] = ()
 
     @property
     def part(self) -> PartId:
@@ -138,10 +158,22 @@ class PlacementInputs:
         return encode(
             [
                 FORMAT,
-                [[part.node, part.budget_bytes] for part in self.nodes],
-                [[m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs] for m in self.models],
-                [[w.owner, w.digest, w.replicas, w.priority] for w in self.wants],
-                [[one.node, *one.part, one.state] for one in self.residents],
+                [
+                    [one.node, one.budget_bytes, one.rpc, one.may_head, one.memory_mib_per_s]
+                    for one in self.nodes
+                ],
+                [
+                    [
+                        *(m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs),
+                        [[node, *shape] for node, shape in m.shapes],
+                    ]
+                    for m in self.models
+                ],
+                [[w.owner, w.digest, w.replicas, w.priority, w.split] for w in self.wants],
+                [
+                    [one.node, *one.part, one.state, [list(stage) for stage in one.stages]]
+                    for one in self.residents
+                ],
             ]
         )
 

@@ -19,6 +19,7 @@ from p2pmesh.placement.facts import (
     PlacementRequest,
     Resident,
 )
+from p2pmesh.placement.pipeline import Shape, shape_of
 from p2pmesh.state.registers import ModelRequest
 from p2pmesh.state.views import MeshView, ModelView, NodeView
 
@@ -50,6 +51,14 @@ def launch_context(wanted: ModelRequest | None, card: Card, budget_bytes: int) -
     if context > default and need_bytes(card, context=context) > budget_bytes:
         return default
     return context
+
+
+def pipeline_context(wanted: ModelRequest | None, card: Card) -> int:
+    """Tokens of context of a pipeline: `launch_context`, but never more than the default.
+
+    How much would still fit depends on which nodes share it, and they on how much it takes.
+    """
+    return launch_context(wanted, card, 0)
 
 
 def launch_slots(wanted: ModelRequest | None, own: ModelRequest | None, default: int) -> int:
@@ -110,8 +119,7 @@ class InputsReader:
     def _node(self, node: NodeView) -> NodeFacts:
         known = self._nodes.get(node.node)
         if known is None or known[0] is not node:
-            facts = NodeFacts(node=node.node, budget_bytes=node.budget_bytes)
-            known = self._nodes[node.node] = node, facts
+            known = self._nodes[node.node] = node, _read_node(node)
         return known[1]
 
     def _model(self, model: ModelView, *, demo: bool) -> _OfModel:
@@ -136,14 +144,29 @@ def facts_of(view: MeshView, dead: Iterable[NodeId]) -> PlacementInputs:
     return InputsReader().read(view, dead)
 
 
+def _read_node(node: NodeView) -> NodeFacts:
+    assert node.caps is not None, "a node gives nothing before it has said what"
+    return NodeFacts(
+        node=node.node,
+        budget_bytes=node.caps.budget_bytes,
+        rpc=node.caps.rpc,
+        may_head=node.credential is None or node.credential.stage,
+        memory_mib_per_s=node.caps.memory_mib_per_s,
+    )
+
+
 def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _OfModel:
     digest = model.digest
     needs: dict[NodeId, int] = {}
+    shapes: dict[NodeId, Shape] = {}
     for node in model.holders:
         if node.node not in gone:
             card = node.held[digest].card
             context = launch_context(model.wanted, card, node.budget_bytes)
             needs[node.node] = need_bytes(card, context=context)
+            if model.wanted is not None and model.wanted.split > 1:
+                context = pipeline_context(model.wanted, card)
+                shapes[node.node] = shape_of(card, context=context)
     facts = None
     if needs:
         facts = ModelFacts(
@@ -152,13 +175,17 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
             holders=tuple(needs),
             fallback=demo,
             own_needs=tuple(needs.items()),
+            shapes=tuple(shapes.items()),
         )
     owners = len(model.wishes)
     return _OfModel(
         facts,
         tuple(
             PlacementRequest(
-                owner=one.owner, digest=digest, replicas=min(one.wanted.replicas, owners)
+                owner=one.owner,
+                digest=digest,
+                replicas=min(one.wanted.replicas, owners),
+                split=one.wanted.split,
             )
             for one in model.wishes
         ),
@@ -168,6 +195,7 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
                 digest=digest,
                 state="ready" if served.state == "ready" else "loading",
                 name=served.name,
+                stages=served.stages,
             )
             for node, served in model.replicas
             if node.node not in gone and served.state in ("ready", "loading")

@@ -186,6 +186,34 @@ def _choose(candidates: tuple[Candidate, ...], split: int) -> tuple[Stage, ...] 
     return None
 
 
+def lacking(
+    heads: Sequence[Candidate], candidates: Sequence[Candidate], split: int
+) -> tuple[NodeId, int, int]:
+    """The node on which a pipeline fails that fits nowhere, what its stage needs, and its room.
+
+    The roomiest nodes are filled one after the other, each leaving a layer to those after it.
+
+    Args:
+        heads: Some of the candidates, which may head.
+        candidates: All, in any order.
+        split: How many nodes, of which there are enough.
+    """
+    head = min(heads, key=lambda one: (-one.room_bytes, one.node))
+    shape = head.heads
+    assert shape is not None, "a head knows the model"
+    others = [one for one in candidates if one.rpc == head.rpc and one.node != head.node]
+    others.sort(key=lambda one: (-one.room_bytes, one.node))
+    layers, first = len(shape.layer_bytes), 0
+    for after, one in zip(range(split - 1, -1, -1), [head, *others], strict=False):
+        runner = _Runner(one, shape, shape.stage_bytes if first else shape.head_bytes)
+        end = min(runner.reach[first], layers - after)
+        if end == first or (not after and end < layers):
+            need_bytes = runner.need(first, layers if not after else first + 1)
+            return one.node, need_bytes, one.room_bytes
+        first = end
+    return one.node, runner.need(first, layers), one.room_bytes
+
+
 class _Tail(NamedTuple):
     """The last stages of a pipeline; the smaller one is better.
 

@@ -1,6 +1,8 @@
 """`plan(facts)`: which nodes should serve which model.
 
-Pure, and the same function on every node. The only layout is `Whole`: each copy lies on one node.
+Pure, and the same function on every node. There are two layouts. `Whole`: each copy lies on one
+node. `Pipeline`: the nodes share one copy, each with some of its layers (`pipeline.py`); that is
+for models whose owners ask for it, and there is one of it.
 
 The rules. Higher priority goes first and sees nothing of what is below it. Among models of one
 priority, running copies keep their place as long as they fit (ready ones before loading ones);
@@ -12,6 +14,11 @@ gives the same plan. Take one priority, everything above it being settled. Copie
 keeps still fit. Copies that it starts become running ones that fit, and fill no more places than
 were wanted. Copies that it stops were not counted. Those that found no room find none now, since
 room in the second reckoning is never more than it was in the first. So nothing is chosen anew.
+A pipeline is found again by any of its parts, since each tells the whole unit, and one of which
+nothing runs yet is still the best of those that fit.
+
+One exception: a copy of a model that is to become a pipeline keeps its memory, so that it answers
+until the pipeline does. A node that stops it sooner may make room for a better pipeline.
 
 The embedded model comes last of all, and only when nothing that is wanted has a place: it takes
 room from nobody, and a wish that cannot be met leaves nobody without a model.
@@ -19,21 +26,31 @@ room from nobody, and a wish that cannot be met leaves nobody without a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any
 
-from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import WHOLE, PartId, ReplicaKey
-from p2pmesh.placement.facts import ModelFacts, PlacementInputs
+from p2pmesh.models.parts import (
+    WHOLE,
+    PartId,
+    ReplicaKey,
+    StageRange,
+    parse_stage,
+    unit_id,
+)
+from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resident
+from p2pmesh.placement.layout import Layout, Pipeline, Whole
+from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 3
+ALGORITHM = 4
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16
@@ -42,7 +59,6 @@ PLAN_DIGEST_BYTES = 16
 WEIGHT_COPIES_MAX = 8
 FINGERPRINT_BYTES = 8
 MIB = 2**20
-GIB = 2**30
 
 
 class Reason(StrEnum):
@@ -56,28 +72,10 @@ class Reason(StrEnum):
     NO_ROOM = "no-room"
     FEW_HOLDERS = "few-holders"
     LITTLE_ROOM = "little-room"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whole:
-    """A model in one piece, on each of some nodes.
-
-    Attributes:
-        nodes: Sorted by id.
-    """
-
-    nodes: tuple[NodeId, ...]
-
-    def part_on(self, node: NodeId) -> str | None:
-        """The name of the part that `node` should run; None for none."""
-        return WHOLE if node in self.nodes else None
-
-    def decision(self) -> list[Any]:
-        """Return the values that nodes have to agree on."""
-        return [WHOLE, self.nodes]
-
-
-Layout = Whole
+    FEW_LAYERS = "few-layers"
+    NO_ENGINES = "no-engines"
+    NO_RIGHT = "no-right"
+    NO_STAGE_ROOM = "no-stage-room"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +88,10 @@ class Assignment:
         need_bytes: What a copy takes, on `roomiest` where there is one.
         holders: How many live nodes have the file.
         roomiest: Of the nodes that have the file and no copy, the one that lacks the least memory
-            (for TOO_LARGE: of its whole budget); None when there is none.
+            (for TOO_LARGE: of its whole budget); None when there is none. Where a pipeline is
+            refused, the node that it fails on, and the figures are those of its stage there.
         room_bytes: What `roomiest` has to offer.
+        split: How many nodes should share it; 0 where that was not asked for.
     """
 
     digest: ModelDigest
@@ -102,10 +102,11 @@ class Assignment:
     holders: int
     roomiest: NodeId | None = None
     room_bytes: int = 0
+    split: int = 0
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
-        """Return the nodes that should serve the model, sorted by id."""
+        """Return the nodes that should serve the model, in the order of its layout."""
         return self.layout.nodes
 
     def decision(self) -> list[Any]:
@@ -180,6 +181,7 @@ class _Demand:
     model: ModelFacts
     copies: int
     priority: int
+    split: int = 0
 
 
 def _priority(demand: _Demand) -> int:
@@ -198,11 +200,19 @@ def _demands(facts: PlacementInputs) -> tuple[list[_Demand], list[ModelFacts]]:
         models.setdefault(want.digest, nothing)
     copies: dict[ModelDigest, int] = {}
     priority: dict[ModelDigest, int] = {}
+    split: dict[ModelDigest, int] = {}
     for want in facts.wants:
         copies[want.digest] = max(copies.get(want.digest, 1), want.replicas)
         priority[want.digest] = max(priority.get(want.digest, want.priority), want.priority)
+        if want.split > 1:
+            split[want.digest] = max(split.get(want.digest, 0), want.split)
     demands = [
-        _Demand(model=models[digest], copies=count, priority=priority.get(digest, 0))
+        _Demand(
+            model=models[digest],
+            copies=count,
+            priority=priority.get(digest, 0),
+            split=split.get(digest, 0),
+        )
         for digest, count in copies.items()
     ]
     demands.sort(key=lambda d: (-d.priority, -d.model.need_bytes, d.model.digest))
@@ -213,29 +223,60 @@ class _Allocation:
     """The state of a plan in the making: the room left, and the places given."""
 
     def __init__(self, facts: PlacementInputs) -> None:
+        self._nodes = {part.node: part for part in facts.nodes}
         self._budgets = {part.node: part.budget_bytes for part in facts.nodes}
         self._room = dict(self._budgets)
         self._places: dict[ModelDigest, list[NodeId]] = {}
+        self._pipelines: dict[ModelDigest, tuple[Stage, ...]] = {}
         self._running: dict[tuple[ModelDigest, str], list[NodeId]] = {}
+        self._units: dict[ModelDigest, dict[tuple[StageRange, ...], list[str]]] = {}
         for part in facts.residents:
-            if part.node in self._budgets and part.name == WHOLE:
+            if part.node not in self._budgets:
+                continue
+            if part.name == WHOLE:
                 self._running.setdefault((part.digest, part.state), []).append(part.node)
+            elif _is_own_stage(part):
+                units = self._units.setdefault(part.digest, {})
+                units.setdefault(part.stages, []).append(part.state)
         self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
 
     def serve(self, demands: Iterable[_Demand]) -> list[Assignment]:
-        """Gives demands of one priority their places."""
+        """Gives demands of one priority their places: what runs, then pipelines, then copies."""
         equals = list(demands)
         for demand in equals:
             self.keep(demand)
         for demand in equals:
-            self.extend(demand)
+            if demand.split:
+                self.split(demand)
+        for demand in equals:
+            if not demand.split:
+                self.extend(demand)
         return [self.assignment(demand) for demand in equals]
 
     def keep(self, demand: _Demand) -> None:
-        """Gives the running copies their places, ready ones first, as far as they fit."""
+        """Gives what runs its place as far as it fits: copies or a unit, as it is wanted."""
+        if not demand.split:
+            self._keep_copies(demand)
+            return
         digest = demand.model.digest
-        ready, loading = (self._running.get((digest, state), []) for state in ("ready", "loading"))
-        self._give(demand, self._rank(demand, ready) + self._rank(demand, loading))
+        self._places[digest] = []
+        units = self._units.get(digest, {})
+        for ranges in sorted(
+            units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
+        ):
+            if stages := self._feasible(demand, ranges):
+                self._give_stages(demand, stages)
+                return
+
+    def split(self, demand: _Demand) -> None:
+        """Make a pipeline of a demand of which no unit runs; without one, what runs is kept."""
+        if demand.model.digest in self._pipelines:
+            return
+        stages = choose(self._candidates(demand), split=demand.split)
+        if stages is None:
+            self._keep_copies(demand)
+        else:
+            self._give_stages(demand, stages)
 
     def extend(self, demand: _Demand) -> None:
         """Gives the copies still missing a place among the nodes that have the file."""
@@ -246,6 +287,9 @@ class _Allocation:
 
     def assignment(self, demand: _Demand) -> Assignment:
         """Return the assignment of a demand, once all of its priority have been served."""
+        return self._of_pipeline(demand) if demand.split else self._of_copies(demand)
+
+    def _of_copies(self, demand: _Demand) -> Assignment:
         places = self._places[demand.model.digest]
         holders = self._holders(demand.model)
         free = self._free(demand)
@@ -265,6 +309,84 @@ class _Allocation:
             roomiest=roomiest,
             room_bytes=0 if roomiest is None else offers[roomiest],
         )
+
+    def _of_pipeline(self, demand: _Demand) -> Assignment:
+        digest = demand.model.digest
+        stages = self._pipelines.get(digest)
+        if stages is None:
+            layout: Layout = Whole(nodes=tuple(sorted(self._places[digest])))
+            reason, node, need_bytes, room_bytes = self._refusal(demand)
+        else:
+            layout = Pipeline.of(digest, stages)
+            need_bytes = sum(stage.need_bytes for stage in stages)
+            reason, node, room_bytes = Reason.PLACED, None, 0
+        return Assignment(
+            digest=digest,
+            layout=layout,
+            reason=reason,
+            copies=1 if stages else demand.copies,
+            need_bytes=need_bytes,
+            holders=len(self._holders(demand.model)),
+            roomiest=node,
+            room_bytes=room_bytes,
+            split=demand.split,
+        )
+
+    def _refusal(self, demand: _Demand) -> tuple[Reason, NodeId | None, int, int]:
+        """Why there is no pipeline: the reason, the node it fails on, its need and its room."""
+        candidates = self._candidates(demand)
+        holders = [one for one in candidates if one.holds]
+        if not holders:
+            return Reason.NO_HOLDER, None, demand.model.need_bytes, 0
+        shapes = dict(demand.model.shapes)
+        if all(len(shape.layer_bytes) < demand.split for shape in shapes.values()):
+            return Reason.FEW_LAYERS, None, demand.model.need_bytes, 0
+        alike = Counter(one.rpc for one in candidates if one.rpc)
+        able = [one for one in holders if alike[one.rpc] >= demand.split]
+        if not able:
+            return Reason.NO_ENGINES, _odd_one(holders, candidates), demand.model.need_bytes, 0
+        heads = [one for one in able if one.heads]
+        if not heads:
+            return Reason.NO_RIGHT, able[0].node, demand.model.need_bytes, 0
+        return Reason.NO_STAGE_ROOM, *lacking(heads, candidates, demand.split)
+
+    def _candidates(self, demand: _Demand) -> list[Candidate]:
+        """Every node, with the room beside a copy of the model that it runs."""
+        model = demand.model
+        shapes = dict(model.shapes)
+        beside = {
+            node: self._need(demand, node)
+            for node in self._running.get((model.digest, "ready"), [])
+        }
+        kept = self._places[model.digest]
+        candidates = []
+        for node, facts in self._nodes.items():
+            room = self._room[node] + (self._need(demand, node) if node in kept else 0)
+            candidates.append(
+                Candidate(
+                    node=node,
+                    budget_bytes=facts.budget_bytes,
+                    room_bytes=max(min(room, facts.budget_bytes - beside.get(node, 0)), 0),
+                    rpc=facts.rpc,
+                    memory_mib_per_s=facts.memory_mib_per_s,
+                    holds=node in shapes,
+                    heads=shapes.get(node) if facts.may_head else None,
+                )
+            )
+        return candidates
+
+    def _feasible(
+        self, demand: _Demand, ranges: tuple[StageRange, ...]
+    ) -> tuple[Stage, ...] | None:
+        """The stages of a running unit with what they take now; None when it cannot go on."""
+        nodes = [self._nodes.get(one.node) for one in ranges]
+        shape = dict(demand.model.shapes).get(ranges[0].node)
+        if len(ranges) != demand.split or shape is None or not _may_share(nodes):
+            return None
+        if ranges[-1].last_layer != len(shape.layer_bytes) - 1:
+            return None
+        stages = tuple(Stage(*one, shape.need(one.first_layer, one.last_layer)) for one in ranges)
+        return stages if all(self._room[one.node] >= one.need_bytes for one in stages) else None
 
     def left_out(self, model: ModelFacts) -> Assignment:
         """The assignment of a model that is not wanted: no place."""
@@ -287,6 +409,17 @@ class _Allocation:
         if all(self._budgets[node] < self._need(demand, node) for node in free):
             return Reason.TOO_LARGE
         return Reason.NO_ROOM
+
+    def _keep_copies(self, demand: _Demand) -> None:
+        """Gives the running copies their places, ready ones first, as far as they fit."""
+        digest = demand.model.digest
+        ready, loading = (self._running.get((digest, state), []) for state in ("ready", "loading"))
+        self._give(demand, self._rank(demand, ready) + self._rank(demand, loading))
+
+    def _give_stages(self, demand: _Demand, stages: tuple[Stage, ...]) -> None:
+        self._pipelines[demand.model.digest] = stages
+        for stage in stages:
+            self._room[stage.node] -= stage.need_bytes
 
     def _give(self, demand: _Demand, nodes: list[NodeId]) -> None:
         places = self._places.setdefault(demand.model.digest, [])
@@ -314,46 +447,27 @@ class _Allocation:
         return rank(demand.model.digest, weights)
 
 
-def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) -> str:
-    """The reason for an assignment as a person reads it.
+def _is_own_stage(part: Resident) -> bool:
+    """Whether a resident is a stage, of a unit that has it on this very node."""
+    stage = parse_stage(part.name)
+    if stage is None or stage.number >= len(part.stages):
+        return False
+    return part.stages[stage.number].node == part.node
 
-    Args:
-        assignment: Any assignment of a plan.
-        name_of: What a node is called.
+
+def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:
+    """Whether live nodes, the head first, may be one pipeline."""
+    head = nodes[0]
+    if head is None or not head.rpc or not head.may_head:
+        return False
+    return all(one is not None and one.rpc == head.rpc for one in nodes)
+
+
+def _odd_one(holders: Sequence[Candidate], candidates: Sequence[Candidate]) -> NodeId | None:
+    """The node whose engine should become like the others': one without RPC, else of another build.
+
+    None when every node is alike, and there are too few of them.
     """
-    a = assignment
-    node = "" if a.roomiest is None else name_of(a.roomiest)
-    need = _show_bytes(a.need_bytes, up=True)
-    offer = _show_bytes(a.room_bytes)
-    short = f"only {len(a.nodes)} of {a.copies} copies"
-    have = "1 node holds" if a.holders == 1 else f"{a.holders} nodes hold"
-    match a.reason:
-        case Reason.PLACED:
-            return f"{len(a.nodes)} of {a.copies} {'copy' if a.copies == 1 else 'copies'}"
-        case Reason.UNWANTED:
-            return "nobody wants it"
-        case Reason.STANDBY:
-            return "served only while no other model that is wanted has a place"
-        case Reason.NO_HOLDER:
-            return "no live node holds the file"
-        case Reason.TOO_LARGE:
-            return (
-                f"needs {need}, the largest budget of a node that holds it is {offer} on {node}:"
-                " it takes more memory, a smaller quantisation or a shorter context"
-            )
-        case Reason.NO_ROOM:
-            return (
-                f"needs {need}, the largest free budget of a node that holds it is {offer} on"
-                f" {node}: the rest is taken by models that run there or have a higher priority"
-            )
-        case Reason.FEW_HOLDERS:
-            return f"{short}: {have} the file"
-        case Reason.LITTLE_ROOM:
-            return f"{short}: {have} the file, but {node} has {offer} free and a copy needs {need}"
-
-
-def _show_bytes(size_bytes: int, *, up: bool = False) -> str:
-    """Bytes as GiB, or MiB below one, with one decimal; cut off, or rounded up where asked."""
-    unit, name = (GIB, "GiB") if size_bytes >= GIB else (MIB, "MiB")
-    tenths = (size_bytes * 10 + (unit - 1 if up else 0)) // unit
-    return f"{tenths // 10}.{tenths % 10} {name}"
+    head = max(holders, key=lambda one: one.rpc != "")  # the first of the best
+    others = [one for one in candidates if one.rpc != head.rpc]
+    return head.node if not head.rpc else others[0].node if others else None

@@ -18,7 +18,7 @@ from p2pmesh.placement.facts import (
     Resident,
     ResidentState,
 )
-from p2pmesh.placement.plan import Plan
+from p2pmesh.placement.plan import Assignment, Plan
 
 MIB = 2**20
 GIB = 2**30
@@ -34,6 +34,7 @@ def model(name: str | int) -> ModelDigest:
 
 NODES = tuple(node(number) for number in range(5))
 MODELS = tuple(model(number) for number in range(5))
+OWNER = node("a")
 STATES: tuple[ResidentState, ...] = ("loading", "ready")
 
 
@@ -67,6 +68,29 @@ def actions_of(
     planned = {(n, a.digest) for a in plan.assignments for n in a.nodes}
     running = {(r.node, r.digest) for r in facts.residents if r.node in live}
     return sorted(planned - running), sorted(running - planned)
+
+
+def only(result: Plan, digest: ModelDigest) -> Assignment:
+    (found,) = (a for a in result.assignments if a.digest == digest)
+    return found
+
+
+def described(digest: ModelDigest, need_bytes: int, *holders: NodeId) -> ModelFacts:
+    return ModelFacts(digest=digest, need_bytes=need_bytes, holders=holders)
+
+
+def want(
+    digest: ModelDigest, replicas: int = 1, priority: int = 0, owner: NodeId = OWNER
+) -> PlacementRequest:
+    return PlacementRequest(owner=owner, digest=digest, replicas=replicas, priority=priority)
+
+
+def ready(where: NodeId, digest: ModelDigest) -> Resident:
+    return Resident(node=where, digest=digest, state="ready")
+
+
+def loading(where: NodeId, digest: ModelDigest) -> Resident:
+    return Resident(node=where, digest=digest, state="loading")
 
 
 sizes = st.integers(0, 8).map(lambda count: count * GIB)

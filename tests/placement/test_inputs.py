@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pmesh.identity.credentials import Credential
 from p2pmesh.models.cards import need_bytes
+from p2pmesh.models.parts import StageName, StageRange, unit_id
 from p2pmesh.placement.facts import (
     ModelFacts,
     NodeFacts,
@@ -25,7 +28,9 @@ from p2pmesh.placement.inputs import (
     facts_of,
     launch_context,
     launch_slots,
+    pipeline_context,
 )
+from p2pmesh.placement.pipeline import shape_of
 from p2pmesh.state.document import Document
 from p2pmesh.state.registers import (
     Caps,
@@ -153,7 +158,10 @@ def test_everything_that_is_said_becomes_facts() -> None:
         wants=[wanted(replicas=2, priority=1, context=1024, slots=4)],
     )
     assert facts_of(world.view(), ()) == PlacementInputs(
-        nodes=(NodeFacts(node=A, budget_bytes=2 * GIB), NodeFacts(node=B, budget_bytes=GIB)),
+        nodes=(
+            NodeFacts(node=A, budget_bytes=2 * GIB, may_head=True),
+            NodeFacts(node=B, budget_bytes=GIB, may_head=True),
+        ),
         models=(
             ModelFacts(digest=ALPHA, need_bytes=need_bytes(card(), context=1024), holders=(A, B)),
             ModelFacts(
@@ -169,6 +177,48 @@ def test_everything_that_is_said_becomes_facts() -> None:
             Resident(node=B, digest=ALPHA, state="loading"),
         ),
     )
+
+
+def test_what_a_pipeline_hangs_on_becomes_facts() -> None:
+    world = World()
+    world.node(0, holds=[held(1)], wants=[wanted(split=2, context=1024)])
+    caps = Caps(budget_bytes=GIB, engine="b11434", rpc="7.0.0", memory_mib_per_s=30_000)
+    world.say(1, MEMBER, member("node-1").to_wire())
+    world.say(1, CAPS, caps.to_wire())
+    stages = (StageRange(A, 0, 0), StageRange(B, 1, 1))
+    name = str(StageName(unit_id(ALPHA, stages), 1))
+    tail = Served(digest=ALPHA, state="ready", name=name, stages=stages)
+    world.say(1, SERVING, serves_to_wire([tail]))
+    facts = facts_of(world.view(), ())
+    assert {(one.node, one.rpc, one.memory_mib_per_s) for one in facts.nodes} == {
+        (A, "", 0),
+        (B, "7.0.0", 30_000),
+    }
+    assert facts.wants == (PlacementRequest(digest=ALPHA, owner=A, split=2),)
+    assert facts.models[0].shapes == ((A, shape_of(card(), context=1024)),)
+    assert facts.residents == (
+        Resident(digest=ALPHA, node=B, state="ready", name=name, stages=stages),
+    )
+    world.node(0, holds=[held(1)], wants=[wanted(split=1)])
+    assert facts_of(world.view(), ()).models[0].shapes == ()
+
+
+@pytest.mark.parametrize("stage", [True, False])
+def test_only_who_has_the_right_may_head(stage: bool) -> None:  # noqa: FBT001
+    world = World()
+    world.node(0)
+    view = world.view()
+    given = Mock(spec=Credential, stage=stage)
+    nodes = {A: replace(view.nodes[A], credential=given)}
+    (facts,) = facts_of(replace(view, nodes=nodes), ()).nodes
+    assert facts.may_head is stage
+
+
+def test_no_wish_makes_a_pipelines_context_longer_than_the_default() -> None:
+    long = card(context=10**6)
+    assert pipeline_context(wanted(context=10**6), long) == CONTEXT_DEFAULT_MAX
+    assert pipeline_context(wanted(context=1000), long) == 1000
+    assert pipeline_context(None, long) == CONTEXT_DEFAULT_MAX
 
 
 def test_dead_nodes_are_left_out_of_all_but_their_wishes() -> None:
@@ -283,10 +333,11 @@ def test_inputs_kept_up_to_date_are_those_of_the_document(seed: int) -> None:
         now += rng.choice([0, 0, 40])
         changed = set(document.expire(now))
         owner, model = rng.randrange(3), rng.randrange(1, 4)
-        budget = Caps(budget_bytes=rng.randrange(3) * GIB, engine="e", rpc="")
+        budget = Caps(budget_bytes=rng.randrange(3) * GIB, engine="e", rpc=rng.choice("78"))
         mine = held(model, card=card(context=rng.choice([512, 2048])), demo=rng.random() < 0.3)
         served = Served(digest=digest(model), state=rng.choice(["loading", "ready", "failed"]))
-        wish = wanted(model, context=rng.choice([0, 1024]), replicas=rng.randrange(3))
+        numbers = {"context": rng.choice([0, 1024]), "split": rng.choice([0, 0, 2])}
+        wish = wanted(model, replicas=rng.randrange(3), **numbers)
         bodies: dict[str, dict[str, object]] = {
             MEMBER: member(left=rng.random() < 0.2).to_wire(),
             CAPS: budget.to_wire(),

@@ -1,0 +1,89 @@
+"""The reasons of a plan as people read them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.placement.layout import Pipeline
+from p2pmesh.placement.plan import Assignment, Reason
+
+MIB = 2**20
+GIB = 2**30
+
+
+def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) -> str:
+    """The reason for an assignment as a person reads it.
+
+    Args:
+        assignment: Any assignment of a plan.
+        name_of: What a node is called.
+    """
+    a = assignment
+    node = "" if a.roomiest is None else name_of(a.roomiest)
+    need = _show_bytes(a.need_bytes, up=True)
+    offer = _show_bytes(a.room_bytes)
+    short = f"only {len(a.nodes)} of {a.copies} copies"
+    have = "1 node holds" if a.holders == 1 else f"{a.holders} nodes hold"
+    match a.reason:
+        case Reason.PLACED if isinstance(a.layout, Pipeline):
+            shares = ", ".join(
+                f"{one.first_layer + 1} to {one.last_layer + 1} on {name_of(one.node)}"
+                for one in a.layout.stages
+            )
+            return f"split over {len(a.nodes)} nodes: layers {shares}"
+        case Reason.PLACED:
+            return f"{len(a.nodes)} of {a.copies} {'copy' if a.copies == 1 else 'copies'}"
+        case Reason.UNWANTED:
+            return "nobody wants it"
+        case Reason.STANDBY:
+            return "served only while no other model that is wanted has a place"
+        case Reason.NO_HOLDER:
+            return "no live node holds the file"
+        case Reason.TOO_LARGE:
+            return (
+                f"needs {need}, the largest budget of a node that holds it is {offer} on {node}:"
+                " it takes more memory, a smaller quantisation or a shorter context"
+            )
+        case Reason.NO_ROOM:
+            return (
+                f"needs {need}, the largest free budget of a node that holds it is {offer} on"
+                f" {node}: the rest is taken by models that run there or have a higher priority"
+            )
+        case Reason.FEW_HOLDERS:
+            return f"{short}: {have} the file"
+        case Reason.LITTLE_ROOM:
+            return f"{short}: {have} the file, but {node} has {offer} free and a copy needs {need}"
+        case _:
+            why = _why_not_split(a.reason, node, f"would need {need} for its stage, has {offer}")
+            kept = ", ".join(name_of(one) for one in a.nodes)
+            stays = f"; it stays whole on {kept}" if kept else ""
+            return f"not split over {a.split} nodes: {why}{stays}"
+
+
+def _why_not_split(reason: Reason, node: str, lack: str) -> str:
+    """Say what is in the way of a pipeline, and the command that helps."""
+    match reason:
+        case Reason.FEW_LAYERS:
+            return "it has too few layers"
+        case Reason.NO_RIGHT:
+            return (
+                f"{node} holds the file and may not run stages on other nodes: an admin can"
+                f" change that by `p2pmesh grant {node} stage`"
+            )
+        case Reason.NO_ENGINES if node:
+            return (
+                "too few nodes, one that holds the file among them, have engines with the same"
+                f" RPC: `p2pmesh engine install` on {node} helps"
+            )
+        case Reason.NO_ENGINES:
+            return "too few nodes are here"
+        case _:
+            return f"{node} {lack}"
+
+
+def _show_bytes(size_bytes: int, *, up: bool = False) -> str:
+    """Bytes as GiB, or MiB below one, with one decimal; cut off, or rounded up where asked."""
+    unit, name = (GIB, "GiB") if size_bytes >= GIB else (MIB, "MiB")
+    tenths = (size_bytes * 10 + (unit - 1 if up else 0)) // unit
+    return f"{tenths // 10}.{tenths % 10} {name}"

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.parts import WHOLE, StageName, parse_stage
+from p2pmesh.placement.facts import NodeFacts, PlacementInputs, PlacementRequest, Resident
+from p2pmesh.placement.layout import Pipeline, Whole
+from p2pmesh.placement.pipeline import Stage
+from p2pmesh.placement.plan import Reason, plan
+from tests.placement.placement_strategies import GIB, STATES, model, node, only, ready
+from tests.placement.split_world import (
+    changed,
+    engine,
+    layered,
+    random_facts,
+    residents,
+    some_of,
+)
+
+A, B, C = node("a"), node("b"), node("c")
+BIG = model("big")
+
+
+def test_a_layout_names_the_part_of_each_of_its_nodes() -> None:
+    whole = Whole(nodes=(A,))
+    assert (whole.part_on(A), whole.part_on(B)) == (WHOLE, None)
+    pipeline = Pipeline.of(BIG, (Stage(B, 0, 3, 1), Stage(A, 4, 7, 1)))
+    assert pipeline.nodes == (B, A)
+    assert [pipeline.part_on(n) for n in (A, B, C)] == [
+        str(StageName(pipeline.unit, 1)),
+        str(StageName(pipeline.unit, 0)),
+        None,
+    ]
+
+
+def test_nodes_agree_on_ranges_and_not_on_figures() -> None:
+    one = Pipeline.of(BIG, (Stage(B, 0, 3, 1), Stage(A, 4, 7, 1)))
+    figures = Pipeline.of(BIG, (Stage(B, 0, 3, 2), Stage(A, 4, 7, 2)))
+    ranges = Pipeline.of(BIG, (Stage(B, 0, 4, 1), Stage(A, 5, 7, 1)))
+    assert one.decision() == figures.decision() != ranges.decision()
+
+
+# Pipelines.
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_any_part_of_a_plan_with_pipelines_leads_to_the_same_plan(seed: int) -> None:
+    rng = Random(seed)
+    facts = random_facts(rng)
+    for _ in range(4):
+        result = plan(facts)
+        after_some = some_of(rng, result, facts)
+        assert plan(after_some) == result
+        facts = changed(rng, after_some)
+
+
+def test_plans_with_pipelines_fit_and_do_not_hang_on_the_order_of_facts() -> None:
+    pipelines = 0
+    for seed in range(100):
+        rng = Random(seed)
+        facts = random_facts(rng)
+        result = plan(facts)
+        again = PlacementInputs(
+            nodes=tuple(rng.sample(facts.nodes, len(facts.nodes))),
+            models=tuple(rng.sample(facts.models, len(facts.models))),
+            wants=tuple(rng.sample(facts.wants, len(facts.wants))),
+            residents=facts.residents[::-1],
+        )
+        assert plan(again).encode() == result.encode()
+        needs = {part.digest: part for part in facts.models}
+        room = {part.node: part.budget_bytes for part in facts.nodes}
+        for row in result.assignments:
+            if isinstance(row.layout, Pipeline):
+                pipelines += 1
+                shapes = dict(needs[row.digest].shapes)
+                for stage in row.layout.stages:
+                    assert stage.need_bytes == shapes[row.nodes[0]].need(*stage[1:3])
+                    room[stage.node] -= stage.need_bytes
+            else:
+                for n in row.nodes:
+                    room[n] -= needs[row.digest].need_on(n)
+        assert min(room.values()) >= 0
+    assert pipelines > 50
+
+
+def split_facts(
+    *nodes: NodeFacts, split: int = 2, holders: Iterable[NodeId] = (A, B), **changes: Any
+) -> PlacementInputs:
+    wish = PlacementRequest(owner=A, digest=BIG, split=split)
+    facts = PlacementInputs(nodes=nodes, models=(layered(BIG, *holders),), wants=(wish,))
+    return replace(facts, **changes)
+
+
+def test_a_split_makes_one_pipeline_of_that_many_nodes() -> None:
+    facts = split_facts(engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 9 * GIB), holders=(A,))
+    row = only(plan(facts), BIG)
+    assert isinstance(row.layout, Pipeline)
+    assert (row.nodes[0], len(row.nodes), row.copies, row.reason) == (A, 2, 1, Reason.PLACED)
+    head, tail = row.replicas()
+    assert (head.node, parse_stage(head.part.name)) == (A, StageName(row.layout.unit, 0))
+    assert parse_stage(tail.part.name) == StageName(row.layout.unit, 1)
+    assert plan(facts).on(A) == (head.part,)
+    three = only(plan(replace(facts, wants=(replace(facts.wants[0], split=3),))), BIG)
+    assert sorted(three.nodes) == sorted((A, B, C))
+    whole = only(plan(replace(facts, wants=(replace(facts.wants[0], split=1),))), BIG)
+    assert whole.layout == Whole(nodes=(A,))
+
+
+def test_golden_pipeline() -> None:
+    nodes = (engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 12 * GIB, rpc="8.0.0"))
+    result = plan(split_facts(*nodes))
+    assert result.digest.hex() == "a2d21fc93629339519a8821a1c5c1568"
+    (row,) = result.assignments
+    assert isinstance(row.layout, Pipeline)
+    assert row.layout.unit == "cff7f5758f4f4d17"
+
+
+def test_the_largest_split_of_all_wishes_counts() -> None:
+    facts = split_facts(*(engine(n, 9 * GIB) for n in (A, B, C)))
+    more = PlacementRequest(owner=B, digest=BIG, split=3, replicas=2)
+    assert len(only(plan(replace(facts, wants=(*facts.wants, more))), BIG).nodes) == 3
+
+
+def test_a_running_unit_stays_while_it_is_feasible() -> None:
+    facts = split_facts(engine(A, 9 * GIB), engine(B, 9 * GIB), holders=(A, B))
+    first = only(plan(facts), BIG)
+    for state in STATES:
+        for some in ((0, 1), (0,), (1,)):
+            here = tuple(residents(first, state, only=some))
+            roomy = split_facts(engine(A, 9 * GIB), engine(B, 12 * GIB), engine(C, 64 * GIB))
+            kept = only(plan(replace(roomy, residents=here)), BIG)
+            assert kept.layout == first.layout
+    here = tuple(residents(first))
+    assert only(plan(roomy), BIG).layout != first.layout
+    for worse in (
+        [engine(A, 9 * GIB), engine(B, 3 * GIB), engine(C, 64 * GIB)],
+        [engine(A, 9 * GIB), engine(B, 9 * GIB, rpc="8.0.0"), engine(C, 64 * GIB)],
+        [engine(A, 9 * GIB, may_head=False), engine(B, 9 * GIB), engine(C, 64 * GIB)],
+        [engine(A, 9 * GIB), engine(C, 64 * GIB)],
+    ):
+        moved = only(plan(split_facts(*worse, residents=here)), BIG)
+        assert isinstance(moved.layout, Pipeline)
+        assert moved.layout != first.layout
+    assert len(only(plan(split_facts(*facts.nodes, split=3, residents=here)), BIG).nodes) == 0
+
+
+def test_a_unit_that_another_node_signs_does_not_count() -> None:
+    facts = split_facts(engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 9 * GIB))
+    first = only(plan(facts), BIG)
+    other = Pipeline.of(BIG, (Stage(C, 0, 0, 0), Stage(A, 1, 7, 0)))
+    lie = Resident(
+        digest=BIG,
+        node=B,
+        state="ready",
+        name=str(StageName(other.unit, 0)),
+        stages=tuple(one.range for one in other.stages),
+    )
+    assert only(plan(replace(facts, residents=(lie,))), BIG) == first
+
+
+def test_a_copy_that_answers_keeps_its_memory_beside_the_pipeline() -> None:
+    model = layered(BIG, A, B)
+    roomy, tight = (engine(A, size * GIB) for size in (16, 12))
+    for first, found in ((roomy, True), (tight, False)):
+        facts = split_facts(first, engine(B, 5 * GIB), residents=(ready(A, BIG),))
+        row = only(plan(facts), BIG)
+        assert isinstance(row.layout, Pipeline) is found
+        if not found:
+            assert row.layout == Whole(nodes=(A,))
+            assert (row.reason, row.roomiest) == (Reason.NO_STAGE_ROOM, A)
+        assert model.need_bytes == 9 * GIB
