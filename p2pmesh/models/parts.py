@@ -88,5 +88,7 @@ def is_known(name: str) -> bool:
 
 def takes_requests(name: str) -> bool:
     """Whether requests are sent to parts of this name: whole models and the heads of pipelines."""
+    if name == WHOLE:  # nearly all are, and this is asked for every replica at each change
+        return True
     stage = parse_stage(name)
-    return name == WHOLE or (stage is not None and stage.number == 0)
+    return stage is not None and stage.number == 0
