@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import gguf
 import psutil
@@ -18,7 +19,7 @@ from trio.testing import memory_stream_pair
 
 from p2pmesh.engine import rpc_relay
 from p2pmesh.engine.rpc_builds import Command
-from p2pmesh.engine.rpc_filter import Allowance
+from p2pmesh.engine.rpc_filter import Allowance, RpcFilter
 from p2pmesh.engine.rpc_relay import WAITING_MAX, HeadPort, StagePort, cpu_s
 from p2pmesh.engine.rpc_server import HOST
 from p2pmesh.errors import EngineError, LinkError, PeerError
@@ -83,6 +84,54 @@ async def test_a_split_model_says_what_it_says_alone(tmp_path: Path) -> None:
         for stage in split.stages:
             assert (stage.failures, stage.open, stage.port.in_use) == ([], 0, False)
             assert stage.port.allowance.used_bytes == 0
+
+
+class Recorder(RpcFilter):
+    """A filter that keeps what went in and came out, in order, by connection."""
+
+    sessions: ClassVar[list[list[tuple[bool, bytes, bytes]]]] = []
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.steps: list[tuple[bool, bytes, bytes]] = []
+        self.sessions.append(self.steps)
+
+    def from_head(self, data: bytes | bytearray) -> bytes | bytearray:
+        out = super().from_head(data)
+        self.steps.append((True, bytes(data), bytes(out)))
+        return out
+
+    def from_stage(self, data: bytes | bytearray) -> bytes | bytearray:
+        out = super().from_stage(data)
+        self.steps.append((False, bytes(data), bytes(out)))
+        return out
+
+
+async def test_a_real_session_passes_in_any_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the head says arrives unchanged: this build has no capabilities to take away."""
+    monkeypatch.setattr(Recorder, "sessions", [])
+    monkeypatch.setattr(rpc_relay, "RpcFilter", Recorder)
+    async with pipeline(tmp_path, (1,)) as split:
+        await split.ask(max_tokens=4)
+    assert len(Recorder.sessions) > 5
+    for steps in Recorder.sessions:
+        said = b"".join(data for is_head, data, _ in steps if is_head)
+        passed = b"".join(out for is_head, _, out in steps if is_head)
+        assert passed == said
+    longest = max(Recorder.sessions, key=len)
+    to_head = b"".join(out for is_head, _, out in longest if not is_head)
+    for size in (7, 300, 1 << 20):
+        relay, passed_on, answered = RpcFilter(BUILD, Allowance(64 * MB)), bytearray(), bytearray()
+        for is_head, data, _ in longest:
+            for at in range(0, len(data), size):
+                if is_head:
+                    passed_on += relay.from_head(data[at : at + size])
+                else:
+                    answered += relay.from_stage(data[at : at + size])
+        assert answered == to_head
+        assert passed_on == b"".join(data for is_head, data, _ in longest if is_head)
 
 
 def tied(path: Path) -> Path:
