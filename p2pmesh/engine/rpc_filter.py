@@ -11,7 +11,10 @@ with all numbers little-endian. The head waits for each answer before it sends a
 most one answer is owed. Requests are never answered here: what the plan decides instead of the
 stage replaces the payload of the stage's answer, so that nothing can get out of order.
 
-Invariant: nothing is passed on before it was checked, and some kilobytes are kept at most.
+llama.cpp hands a frame to the system in two or three pieces. Small frames are passed on whole, as
+each piece would cost a record of TLS and two wake-ups; large ones are passed on as they come.
+
+Invariant: nothing is passed on before it was checked, and `SMALL_BYTES` are kept at most.
 Invariant: whatever arrives, the only error is `PeerError`.
 """
 
@@ -38,6 +41,7 @@ from p2pmesh.errors import PeerError
 NODES_MAX = 1 << 16
 TENSORS_MAX = 1 << 17
 TENSORS_AT_ONCE = 32  # checked in one go
+SMALL_BYTES = 64 * 1024  # the activations of some tokens; weights are larger
 
 _TWO_NUMBERS = struct.Struct("<QQ")
 _GRAPH = struct.Struct("<II")
@@ -198,8 +202,7 @@ class RpcFilter:
         if data_bytes > self._buffers.get(buffer, 0):
             raise PeerError(f"SET_TENSOR of {data_bytes} bytes into a smaller buffer")
         head[self._build.tensor_bytes] = 0  # nothing is ever kept in a cache of the stage
-        out += (REQUEST.pack(Command.SET_TENSOR, length), bytes(head))
-        yield Want(data_bytes, passes=True)
+        yield from _passing(out, REQUEST.pack(Command.SET_TENSOR, length) + head, data_bytes)
 
     def _check_graph(self, out: list[Piece], length: int) -> Steps:
         if length < _GRAPH.size:
@@ -285,8 +288,7 @@ class RpcFilter:
             if length != self._answer_bytes:
                 raise PeerError(f"the stage answered {self.owed.name} with {length} bytes")
             if self.owed is Command.GET_TENSOR:
-                out.append(head)
-                yield Want(length, passes=True)
+                yield from _passing(out, head, length)
             else:
                 out += (head, self._replace((yield Want(length))))
             self.owed = None
@@ -333,6 +335,36 @@ class RpcFilter:
         else:
             self._buffers[pointer] = size
         return answer
+
+
+class WholeFrames:
+    """The frames of a head before they travel: small ones in one piece, and nothing checked."""
+
+    def __init__(self) -> None:
+        self._stream = _Stream(_frames)
+
+    def feed(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Return what is to travel, now that the head sent this."""
+        return self._stream.feed(data, _never)
+
+
+def _frames(out: list[Piece]) -> Steps:
+    while True:
+        head = yield Want(REQUEST.size)
+        yield from _passing(out, head, REQUEST.unpack(head)[1])
+
+
+def _never(failure: PeerError) -> None:
+    raise AssertionError(failure)
+
+
+def _passing(out: list[Piece], head: bytes, size: int) -> Steps:
+    """Pass on the beginning of a frame and what follows it: at once if that is little."""
+    if size <= SMALL_BYTES:
+        out += (head, (yield Want(size)))
+    else:
+        out.append(head)
+        yield Want(size, passes=True)
 
 
 def _command(number: int) -> Command:

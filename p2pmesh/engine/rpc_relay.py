@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from p2pmesh.engine.rpc_builds import RpcBuild
-from p2pmesh.engine.rpc_filter import Allowance, RpcFilter
+from p2pmesh.engine.rpc_filter import Allowance, RpcFilter, WholeFrames
 from p2pmesh.engine.rpc_server import HOST
 from p2pmesh.errors import EngineError, LinkError, MeshError, PeerError
 from p2pmesh.transport.base import link_errors
@@ -132,11 +132,11 @@ class _Joined:
             if not data:
                 break
             self._traffic.to_stage_bytes += len(data)
-            passed = self._relay.from_head(data)
-            self._sending = True
-            with _engine_errors():
-                await self._engine.send_all(passed)
-            self._sending = False
+            if passed := self._relay.from_head(data):
+                self._sending = True
+                with _engine_errors():
+                    await self._engine.send_all(passed)
+                self._sending = False
         self._head_ended = True
         with _engine_errors():
             await self._engine.send_eof()
@@ -150,9 +150,9 @@ class _Joined:
             if not data:
                 break
             self._traffic.to_head_bytes += len(data)
-            passed = self._relay.from_stage(data)
-            with link_errors("the head's connection broke"):
-                await self._stream.send_all(passed)
+            if passed := self._relay.from_stage(data):
+                with link_errors("the head's connection broke"):
+                    await self._stream.send_all(passed)
         if not self._head_ended:
             raise EngineError("the stage's engine closed the connection")
 
@@ -227,15 +227,17 @@ class HeadPort:
                 await stream.aclose()
 
     async def _to_stage(self, head: trio.SocketStream, stream: trio.abc.Stream) -> None:
+        frames = WholeFrames()
         with contextlib.suppress(_HeadGoneError):
             while True:
                 with _head_may_go():
                     data = await head.receive_some(CHUNK_BYTES)
                 if not data:
                     return
-                self.traffic.to_stage_bytes += len(data)
-                with link_errors("the connection to the stage broke"):
-                    await stream.send_all(data)
+                if passed := frames.feed(data):
+                    self.traffic.to_stage_bytes += len(passed)
+                    with link_errors("the connection to the stage broke"):
+                        await stream.send_all(passed)
 
     async def _to_head(self, head: trio.SocketStream, stream: trio.abc.Stream) -> None:
         with contextlib.suppress(_HeadGoneError):

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.engine.rpc_builds import Command, request_bytes
-from p2pmesh.engine.rpc_filter import NODES_MAX, TENSORS_MAX, Allowance, RpcFilter
+from p2pmesh.engine.rpc_filter import (
+    NODES_MAX,
+    SMALL_BYTES,
+    TENSORS_MAX,
+    Allowance,
+    RpcFilter,
+    WholeFrames,
+)
 from p2pmesh.errors import PeerError
 from tests.engine.rpc_frames import (
     BUFFER,
@@ -120,6 +127,36 @@ def test_a_tensor_that_is_read_is_passed_on_as_it_comes() -> None:
         assert stage.filter.owed is Command.GET_TENSOR
         assert stage.filter.from_stage(chunk) == chunk
     assert stage.filter.owed is None
+
+
+def test_small_frames_are_passed_on_whole() -> None:
+    """llama.cpp writes command, length and payload one by one."""
+    stage = greeted()
+    stage.allocate()
+    for frame in (
+        set_tensor(b"activations"),
+        request(Command.GET_TENSOR, tensor() + number(0) + number(32)),
+    ):
+        pieces = [frame[:1], frame[1:9], frame[9:]]
+        assert [stage.filter.from_head(piece) for piece in pieces] == [b"", b"", frame]
+        frames = WholeFrames()
+        assert [frames.feed(piece) for piece in pieces] == [b"", b"", frame]
+    assert stage.filter.from_stage(number(32)) == b""
+    assert stage.filter.from_stage(b"\x01" * 32) == number(32) + b"\x01" * 32
+
+
+@given(st.lists(st.integers(0, 1 << 16), max_size=8), st.sampled_from([0, 1, SMALL_BYTES]))
+def test_frames_before_they_travel_stay_what_they_are(cuts: list[int], size: int) -> None:
+    frames = WholeFrames()
+    said = b"".join(frame for frame, _ in session()) + set_tensor(bytes(size)) + request(3)
+    assert b"".join(frames.feed(piece) for piece in chunks(said, cuts)) == said
+
+
+def test_large_frames_travel_as_they_come() -> None:
+    frames, chunk = WholeFrames(), bytes(SMALL_BYTES)
+    head = set_tensor(chunk)[:-SMALL_BYTES]
+    assert frames.feed(head) == head
+    assert frames.feed(chunk) is chunk
 
 
 # --- the plan's memory --------------------------------------------------------------------------

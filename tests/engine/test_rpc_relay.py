@@ -40,6 +40,7 @@ from tests.engine.samples import MODEL
 from tests.engine.supervised import is_ready
 
 LAYERS = 6
+QUESTION = request(Command.GET_ALIGNMENT, index(0))
 GREETED = answer(HELLO_ANSWER[:4] + bytes(24))
 
 
@@ -391,17 +392,17 @@ async def test_a_connection_of_the_head_is_a_stream_to_the_stage() -> None:
         await nursery.start(port.run)
         for number in (1, 2):
             async with await trio.open_tcp_stream(HOST, port.port) as head:
-                await head.send_all(b"question")
+                await head.send_all(QUESTION)
                 while len(ends) < number:
                     await trio.testing.wait_all_tasks_blocked(0.01)
-                assert await ends[-1].receive_some(99) == b"question"
+                assert await ends[-1].receive_some(99) == QUESTION
                 await ends[-1].send_all(b"answer")
                 assert await head.receive_some(99) == b"answer"
             assert await ends[-1].receive_some(99) == b"", "its end is passed on"
         assert not port.lost.is_set()
-        assert port.traffic == rpc_relay.Traffic(to_stage_bytes=16, to_head_bytes=12)
+        assert port.traffic == rpc_relay.Traffic(to_stage_bytes=2 * len(QUESTION), to_head_bytes=12)
         async with await trio.open_tcp_stream(HOST, port.port) as head:
-            await head.send_all(b"question")
+            await head.send_all(QUESTION)
             while len(ends) < 3:
                 await trio.testing.wait_all_tasks_blocked(0.01)
             await ends[-1].aclose()
