@@ -27,6 +27,7 @@ PORT_MAX = 65535
 HOST_CHARS_MAX = 253  # as long as a name can be in DNS
 NAME_CHARS_MAX = 64
 SLOTS_MAX = 64  # each takes a thread of the engine; more only wait for each other
+SPLIT_MAX = 8  # more stages never made one stream faster
 SIZE_BYTES_MAX = 2**60  # far above any machine, and still a number that the wire format takes
 
 _SIZE = re.compile(
@@ -122,6 +123,12 @@ def _count(most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _parse_split(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,2}", text.strip()) or not 2 <= int(text) <= SPLIT_MAX:
+        raise ValueError(f"{text!r} is not a number of nodes from 2 to {SPLIT_MAX}")
+    return int(text)
 
 
 def _parse_path(text: str) -> Path:
@@ -306,6 +313,13 @@ SETTINGS: tuple[Setting, ...] = (
         help="Requests that one engine works on at the same time.",
     ),
     Setting(
+        name="split",
+        unit="COUNT",
+        default="",
+        parse=_parse_split,
+        help="Nodes that share each --model as one pipeline, this one with its first layers.",
+    ),
+    Setting(
         name="hosts",
         unit="NAME",
         default="",
@@ -345,6 +359,7 @@ class Settings:
     memory: int | None = None
     context: int | None = None
     slots: int = 4
+    split: int | None = None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()

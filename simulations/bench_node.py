@@ -45,6 +45,7 @@ from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.inventory import ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.state.registers import (
     Caps,
@@ -164,7 +165,9 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
     )
     engine = Engine(kind="embedded", command=("none",), source="wheel", version="0")
     engines = EngineManager(engine, logs=folder)
-    reconciler = Reconciler(mesh, engines, inventory, slots=4, ask=_ask_nobody)
+    reconciler = Reconciler(
+        mesh, engines, inventory, slots=4, ask=_ask_nobody, pipelines=Pipelines(mesh, engines)
+    )
     node = Node(mesh, MeshBackends(mesh, reconciler, engines, slots=4), [])
     node.peers = [Peer(number + 1, models, now) for number in range(nodes - 1)]
     mesh.link_up(_peer(node.peers[0]))

@@ -46,6 +46,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "memory": ("8GiB", 8 * 2**30),
     "context": ("4096", 4096),
     "slots": ("2", 2),
+    "split": ("3", 3),
     "hosts": ("AI.example.org", ("ai.example.org",)),
     "origins": ("https://ai.example.org:443/", ("https://ai.example.org",)),
 }
@@ -367,6 +368,8 @@ def test_a_file_that_is_no_toml_is_said_with_the_line() -> None:
         ("engine", "a\0b"),
         ("engine", "~no-such-user/llama-server"),
         ("slots", "0"),
+        ("split", "1"),
+        ("split", "9"),
         ("slots", "-1"),
         ("slots", "2147483648"),
         ("slots", "9" * 5000),

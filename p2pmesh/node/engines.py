@@ -100,6 +100,11 @@ class EngineManager:
         running = self._running.get(part)
         return running.process.status.api_key if running else None
 
+    def pid(self, part: PartId) -> int | None:
+        """Return the process id of a part's engine while there is one."""
+        running = self._running.get(part)
+        return running.process.status.pid if running else None
+
     def used_bytes(self) -> int:
         """Main memory that the engines hold, as last known while the system cannot be asked."""
         pids = [pid for one in self._running.values() if (pid := one.process.status.pid)]

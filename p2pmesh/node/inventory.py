@@ -91,6 +91,7 @@ def open_models(
             priority=0,
             context=settings.context or default_context(file.card),
             slots=settings.slots,
+            split=settings.split or 0,
         )
     return Opened(files=files, demo=demo, wanted=tuple(wanted.values()))
 

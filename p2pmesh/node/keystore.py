@@ -91,8 +91,8 @@ def load_mesh(home: Home) -> MeshInfo | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MeshError) as exc:
         raise LocalError(
-            f"{home.mesh_file} is damaged, or of an earlier version of p2pmesh; to start afresh: "
-            "p2pmesh leave"
+            f"{home.mesh_file} is damaged, or of an earlier version of p2pmesh; restore it, or "
+            "start afresh, without this membership: p2pmesh leave"
         ) from exc
 
 

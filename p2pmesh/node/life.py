@@ -43,6 +43,7 @@ from p2pmesh.node.keystore import (
 from p2pmesh.node.local_network import LocalNetwork
 from p2pmesh.node.membership import Membership
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.presence import Own, Presence
 from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.reconciler import Reconciler
@@ -144,8 +145,14 @@ class MeshLife:
         self._presence = Presence(self.mesh, lasting.own)
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
         self._publisher = InventoryPublisher(self.mesh, lasting.inventory)
+        self._pipelines = Pipelines(self.mesh, lasting.engines)
         self.reconciler = Reconciler(
-            self.mesh, lasting.engines, lasting.inventory, slots=lasting.slots, ask=self._ask
+            self.mesh,
+            lasting.engines,
+            lasting.inventory,
+            slots=lasting.slots,
+            ask=self._ask,
+            pipelines=self._pipelines,
         )
         self.routes = MeshBackends(self.mesh, self.reconciler, lasting.engines, slots=lasting.slots)
         self._living = trio.CancelScope()
@@ -160,7 +167,12 @@ class MeshLife:
         with self._living:
             async with trio.open_nursery() as nursery:
                 http = Service(self._serve_peer, Needs(Role.USE))
-                await nursery.start(self.mesh.run, {HTTP: http, **self.admission.handlers()})
+                handlers = {
+                    HTTP: http,
+                    **self.admission.handlers(),
+                    **self._pipelines.handlers(),
+                }
+                await nursery.start(self.mesh.run, handlers)
                 await nursery.start(self._act)
                 await self.mesh.settled.wait()
                 task_status.started()
@@ -197,6 +209,7 @@ class MeshLife:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._presence.run)
                 nursery.start_soon(self._publisher.run)
+                await nursery.start(self._pipelines.run)
                 nursery.start_soon(self.reconciler.run)
                 nursery.start_soon(self.membership.run)
                 await nursery.start(self._heed_network)

@@ -15,6 +15,8 @@ import trio
 from p2pmesh import __version__
 from p2pmesh.config import Address
 from p2pmesh.engine.find import Engine
+from p2pmesh.engine.rpc_builds import known_build
+from p2pmesh.errors import EngineError
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.interfaces import advertised
 from p2pmesh.node.mesh import Mesh
@@ -58,6 +60,7 @@ class Presence:
         self._own = own
         self._addresses = advertised(own.listening)
         self._told: Published | None = None
+        self._rpc = _rpc_build(own.engine)
         self._publish_member(left=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -101,9 +104,18 @@ class Presence:
         caps = Caps(
             budget_bytes=self._told.budget_bytes,
             engine=f"{engine.kind} {engine.version}",
-            rpc=engine.rpc or "",
+            rpc=self._rpc,
         )
         self._mesh.publish(CAPS, caps.to_wire())
+
+
+def _rpc_build(engine: Engine) -> str:
+    """Return the build of the engine's RPC, where pipelines can be made with it; "" elsewhere."""
+    try:
+        return known_build(engine.version, engine.rpc).name
+    except EngineError as exc:
+        log.info("no_pipelines", reason=str(exc))
+        return ""
 
 
 def _main_memory(held_bytes: int) -> Memory:

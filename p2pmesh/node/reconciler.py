@@ -5,6 +5,7 @@ The decisions are `placement`'s, the processes `engines.py`'s. A node acts on it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import psutil
@@ -13,15 +14,17 @@ import trio
 
 from p2pmesh.engine.argv import Launch, engine_modality
 from p2pmesh.engine.server import LlamaServer
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import PartId, ReplicaKey, parse_stage
 from p2pmesh.node.engines import EngineManager, compute_threads
 from p2pmesh.node.inventory import ModelInventory
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.proofs import Ask, Proofs
 from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
+from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Plan, plan
-from p2pmesh.placement.reconcile import Check, Start, Stop, reconcile
+from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
 from p2pmesh.state.registers import serves_to_wire
 from p2pmesh.wire.registers import SERVING
 
@@ -36,6 +39,7 @@ class Reconciler:
         engines: What runs here.
         inventory: Where the files of models are.
         slots: Requests at the same time, where no want says otherwise.
+        pipelines: Starts stages and heads.
         ask: Has another node's replica compute a token; raises `MeshError` when it does not.
 
     Attributes:
@@ -51,7 +55,10 @@ class Reconciler:
         *,
         slots: int,
         ask: Ask,
+        pipelines: Pipelines,
     ) -> None:
+        self._pipelines = pipelines
+
         self.plan: Plan = plan(PlacementInputs())
         self.planned = trio.Event()
         self._facts = PlacementInputs()
@@ -92,15 +99,18 @@ class Reconciler:
             proven=self._proofs.review(self._claims(facts)),
         ):
             match action:
-                case Start(part=part):
-                    self._start(part)
+                case Start(part=part, stages=stages):
+                    self._start(part, stages)
                 case Check(replica=replica):
                     self._proofs.check(replica, nursery)
                 case Stop() if self._mesh.catching_up:
                     continue  # the plan may lack what the others said meanwhile
                 case Stop(part=part, reason=reason):
                     log.info("part_stopping", part=part, reason=str(reason))
-                    self._engines.drain(part)
+                    if reason is StopReason.BROKEN:
+                        self._engines.cut(part)
+                    else:
+                        self._engines.drain(part)
         self._publish()
 
     def _claims(self, facts: PlacementInputs) -> dict[ReplicaKey, int]:
@@ -112,7 +122,11 @@ class Reconciler:
             if one.state == "ready" and one.node != self._mesh.me
         }
 
-    def _start(self, part: PartId) -> None:
+    def _start(self, part: PartId, stages: Sequence[Stage]) -> None:
+        stage = parse_stage(part.name)
+        if stage is not None and stage.number:
+            self._pipelines.start_stage(part, stages, threads=self._threads)
+            return
         file = self._inventory.file(part.digest)
         if file is None:  # it was held when the plan was made
             log.warning("part_gone", part=part)
@@ -129,7 +143,10 @@ class Reconciler:
             threads=self._threads,
         )
         check = partial(self._inventory.check, part.digest)
-        self._engines.start(part, LlamaServer(self._engines.engine, launch, check=check))
+        if stage is None:
+            self._engines.start(part, LlamaServer(self._engines.engine, launch, check=check))
+        else:
+            self._pipelines.start_head(part, stages, launch, check)
 
     def _publish(self) -> None:
         self._mesh.publish(SERVING, serves_to_wire(self._engines.served()))

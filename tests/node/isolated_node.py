@@ -37,6 +37,7 @@ from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
+from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.state.registers import (
     Caps,
@@ -237,7 +238,12 @@ class Parts:
         self.hearsay = hearsay
         self.publisher = InventoryPublisher(hearsay.mesh, self.inventory)
         self.reconciler = Reconciler(
-            hearsay.mesh, self.manager, self.inventory, slots=SLOTS, ask=self.ask
+            hearsay.mesh,
+            self.manager,
+            self.inventory,
+            slots=SLOTS,
+            ask=self.ask,
+            pipelines=Pipelines(hearsay.mesh, self.manager),
         )
         self.routes = MeshBackends(hearsay.mesh, self.reconciler, self.manager, slots=SLOTS)
 

@@ -21,6 +21,7 @@ from p2pmesh.models.store import Store
 from p2pmesh.node import proofs
 from p2pmesh.node.engines import DRAIN_S, EngineManager
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened
+from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED, lives
@@ -341,7 +342,14 @@ class Real:
         mesh = self.hearsay.mesh
         InventoryPublisher(mesh, self.inventory)
         self.hearsay.give()
-        reconciler = Reconciler(mesh, self.engines, self.inventory, slots=1, ask=nobody)
+        reconciler = Reconciler(
+            mesh,
+            self.engines,
+            self.inventory,
+            slots=1,
+            ask=nobody,
+            pipelines=Pipelines(mesh, self.engines),
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reconciler.run)
             await reconciler.planned.wait()
