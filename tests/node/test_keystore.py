@@ -248,8 +248,8 @@ def test_a_damaged_mesh_file_says_what_to_do_and_stays(home: Home, damaged: str)
     with pytest.raises(LocalError) as caught:
         load_mesh(home)
     assert str(caught.value) == (
-        f"{home.mesh_file} is damaged, or of an earlier version of p2pmesh; to start afresh: "
-        "p2pmesh leave"
+        f"{home.mesh_file} is damaged, or of an earlier version of p2pmesh; restore it, or "
+        "start afresh, without this membership: p2pmesh leave"
     )
     assert home.mesh_file.read_bytes() == before
 
