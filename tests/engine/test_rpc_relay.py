@@ -182,6 +182,23 @@ async def test_a_killed_stage_ends_the_answer_and_comes_back_by_itself(tmp_path:
         assert await split.ask() == expected
 
 
+async def test_a_killed_head_leaves_its_stages_alive(tmp_path: Path) -> None:
+    """Its memory there is free again before the next one comes, which needs nearly all of it."""
+    async with pipeline(tmp_path, (3,), allowed_bytes=16 * MB) as split:
+        (stage,), (port,) = split.stages, split.ports
+        assert stage.port.allowance.free_bytes < stage.port.allowance.used_bytes
+        pid, old = stage.engine.engine.status.pid, split.head.engine.status.pid
+        first = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(split.stream, first)
+            await first.wait()
+            psutil.Process(old).kill()
+        await split.head.wait(lambda status: is_ready(status) and status.pid != old)
+        assert len(await split.ask()) > 20
+        assert stage.engine.engine.status.pid == pid
+        assert not port.lost.is_set()
+
+
 async def test_a_stopped_stage_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_relay, "STALL_S", 1.0)
     async with pipeline(tmp_path, (3,)) as split:
