@@ -159,12 +159,14 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
     digest = model.digest
     needs: dict[NodeId, int] = {}
     shapes: dict[NodeId, Shape] = {}
+    in_stages = model.wanted is not None and model.wanted.split > 1
+    in_stages = in_stages or any(served.stages for _, served in model.replicas)
     for node in model.holders:
         if node.node not in gone:
             card = node.held[digest].card
             context = launch_context(model.wanted, card, node.budget_bytes)
             needs[node.node] = need_bytes(card, context=context)
-            if model.wanted is not None and model.wanted.split > 1:
+            if in_stages:
                 context = pipeline_context(model.wanted, card)
                 shapes[node.node] = shape_of(card, context=context)
     facts = None

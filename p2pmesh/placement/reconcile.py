@@ -1,7 +1,7 @@
 """From the plan to this node's own actions: what to start and what to stop, now.
 
 Pure. A node changes only its own processes, so a node with older facts than the others can make
-a copy too many, never a wrong one. Four rules:
+a copy too many, never a wrong one. Five rules:
 
 - What the plan has here and does not run is started, as soon as its memory is free.
 - What the plan has elsewhere is stopped once every node that it names has signed `ready` and has
@@ -10,6 +10,8 @@ a copy too many, never a wrong one. Four rules:
 - What has no place anywhere, or that nobody wants, is stopped at once.
 - A node over its own budget stops, at once, what the plan does not have here, the least
   important first.
+- What waits for its copies elsewhere, while the plan has them where they have no room, and keeps
+  something more important from starting here, is stopped at once: they might wait for each other.
 
 A pipeline is one unit, of which each node runs one stage by the name `stage-<unit>-<i>`:
 
@@ -22,6 +24,8 @@ A pipeline is one unit, of which each node runs one stage by the name `stage-<un
 - When the plan has another unit or other copies, the unit stops as one: at once with `BROKEN`
   where a stage of it is gone, at once with `EVICTED` where another unit needs its nodes, else make
   before break. Its head proves a unit to others: only parts that take requests are asked.
+- A whole copy stays until the pipeline that replaces it answers, unless it could never fit beside
+  the stage that the plan has here, which the plan avoids: then it is evicted.
 
 What the actions ask of the caller: `Start(part, stages)` of a stage carries all stages of its
 unit, the head first, with their nodes, layers and memory; `Served.stages` publishes them, by which
@@ -35,13 +39,22 @@ own back-off. A node that the facts do not count as live may be cut off: it chan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import (
+    PartId,
+    ReplicaKey,
+    StageName,
+    StageRange,
+    parse_stage,
+    takes_requests,
+)
 from p2pmesh.placement.facts import PlacementInputs
+from p2pmesh.placement.layout import Pipeline
 from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Plan
 
@@ -104,72 +117,207 @@ def reconcile(
             `stopping`). A process holds its memory until it is no longer named here.
         proven: The replicas of others that answered this node since they signed `ready`.
     """
-    budget = next((part.budget_bytes for part in facts.nodes if part.node == me), None)
-    if budget is None:
+    budget_bytes = next((part.budget_bytes for part in facts.nodes if part.node == me), None)
+    if budget_bytes is None:
         return ()
-    here = plan.on(me)
-    needs = {PartId(model.digest): model.need_on(me) for model in facts.models}
-    stops, checks = _stops(here, plan, facts, running, proven)
-    staying = [part for part, state in running.items() if state != "stopping" and part not in stops]
-    excess = sum(needs.get(part, 0) for part in staying) - budget
-    order = {assignment.digest: place for place, assignment in enumerate(plan.assignments)}
-    # The least important first; what the plan does not know at all was stopped above.
-    for part in sorted(staying, key=lambda part: (order.get(part.digest, 0), part), reverse=True):
-        if excess > 0 and part not in here:
-            stops[part] = StopReason.EVICTED
-            excess -= needs.get(part, 0)
+    turn = _Turn(me, plan, facts, running, budget_bytes)
+    stops, checks = turn.stops(proven)
+    turn.evict(stops)
     return (
         *(Stop(part=part, reason=reason) for part, reason in stops.items()),
-        *_starts(here, budget, needs, running),
+        *turn.starts(),
         *(Check(replica=one) for one in checks if one.part not in stops),
     )
 
 
-def _stops(
-    here: tuple[PartId, ...],
-    plan: Plan,
-    facts: PlacementInputs,
-    running: Mapping[PartId, str],
-    proven: Collection[ReplicaKey],
-) -> tuple[dict[PartId, StopReason], list[ReplicaKey]]:
-    """Return the stops that the plan asks for, and the replicas that must answer before more.
+class _Turn:
+    """What one node makes of one plan."""
 
-    Both in the order of the parts.
-    """
-    assignments = {assignment.digest: assignment for assignment in plan.assignments}
-    ready = {ReplicaKey(one.node, one.part) for one in facts.residents if one.state == "ready"}
-    stops: dict[PartId, StopReason] = {}
-    checks: list[ReplicaKey] = []
-    for part, state in sorted(running.items()):
-        if state == "stopping" or part in here:
-            continue
-        assignment = assignments.get(part.digest)
+    def __init__(
+        self,
+        me: NodeId,
+        plan: Plan,
+        facts: PlacementInputs,
+        running: Mapping[PartId, str],
+        budget_bytes: int,
+    ) -> None:
+        self._me, self._running, self._budget_bytes = me, running, budget_bytes
+        self._assignments = {assignment.digest: assignment for assignment in plan.assignments}
+        self._here = plan.on(me)
+        self._facts = facts
+        self._sizes = _Sizes(facts)
+        self._ready = {
+            ReplicaKey(one.node, one.part) for one in facts.residents if one.state == "ready"
+        }
+        self._needs = {PartId(model.digest): model.need_on(me) for model in facts.models}
+        for part in self._here:
+            layout = self._assignments[part.digest].layout
+            if isinstance(layout, Pipeline):
+                (self._needs[part],) = (s.need_bytes for s in layout.stages if s.node == me)
+        if any(part not in self._needs for part in running):
+            for one in facts.residents:
+                if one.node == me and one.part not in self._needs and one.stages:
+                    need_bytes = self._sizes.of(me, one.part, one.stages)
+                    if need_bytes:
+                        self._needs[one.part] = need_bytes
+
+    def stops(
+        self, proven: Collection[ReplicaKey]
+    ) -> tuple[dict[PartId, StopReason], list[ReplicaKey]]:
+        """Return the stops that the plan asks for, and the replicas that must answer before more.
+
+        Both in the order of the parts.
+        """
+        stops: dict[PartId, StopReason] = {}
+        checks: list[ReplicaKey] = []
+        for part, state in sorted(self._running.items()):
+            if state == "stopping":
+                continue
+            reason = self._reason(part, state)
+            if reason is not None:
+                stops[part] = reason
+            elif part not in self._here and self._are_ready(part.digest):
+                asked = self._others_to_ask(part.digest).difference(proven)
+                checks += sorted(asked)
+                if not asked:
+                    stops[part] = StopReason.MOVED
+        return stops, checks
+
+    def evict(self, stops: dict[PartId, StopReason]) -> None:
+        """Add to `stops` what has no room here beside what the plan has here, or at all."""
+        planned = {part.digest for part in self._here}
+        planned_bytes = self._size(self._here)
+        staying = [
+            part
+            for part, state in self._running.items()
+            if state != "stopping" and part not in stops
+        ]
+        excess_bytes = self._size(staying) - self._budget_bytes
+        order = {digest: place for place, digest in enumerate(self._assignments)}
+        room = self._budget_bytes - self._size(self._running)
+        blocked = [
+            order[part.digest]
+            for part in self._here
+            if part not in self._running and self._size([part]) > room
+        ]
+        # The least important first; what the plan does not know at all was stopped before.
+        for part in sorted(staying, key=lambda one: (order.get(one.digest, 0), one), reverse=True):
+            if part in self._here:
+                continue
+            # What replaces it here can never start beside it, and it waits for just that.
+            alone = planned_bytes + self._size([part]) > self._budget_bytes
+            alone = alone and part.digest in planned
+            # It keeps something more important from starting, and waits for what cannot start.
+            in_the_way = min(blocked, default=len(order)) < order.get(part.digest, 0)
+            if excess_bytes > 0 or alone or (in_the_way and self._is_stuck(part.digest)):
+                stops[part] = StopReason.EVICTED
+                excess_bytes -= self._size([part])
+
+    def _is_stuck(self, digest: ModelDigest) -> bool:
+        """Whether the plan has a model on a node where it has no room beside what runs there."""
+        assignment = self._assignments[digest]
+        for replica in assignment.replicas():
+            here = [one for one in self._facts.residents if one.node == replica.node]
+            if any(one.part == replica.part for one in here):
+                continue
+            used = sum(self._sizes.of(one.node, one.part, one.stages) for one in here)
+            stages = assignment.layout.stages if isinstance(assignment.layout, Pipeline) else ()
+            ranges = tuple(stage.range for stage in stages)
+            need_bytes = self._sizes.of(replica.node, replica.part, ranges)
+            if used + need_bytes > self._sizes.budgets[replica.node]:
+                return True
+        return False
+
+    def starts(self) -> list[Start]:
+        """Return the starts that fit beside all that holds memory now, the most important first."""
+        if any(one not in self._needs and parse_stage(one.name) for one in self._running):
+            return []  # a stage that ends, of which no record tells any more what it takes
+        room = self._budget_bytes - self._size(self._running)
+        starts = []
+        for part in self._here:
+            if part in self._running or self._size([part]) > room or self._waits(part):
+                continue
+            room -= self._size([part])
+            layout = self._assignments[part.digest].layout
+            stages = layout.stages if isinstance(layout, Pipeline) else ()
+            starts.append(Start(part=part, stages=stages))
+        return starts
+
+    def _size(self, parts: Iterable[PartId]) -> int:
+        return sum(self._needs.get(part, 0) for part in parts)
+
+    def _reason(self, part: PartId, state: str) -> StopReason | None:
+        """Why a part must go at once; None when it may stay, or stay for now."""
+        if part in self._here:
+            return StopReason.BROKEN if self._waits(part) else None
+        assignment = self._assignments.get(part.digest)
         if assignment is None or assignment.copies == 0:
-            stops[part] = StopReason.UNWANTED
-        elif not assignment.nodes:
-            stops[part] = StopReason.EVICTED
-        elif state == "failed":
-            stops[part] = StopReason.FAILED
-        else:
-            others = set(assignment.replicas())
-            if others <= ready.intersection(proven):
-                stops[part] = StopReason.MOVED
-            elif others <= ready:
-                checks += sorted(others.difference(proven))
-    return stops, checks
+            return StopReason.UNWANTED
+        if not assignment.nodes:
+            return StopReason.EVICTED
+        if state == "failed":
+            return StopReason.FAILED
+        stage = parse_stage(part.name)
+        if stage is None:
+            return None
+        unit = self._nodes_of_unit(part.digest, stage)
+        if unit is None:
+            return StopReason.BROKEN
+        other_unit = isinstance(assignment.layout, Pipeline)
+        return StopReason.EVICTED if other_unit and unit.intersection(assignment.nodes) else None
+
+    def _waits(self, part: PartId) -> bool:
+        """Whether `part` is a planned head whose stages are not all ready."""
+        assignment = self._assignments[part.digest]
+        if not isinstance(assignment.layout, Pipeline):
+            return False
+        head, *behind = assignment.replicas()
+        return part == head.part and not self._ready.issuperset(behind)
+
+    def _nodes_of_unit(self, digest: ModelDigest, stage: StageName) -> set[NodeId] | None:
+        """The nodes of a unit of which a stage runs here; None when a stage of it is gone."""
+        here: set[NodeId] = {self._me}
+        all_of_it: set[NodeId] = set()
+        for one in self._facts.residents:
+            other = parse_stage(one.name) if one.digest == digest else None
+            if other is not None and other.unit == stage.unit:
+                here.add(one.node)
+                all_of_it.update(of.node for of in one.stages)
+        return all_of_it if all_of_it and all_of_it <= here else None
+
+    def _are_ready(self, digest: ModelDigest) -> bool:
+        """Whether all that the plan has of a model is ready, here and elsewhere."""
+        return all(
+            self._running.get(one.part) == "ready" if one.node == self._me else one in self._ready
+            for one in self._assignments[digest].replicas()
+        )
+
+    def _others_to_ask(self, digest: ModelDigest) -> set[ReplicaKey]:
+        """The planned replicas elsewhere that take requests."""
+        return {
+            one
+            for one in self._assignments[digest].replicas()
+            if one.node != self._me and takes_requests(one.part.name)
+        }
 
 
-def _starts(
-    here: tuple[PartId, ...],
-    budget_bytes: int,
-    needs: Mapping[PartId, int],
-    running: Mapping[PartId, str],
-) -> list[Start]:
-    """Return the starts that fit beside all that holds memory now, the most important first."""
-    room = budget_bytes - sum(needs.get(part, 0) for part in running)
-    starts = []
-    for part in here:
-        if part not in running and needs.get(part, 0) <= room:
-            room -= needs.get(part, 0)
-            starts.append(Start(part=part))
-    return starts
+class _Sizes:
+    """What parts take on any node, by what the facts say."""
+
+    def __init__(self, facts: PlacementInputs) -> None:
+        self.budgets = {one.node: one.budget_bytes for one in facts.nodes}
+        self._models = {model.digest: model for model in facts.models}
+
+    def of(self, node: NodeId, part: PartId, stages: Sequence[StageRange]) -> int:
+        """Return the memory of a part in bytes; 0 for what nobody describes."""
+        model = self._models.get(part.digest)
+        name = parse_stage(part.name)
+        if model is None:
+            return 0
+        if name is None:
+            return model.need_on(node)
+        shape = dict(model.shapes).get(stages[0].node) if stages else None
+        if shape is None:
+            return 0
+        _, first, last = stages[name.number]
+        return shape.need(first, last)

@@ -8,21 +8,31 @@ is gone. No node ever loads more than fits: that is asserted at each start.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import (
+    WHOLE,
+    PartId,
+    ReplicaKey,
+    StageName,
+    parse_stage,
+    takes_requests,
+)
 from p2pmesh.placement.facts import (
     ModelFacts,
-    NodeFacts,
     PlacementInputs,
     PlacementRequest,
     Resident,
+    ResidentState,
 )
+from p2pmesh.placement.pipeline import Shape, Stage
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
-from tests.placement.placement_strategies import GIB, MODELS, NODES
+from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES
+from tests.placement.split_world import engine
 
 Signed = tuple[Resident, ...]
 
@@ -31,11 +41,23 @@ class SmallMesh:
     """Attributes:
     stale: Whether nodes act on old news.
     failing: Whether loads may fail.
+    split: Whether some models are to be split.
+    units: All stages of the pipeline that a stage was started for.
     stops: Every stop so far.
     """
 
-    def __init__(self, rng: Random, *, priorities: int, stale: bool, failing: bool = False) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        *,
+        priorities: int,
+        stale: bool,
+        failing: bool = False,
+        split: bool = False,
+    ) -> None:
         self.rng = rng
+        self.split = split
+        self.units: dict[tuple[NodeId, PartId], tuple[Stage, ...]] = {}
         self.stale = stale
         self.failing = failing
         self.priorities = priorities
@@ -50,6 +72,8 @@ class SmallMesh:
             )
             for digest, need in self.needs.items()
         )
+        if split:
+            self.models = tuple(in_layers(one) for one in self.models)
         self.wants: tuple[PlacementRequest, ...] = ()
         self.running: dict[NodeId, dict[PartId, str]] = {n: {} for n in NODES}
         self.signed: dict[NodeId, list[Signed]] = {n: [()] for n in NODES}
@@ -68,6 +92,7 @@ class SmallMesh:
                 digest=digest,
                 replicas=rng.randint(1, 3),
                 priority=rng.randrange(self.priorities),
+                split=rng.choice((0, 2, 2, 3)) if self.split else 0,
             )
             for digest in rng.sample(MODELS, rng.randint(0, len(MODELS)))
         )
@@ -118,7 +143,7 @@ class SmallMesh:
             for n in self.budgets
         )
         return PlacementInputs(
-            nodes=tuple(NodeFacts(node=n, budget_bytes=b) for n, b in self.budgets.items()),
+            nodes=tuple(engine(n, b) for n, b in self.budgets.items()),
             models=self.models,
             wants=self.wants,
             residents=tuple(resident for part in heard for resident in part),
@@ -140,20 +165,25 @@ class SmallMesh:
     def residents(self) -> set[Resident]:
         """What really runs and answers, whatever anybody has heard."""
         return {
-            Resident(node=n, digest=part.digest, state="ready")
+            self._resident(n, part, "ready")
             for n, parts in self.running.items()
             for part, state in parts.items()
             if state == "ready"
         }
 
     def ready(self, digest: ModelDigest) -> int:
-        return sum(parts.get(PartId(digest)) == "ready" for parts in self.running.values())
+        """How many copies answer: whole ones, and heads of which all stages are there."""
+        return sum(
+            state == "ready" and part.digest == digest and self._answers(n, part)
+            for n, parts in self.running.items()
+            for part, state in parts.items()
+        )
 
     def count(self, reason: StopReason) -> int:
         return sum(stop.reason is reason for stop in self.stops)
 
     def held_bytes(self, n: NodeId) -> int:
-        return sum(self.needs[part.digest] for part in self.running[n])
+        return sum(self._need(n, part) for part in self.running[n])
 
     def _hear(self, n: NodeId) -> None:
         about = self.rng.choice(NODES)
@@ -168,6 +198,12 @@ class SmallMesh:
         if isinstance(action, Start):
             assert action.part not in self.running[n]
             self.running[n][action.part] = "loading"
+            self.units[n, action.part] = action.stages
+            if not action.stages:
+                assert action.part.name == WHOLE
+            elif takes_requests(action.part.name):
+                behind = {stage.node for stage in action.stages[1:]}
+                assert behind <= {one.node for one in self.facts(n).residents}, "a head too early"
             assert self.held_bytes(n) <= self.budgets[n], "loaded more than fits"
         else:
             self.running[n][action.part] = "stopping"
@@ -191,10 +227,38 @@ class SmallMesh:
     def _sign(self, n: NodeId) -> None:
         self.signed[n].append(
             tuple(
-                Resident(
-                    node=n, digest=part.digest, state="ready" if state == "ready" else "loading"
-                )
+                self._resident(n, part, "ready" if state == "ready" else "loading")
                 for part, state in self.running[n].items()
                 if state in {"loading", "ready"}
             )
         )
+
+    def _resident(self, n: NodeId, part: PartId, state: ResidentState) -> Resident:
+        stages = tuple(stage.range for stage in self.units.get((n, part), ()))
+        return Resident(node=n, digest=part.digest, state=state, name=part.name, stages=stages)
+
+    def _need(self, n: NodeId, part: PartId) -> int:
+        stages = self.units.get((n, part))
+        if stages:
+            return next(stage.need_bytes for stage in stages if stage.node == n)
+        return self.needs[part.digest]
+
+    def _answers(self, n: NodeId, part: PartId) -> bool:
+        if not takes_requests(part.name):
+            return False
+        head = parse_stage(part.name)
+        stages = self.units.get((n, part), ())[1:]
+        return head is None or all(
+            self.running.get(stage.node, {}).get(
+                PartId(part.digest, str(StageName(head.unit, number)))
+            )
+            == "ready"
+            for number, stage in enumerate(stages, start=1)
+        )
+
+
+def in_layers(one: ModelFacts) -> ModelFacts:
+    """A model of four layers that takes whole what it took."""
+    layer = one.need_bytes // 4
+    shape = Shape((layer,) * 4, (layer,) * 4, head_bytes=0, stage_bytes=64 * MIB, hop_bytes=1)
+    return replace(one, shapes=tuple((holder, shape) for holder in one.holders))

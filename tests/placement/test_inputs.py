@@ -200,6 +200,8 @@ def test_what_a_pipeline_hangs_on_becomes_facts() -> None:
         Resident(digest=ALPHA, node=B, state="ready", name=name, stages=stages),
     )
     world.node(0, holds=[held(1)], wants=[wanted(split=1)])
+    assert facts_of(world.view(), ()).models[0].shapes, "what still runs takes memory"
+    world.say(1, SERVING, serves_to_wire([]))
     assert facts_of(world.view(), ()).models[0].shapes == ()
 
 

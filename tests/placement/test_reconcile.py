@@ -1,27 +1,30 @@
 from __future__ import annotations
 
-from random import Random
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.placement.facts import (
     ModelFacts,
+    NodeFacts,
     PlacementInputs,
     PlacementRequest,
     Resident,
     ResidentState,
 )
+from p2pmesh.placement.layout import Pipeline
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Action, Check, Start, Stop, StopReason, reconcile
 from tests.placement.placement_strategies import GIB, any_facts, facts_of, model, node
-from tests.placement.small_mesh import SmallMesh
+from tests.placement.split_world import engine, layered, residents
 
 A, B, C = sorted(node(name) for name in "abc")
+D = node("d")
 HIGH, LOW = model("high"), model("low")
 
 
@@ -216,90 +219,171 @@ def test_actions_do_not_depend_on_the_order_of_processes(facts: PlacementInputs)
         assert not {a.replica.part for a in one if isinstance(a, Check)}.intersection(changed)
 
 
-# A mesh that lives by it.
+# Pipelines.
 
-seeds = st.integers(0, 2**32)
-
-
-def assert_at_rest_on_the_plan(mesh: SmallMesh) -> None:
-    result = plan(mesh.facts())
-    for n, models in mesh.running.items():
-        assert set(models) == set(result.on(n))
-        assert mesh.todo(n) == ()
-    for assignment in result.assignments:
-        assert mesh.ready(assignment.digest) == len(assignment.nodes)
+NINE = 9 * GIB
 
 
-def live_on(mesh: SmallMesh, steps: int) -> None:
-    """Some steps, in which no wanted model that is served stops being served, unless evicted."""
-    for _ in range(steps):
-        wanted = [a.digest for a in plan(mesh.facts()).assignments if a.copies]
-        served = {digest for digest in wanted if mesh.ready(digest)}
-        evictions = mesh.count(StopReason.EVICTED)
-        mesh.step()
-        if mesh.count(StopReason.EVICTED) == evictions:
-            assert all(mesh.ready(digest) for digest in served)
+def pipeline_world(
+    *nodes: NodeFacts, split: int = 2, wanted: bool = True, here: Iterable[Resident] = ()
+) -> PlacementInputs:
+    """The model HIGH, which A and B hold, to be split."""
+    wish = PlacementRequest(owner=A, digest=HIGH, split=split)
+    return PlacementInputs(
+        nodes=nodes or tuple(engine(n, NINE) for n in (A, B, C)),
+        models=(layered(HIGH, A, B),),
+        wants=(wish,) if wanted else (),
+        residents=tuple(here),
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(seeds)
-def test_with_old_news_no_served_model_is_lost(seed: int) -> None:
-    """However old the news: the best ranked of all copies that were ever ready stays.
-
-    That needs a steady world. When wants or members change as well, old news can mislead (a node
-    may trust a copy that has just become unwanted): in `small_mesh` no news is ever confirmed.
-    """
-    mesh = SmallMesh(Random(seed), priorities=1, stale=True)
-    live_on(mesh, 250)
-    assert mesh.count(StopReason.EVICTED) == mesh.count(StopReason.UNWANTED) == 0
-    mesh.settle()
-    assert_at_rest_on_the_plan(mesh)
+def parts_of(facts: PlacementInputs) -> tuple[ReplicaKey, ...]:
+    (assignment,) = plan(facts).assignments
+    return tuple(assignment.replicas())
 
 
-@settings(max_examples=60, deadline=None)
-@given(seeds)
-def test_through_all_changes_no_served_model_is_lost_but_by_eviction(seed: int) -> None:
-    mesh = SmallMesh(Random(seed), priorities=1 + seed % 3, stale=False, failing=True)
-    for event in (mesh.change_wants, mesh.crash, mesh.shrink, mesh.join, mesh.change_wants):
-        live_on(mesh, 40)
-        event()
-    live_on(mesh, 40)
-    mesh.settle()
-    assert_at_rest_on_the_plan(mesh)
+def turn(
+    one: ReplicaKey,
+    facts: PlacementInputs,
+    running: Mapping[PartId, str],
+    proven: Collection[ReplicaKey] = (),
+) -> tuple[Action, ...]:
+    return reconcile(me=one.node, plan=plan(facts), facts=facts, running=running, proven=proven)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seeds)
-def test_through_all_changes_and_old_news_the_mesh_comes_to_rest_on_the_plan(seed: int) -> None:
-    mesh = SmallMesh(Random(seed), priorities=1 + seed % 3, stale=True, failing=True)
-    for event in (mesh.change_wants, mesh.crash, mesh.shrink, mesh.join, mesh.change_wants):
-        for _ in range(60):
-            mesh.step()
-        event()
-    mesh.settle()
-    assert_at_rest_on_the_plan(mesh)
+def test_stages_start_first_and_the_head_when_all_are_ready() -> None:
+    facts = pipeline_world(split=3)
+    (assignment,) = plan(facts).assignments
+    assert isinstance(assignment.layout, Pipeline)
+    head, *behind = assignment.replicas()
+    start = Start(part=head.part, stages=assignment.layout.stages)
+    for one in behind:
+        assert turn(one, facts, {}) == (Start(part=one.part, stages=assignment.layout.stages),)
+    both = residents(assignment, only=(1, 2))
+    for here, expected in (
+        ([], ()),
+        (both[:1], ()),
+        ([both[0], replace(both[1], state="loading")], ()),
+        (both, (start,)),
+    ):
+        assert turn(head, replace(facts, residents=tuple(here)), {}) == expected
 
 
-@settings(max_examples=60, deadline=None)
-@given(seeds)
-def test_a_mesh_at_rest_stays_there(seed: int) -> None:
-    mesh = SmallMesh(Random(seed), priorities=2, stale=False)
-    mesh.settle()
-    acted = mesh.acted
-    assert acted <= sum(len(a.nodes) for a in plan(mesh.facts()).assignments), "a needless move"
-    for _ in range(60):
-        mesh.step()
-    assert mesh.acted == acted
+@pytest.mark.parametrize("state", ["loading", "ready", "failed"])
+def test_a_head_whose_stage_is_not_ready_any_more_is_stopped_and_the_stages_stay(
+    state: str,
+) -> None:
+    facts = pipeline_world(split=3)
+    (assignment,) = plan(facts).assignments
+    head, tail, _ = assignment.replicas()
+    mine, _, third = residents(assignment)
+    for lost in ([mine, third], [mine, third, replace(mine, node=tail.node, state="loading")]):
+        broken = replace(facts, residents=tuple(lost))
+        assert plan(broken).assignments[0].layout == assignment.layout
+        stop = Stop(part=head.part, reason=StopReason.BROKEN)
+        assert turn(head, broken, {head.part: state}) == (stop,)
+        assert turn(head, broken, {head.part: "stopping"}) == ()
+        assert turn(tail, broken, {tail.part: "loading"}) == ()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_smaller_budget_is_kept_as_soon_as_processes_are_gone(seed: int) -> None:
-    mesh = SmallMesh(Random(seed), priorities=2, stale=False)
-    mesh.settle()
-    n = mesh.shrink()
-    while any(isinstance(action, Stop) for action in mesh.todo(n)):
-        mesh._act(n)
-    staying = [part for part, state in mesh.running[n].items() if state != "stopping"]
-    assert sum(mesh.needs[part.digest] for part in staying) <= mesh.budgets[n]
-    mesh.settle()
-    assert_at_rest_on_the_plan(mesh)
+def test_a_unit_of_which_a_node_is_gone_ends_at_once_everywhere() -> None:
+    facts = pipeline_world()
+    (assignment,) = plan(facts).assignments
+    head, tail = assignment.replicas()
+    others = tuple(one for one in facts.nodes if one.node != tail.node)
+    left = replace(facts, nodes=others, residents=tuple(residents(assignment, only=(0,))))
+    assert plan(left).assignments[0].layout != assignment.layout
+    (stop, *_) = turn(head, left, {head.part: "ready"})
+    assert stop == Stop(part=head.part, reason=StopReason.BROKEN)
+
+
+def test_a_unit_that_nobody_wants_or_that_another_needs_the_nodes_of_ends_as_one() -> None:
+    facts = pipeline_world()
+    (assignment,) = plan(facts).assignments
+    here = residents(assignment)
+    for worse, reason in (
+        (pipeline_world(wanted=False, here=here), StopReason.UNWANTED),
+        (pipeline_world(split=3, here=here), StopReason.EVICTED),
+        (pipeline_world(split=8, here=here), StopReason.EVICTED),
+    ):
+        for one in assignment.replicas():
+            (stop, *_) = turn(one, worse, {one.part: "ready"})
+            assert stop == Stop(part=one.part, reason=reason)
+
+
+def test_a_unit_stays_until_another_elsewhere_answers() -> None:
+    old = pipeline_world(engine(A, NINE), engine(C, NINE))
+    (assignment,) = plan(old).assignments
+    others = (engine(A, NINE, rpc="8.0.0"), engine(B, NINE), engine(D, 2 * NINE))
+    nodes = (engine(C, NINE), *others)
+    here = residents(assignment)
+    facts = pipeline_world(*nodes, here=here)
+    (planned,) = plan(facts).assignments
+    assert set(planned.nodes).isdisjoint(assignment.nodes)
+    head, tail = planned.replicas()
+    ready = replace(facts, residents=(*here, *residents(planned)))
+    for one in assignment.replicas():
+        assert turn(one, facts, {one.part: "ready"}) == ()
+        assert turn(one, ready, {one.part: "ready"}) == (Check(replica=head),)
+        assert turn(one, ready, {one.part: "ready"}, [tail]) == (Check(replica=head),)
+        moved = Stop(part=one.part, reason=StopReason.MOVED)
+        assert turn(one, ready, {one.part: "ready"}, [head]) == (moved,)
+
+
+def test_a_whole_copy_stays_until_the_head_of_its_pipeline_answers() -> None:
+    copy = Resident(digest=HIGH, node=C, state="ready")
+    facts = pipeline_world(engine(A, NINE), engine(B, NINE), engine(C, NINE), here=[copy])
+    (assignment,) = plan(facts).assignments
+    assert C not in assignment.nodes
+    head, _ = assignment.replicas()
+    whole = ReplicaKey(C, PartId(HIGH))
+    for here in ([], residents(assignment, only=(1,)), residents(assignment, "loading")):
+        now = replace(facts, residents=(copy, *here))
+        assert turn(whole, now, {PartId(HIGH): "ready"}, [head]) == ()
+    now = replace(facts, residents=(copy, *residents(assignment)))
+    assert turn(whole, now, {PartId(HIGH): "ready"}) == (Check(replica=head),)
+    stop = Stop(part=PartId(HIGH), reason=StopReason.MOVED)
+    assert turn(whole, now, {PartId(HIGH): "ready"}, [head]) == (stop,)
+
+
+def test_a_whole_copy_beside_its_own_head_goes_when_the_head_is_ready_here() -> None:
+    copy = Resident(digest=HIGH, node=A, state="ready")
+    facts = pipeline_world(engine(A, 16 * GIB), engine(C, NINE), here=[copy])
+    (assignment,) = plan(facts).assignments
+    head, tail = assignment.replicas()
+    assert (head.node, tail.node) == (A, C)
+    now = replace(facts, residents=(copy, *residents(assignment)))
+    for state, expected in (("loading", 0), ("ready", 1)):
+        running = {PartId(HIGH): "ready", head.part: state}
+        assert len(turn(head, now, running)) == expected
+
+
+def test_a_stage_of_which_no_record_tells_its_size_any_more_keeps_its_memory() -> None:
+    facts = world({A: 4 * GIB}, {LOW: (1, 0)})
+    gone = PartId(HIGH, f"stage-{'0' * 16}-1")
+    running = {gone: "stopping"}
+    assert reconcile(me=A, plan=plan(facts), facts=facts, running=running, proven=()) == ()
+
+
+def test_two_models_that_wait_for_each_others_memory_do_not_wait_for_ever() -> None:
+    """HIGH is to go from A to B and LOW from B to A, since FIRST needs room on A."""
+    first = model("first")
+    holders = {first: (A,), HIGH: (A, B), LOW: (A, B)}
+    sizes = {first: 2, HIGH: 3, LOW: 2}
+    facts = facts_of(
+        {A: 4 * GIB, B: 4 * GIB},
+        [
+            ModelFacts(digest=d, need_bytes=sizes[d] * GIB, holders=where)
+            for d, where in holders.items()
+        ],
+        [
+            PlacementRequest(owner=A, digest=d, priority=priority)
+            for d, priority in ((first, 2), (HIGH, 1), (LOW, 0))
+        ],
+        [Resident(node=A, digest=HIGH, state="ready"), Resident(node=B, digest=LOW, state="ready")],
+    )
+    assert plan(facts).on(A) == (PartId(first), PartId(LOW))
+    assert plan(facts).on(B) == (PartId(HIGH),)
+    stop = Stop(part=PartId(LOW), reason=StopReason.EVICTED)
+    here = actions(B, facts, low="ready")
+    assert here == (stop,)
