@@ -18,7 +18,7 @@ from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.placement.explain import explain
-from p2pmesh.placement.inputs import launch_context, launch_slots
+from p2pmesh.placement.inputs import launch_context, launch_slots, part_context
 from p2pmesh.placement.plan import Assignment, Plan
 from p2pmesh.state.registers import Served
 from p2pmesh.state.views import ModelView, NodeView
@@ -186,16 +186,12 @@ class MeshBackends:
     def _model(self, model: ModelView, catalogue: Catalogue) -> ServedModel:
         digest, card = model.digest, model.card
         serving = self._serving(digest)
-        claiming = [node for node, one in serving if one.state == READY]
-        ready = [
-            node
-            for node, one in serving
-            if one.state == READY and self._can_reach(node.node, one.part)
-        ]
+        claiming = [(node, one) for node, one in serving if one.state == READY]
+        ready = [node for node, one in claiming if self._can_reach(node.node, one.part)]
         state, reason = self.state(digest), self.reason(digest)
         if claiming and not ready:
             # Either it answers again in a moment, or another node takes its place.
-            state, reason = LOADING, f"{claiming[0].member.name} does not answer"
+            state, reason = LOADING, f"{claiming[0][0].member.name} does not answer"
         own = any(node.node == self._mesh.me for node in model.holders)
         says = [node.held[digest].card.gives for node in ready if digest in node.held]
         assignment = self._assignments().get(digest)
@@ -250,11 +246,11 @@ class _Made:
     targets: dict[ModelDigest, tuple[Target, ...]]
 
 
-def _context(model: ModelView, ready: Sequence[NodeView]) -> int:
+def _context(model: ModelView, ready: Sequence[tuple[NodeView, Served]]) -> int:
     """The context that a request gets wherever it is answered: the least of the replicas'."""
     given = [
-        launch_context(model.wanted, node.held[model.digest].card, node.budget_bytes)
-        for node in ready
+        part_context(one.name, model.wanted, node.held[model.digest].card, node.budget_bytes)
+        for node, one in ready
         if model.digest in node.held
     ]
     default = launch_context(model.wanted, model.card, 0) if model.card else 0

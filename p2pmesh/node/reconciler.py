@@ -21,7 +21,7 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.proofs import Ask, Proofs
 from p2pmesh.placement.facts import PlacementInputs
-from p2pmesh.placement.inputs import InputsReader, launch_context, launch_slots
+from p2pmesh.placement.inputs import InputsReader, launch_slots, part_context
 from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
@@ -138,7 +138,7 @@ class Reconciler:
             model_paths=file.parts,
             alias=view.catalogue.id_of(part.digest),
             modality=engine_modality(file.card.gives),
-            context=launch_context(model.wanted, file.card, view.nodes[me].budget_bytes),
+            context=part_context(part.name, model.wanted, file.card, view.nodes[me].budget_bytes),
             slots=launch_slots(model.wanted, next(mine, None), self._slots),
             threads=self._threads,
         )

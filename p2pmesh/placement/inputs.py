@@ -12,6 +12,7 @@ from statistics import median_low
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
+from p2pmesh.models.parts import WHOLE
 from p2pmesh.placement.facts import (
     ModelFacts,
     NodeFacts,
@@ -59,6 +60,13 @@ def pipeline_context(wanted: ModelRequest | None, card: Card) -> int:
     How much would still fit depends on which nodes share it, and they on how much it takes.
     """
     return launch_context(wanted, card, 0)
+
+
+def part_context(name: str, wanted: ModelRequest | None, card: Card, budget_bytes: int) -> int:
+    """Tokens of context of a part by its name: `launch_context` or `pipeline_context`."""
+    if name == WHOLE:
+        return launch_context(wanted, card, budget_bytes)
+    return pipeline_context(wanted, card)
 
 
 def launch_slots(wanted: ModelRequest | None, own: ModelRequest | None, default: int) -> int:

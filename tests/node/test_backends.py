@@ -9,6 +9,7 @@ from p2pmesh.gateway.route import ServedModel, rank_auto
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
 from p2pmesh.models.parts import PartId, StageName, StageRange, unit_id
 from p2pmesh.node.backends import MeshBackends
+from p2pmesh.placement.inputs import CONTEXT_DEFAULT_MAX
 from p2pmesh.state.registers import Served, ServeState
 from tests.node.isolated_node import GIB, ME, SLOTS, Parts, serving, wanted
 from tests.state.builders import NODES, card, digest, held
@@ -288,9 +289,9 @@ async def test_of_a_pipeline_only_the_head_takes_requests(parts: Parts) -> None:
 
     async with serving(parts):
         for number in (1, 2):
-            parts.hearsay.join(number)
-        parts.hearsay.hold(1, held(5))
-        parts.hearsay.want(2, wanted(5))
+            parts.hearsay.join(number, budget_bytes=64 * GIB)
+        parts.hearsay.hold(1, held(5, card=card(context=10**6)))
+        parts.hearsay.want(2, wanted(5, context=10**6))
         run(2, tail, "ready")
         states: tuple[ServeState, ...] = ("loading", "failed", "ready")
         for state in states:
@@ -299,6 +300,9 @@ async def test_of_a_pipeline_only_the_head_takes_requests(parts: Parts) -> None:
             assert targets(parts, 5) == (["node-1"] if state == "ready" else [])
         (target,) = parts.routes.targets(digest(5))
         assert target.part == PartId(digest(5), str(head))
+        assert listed(parts.routes, 5).context_tokens == CONTEXT_DEFAULT_MAX
+        parts.hearsay.serve(1, 5)
+        assert listed(parts.routes, 5).context_tokens == 10**6
 
 
 async def test_slots_nobody_asked_for_are_the_nodes_own(parts: Parts) -> None:

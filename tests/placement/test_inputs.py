@@ -28,6 +28,7 @@ from p2pmesh.placement.inputs import (
     facts_of,
     launch_context,
     launch_slots,
+    part_context,
     pipeline_context,
 )
 from p2pmesh.placement.pipeline import shape_of
@@ -221,6 +222,9 @@ def test_no_wish_makes_a_pipelines_context_longer_than_the_default() -> None:
     assert pipeline_context(wanted(context=10**6), long) == CONTEXT_DEFAULT_MAX
     assert pipeline_context(wanted(context=1000), long) == 1000
     assert pipeline_context(None, long) == CONTEXT_DEFAULT_MAX
+    wish = wanted(context=10**6)
+    for name, tokens in (("whole", 10**6), (f"stage-{'0' * 16}-0", CONTEXT_DEFAULT_MAX)):
+        assert part_context(name, wish, long, 2**62) == tokens
 
 
 def test_dead_nodes_are_left_out_of_all_but_their_wishes() -> None:
