@@ -40,7 +40,7 @@ from p2pmesh.models.cards import (
 from p2pmesh.models.parts import STAGES_MAX, StageRange
 
 MIB = 2**20
-# A program that only computes: no vocabulary, no HTTP. 20 MiB seen on a CPU, more with a driver.
+# A program that only computes: no vocabulary, no HTTP. 5 MiB seen on a CPU, more with a driver.
 STAGE_ENGINE_BYTES = 64 * MIB
 HIDDEN_BYTES = 4  # elements of the hidden state travel as 32 bit floats
 MEMORY_MIB_PER_S = 20_000  # of a node that does not say: a desktop with two channels
