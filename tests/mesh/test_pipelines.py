@@ -1,0 +1,166 @@
+"""A model that two nodes share as a pipeline, with real nodes and the native engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.engine.samples import MODEL, native
+from tests.mesh.hostile import ANSWER, QUESTION
+from tests.mesh.nodes import Node, assert_sentence, cli, end, start, wait_until
+
+NAME = MODEL.stem
+LOADED_S = 30.0
+BACK_S = 40.0  # 10 s until a stopped engine is taken for lost, and one load
+TIMEOUT_S = 60.0
+
+
+def ask(node: Node, *, tokens: int = 16) -> dict[str, Any]:
+    """The whole answer of a greedy request, with log probabilities."""
+    said = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": tokens,
+        "logprobs": True,
+    }
+    request = urllib.request.Request(
+        f"{node.api}/chat/completions",
+        json.dumps(said).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        answer: dict[str, Any] = json.load(response)
+        answer["served_by"] = response.headers["x-p2pmesh-served-by"]
+    return answer
+
+
+def text(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def logprobs(answer: dict[str, Any]) -> list[float]:
+    return [one["logprob"] for one in answer["choices"][0]["logprobs"]["content"]]
+
+
+@contextmanager
+def split(folder: Path, count: int) -> Iterator[list[Node]]:
+    """Nodes of which the first asks for a model that all of them share; ready to answer."""
+    engine = f"--engine={native()}"
+    with ExitStack() as stack:
+        nodes: list[Node] = []
+        for number in range(count):
+            options = ["--join", nodes[0].invite()] if nodes else ["--model", str(MODEL)]
+            options += [] if nodes else ["--split", str(count)]
+            name = f"node-{number + 1}"
+            node = start(folder / name, engine, *options, name=name)
+            stack.callback(end, node)
+            nodes.append(node)
+        wait_until(lambda: state(nodes[0]) == "ready", "the pipeline answers", within_s=LOADED_S)
+        yield nodes
+
+
+def model(node: Node) -> dict[str, Any]:
+    [found] = [one for one in node.status()["models"] if one["id"] == NAME]
+    return dict(found)
+
+
+def state(node: Node) -> str:
+    return str(model(node)["state"])
+
+
+def engine_of(nodes: list[Node], program: str) -> psutil.Process:
+    engines = [one for node in nodes for one in node.engines()]
+    [found] = [one for one in engines if Path(one.exe()).name == program]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one node says."""
+    folder = tmp_path_factory.mktemp("alone")
+    node = start(folder, f"--engine={native()}", "--model", str(MODEL), name="alone")
+    try:
+        return ask(node)
+    finally:
+        end(node)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.full)])
+def test_a_pipeline_says_what_one_node_says(
+    tmp_path: Path, alone: dict[str, Any], count: int
+) -> None:
+    with split(tmp_path, count) as nodes:
+        for node in nodes:
+            answer = ask(node)
+            assert text(answer) == text(alone) == ANSWER
+            assert logprobs(answer) == logprobs(alone)
+            part = str(answer["served_by"]).partition("/")[2]
+            assert part.startswith("stage-")
+            assert part.endswith("-0")
+        parts = {one["name"]: one["part"] for one in model(nodes[0])["replicas"]}
+        assert sorted(part[-1] for part in parts.values()) == [str(n) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.full)]
+)
+@pytest.mark.parametrize("program", ["ggml-rpc-server", "llama-server"])
+def test_the_next_request_after_a_process_is_lost_is_answered(
+    tmp_path: Path, program: str, how: signal.Signals
+) -> None:
+    with split(tmp_path, 2) as nodes:
+        lost = engine_of(nodes, program)
+        lost.send_signal(how)
+        began = time.monotonic()
+        answers: list[dict[str, Any]] = []
+        while not answers:
+            try:
+                answers.append(ask(nodes[1]))
+            except urllib.error.HTTPError as exc:
+                exc.close()
+                assert time.monotonic() - began < BACK_S
+        assert text(answers[0]) == ANSWER
+        wait_until(lambda: not lost.is_running() or lost.status() == "zombie", "it is gone")
+
+
+def test_a_node_that_is_lost_is_replaced_by_itself_when_it_comes_back(tmp_path: Path) -> None:
+    with split(tmp_path, 2) as nodes:
+        engines = nodes[1].engines()
+        os.kill(nodes[1].process.pid, signal.SIGKILL)
+        nodes[1].process.wait()
+        wait_until(lambda: state(nodes[0]) != "ready", "the pipeline is broken", within_s=20)
+        back = start(tmp_path / "node-2", f"--engine={native()}", name="node-2")
+        try:
+            wait_until(lambda: state(nodes[0]) == "ready", "it is back", within_s=BACK_S)
+            assert text(ask(back)) == ANSWER
+            assert not any(one.is_running() and one.status() != "zombie" for one in engines)
+        finally:
+            end(back)
+
+
+def test_a_split_without_a_second_engine_names_the_command(tmp_path: Path) -> None:
+    folder, options = tmp_path / "one", ["--model", str(MODEL), "--split", "2"]
+    node = start(folder, f"--engine={native()}", *options, name="one")
+    other = start(tmp_path / "two", "--join", node.invite(), name="two")  # the embedded engine
+    try:
+        wait_until(lambda: "engine install" in str(model(node)["reason"]), "the reason is said")
+    finally:
+        end(other)
+        end(node)
+
+
+def test_a_split_that_is_no_number_of_nodes_is_refused(tmp_path: Path) -> None:
+    done = cli("up", f"--home={tmp_path}", "--split=1")
+    assert_sentence(done, 2, "--split", "from 2 to 8")
