@@ -22,7 +22,7 @@ from p2pmesh.models.cards import Card, ModelDigest, from_wire, to_wire
 
 log = structlog.get_logger(__name__)
 
-FORMAT = 1  # raise it when cards are computed differently
+FORMAT = 2  # raise it when cards are computed differently
 ENTRIES_MAX = 4096  # the newest stay; about 2 MB
 FILE_BYTES_MAX = 16 * 2**20  # larger was not written here
 

@@ -112,10 +112,12 @@ class MeshBackends:
 
         Of a pipeline only the head makes it ready: the other stages are ready before.
         """
-        if any(one.state == READY for _, one in self._serving(digest)):
-            return READY
-        states = {one.state for _, one in self.replicas(digest)}
-        for state in (LOADING, "failed"):
+        states = {
+            one.state
+            for _, one in self.replicas(digest)
+            if one.state != READY or takes_requests(one.name)
+        }
+        for state in (READY, LOADING, "failed"):
             if state in states:
                 return state
         assignment = self._assignments().get(digest)

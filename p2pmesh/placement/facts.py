@@ -67,7 +67,8 @@ class ModelFacts:
         object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
         own = {node: need for node, need in sorted(self.own_needs) if need != self.need_bytes}
         object.__setattr__(self, "own_needs", tuple(own.items()))
-        object.__setattr__(self, "shapes", tuple(sorted(dict(self.shapes).items())))
+        if self.shapes:  # for few models
+            object.__setattr__(self, "shapes", tuple(sorted(dict(self.shapes).items())))
 
     def need_on(self, node: NodeId) -> int:
         """Memory in bytes that a copy takes on `node`, by what that node says itself."""
