@@ -31,7 +31,8 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
                 f"{one.first_layer + 1} to {one.last_layer + 1} on {name_of(one.node)}"
                 for one in a.layout.stages
             )
-            return f"split over {len(a.nodes)} nodes: layers {shares}"
+            why = "" if a.split else "it fits on no node: "
+            return f"{why}split over {len(a.nodes)} nodes: layers {shares}"
         case Reason.PLACED:
             return f"{len(a.nodes)} of {a.copies} {'copy' if a.copies == 1 else 'copies'}"
         case Reason.UNWANTED:
@@ -44,21 +45,36 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
             return (
                 f"needs {need}, the largest budget of a node that holds it is {offer} on {node}:"
                 " it takes more memory, a smaller quantisation or a shorter context"
+                f"{_nor_split(a, name_of)}"
             )
         case Reason.NO_ROOM:
             return (
                 f"needs {need}, the largest free budget of a node that holds it is {offer} on"
                 f" {node}: the rest is taken by models that run there or have a higher priority"
+                f"{_nor_split(a, name_of)}"
             )
         case Reason.FEW_HOLDERS:
             return f"{short}: {have} the file"
         case Reason.LITTLE_ROOM:
             return f"{short}: {have} the file, but {node} has {offer} free and a copy needs {need}"
         case _:
-            why = _why_not_split(a.reason, node, f"would need {need} for its stage, has {offer}")
+            why = _why_not_split(
+                a.reason, node, f"{node} would need {need} for its stage, has {offer}"
+            )
             kept = ", ".join(name_of(one) for one in a.nodes)
             stays = f"; it stays whole on {kept}" if kept else ""
             return f"not split over {a.split} nodes: {why}{stays}"
+
+
+def _nor_split(assignment: Assignment, name_of: Callable[[NodeId], str]) -> str:
+    """Say why a model that fits on no node is not split either."""
+    refusal = assignment.refusal
+    if refusal is None:
+        return ""
+    node = "" if refusal.node is None else name_of(refusal.node)
+    need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
+    lack = f"its layers need {need}, all nodes that could share it have {offer} for them"
+    return f"; not split over several nodes either: {_why_not_split(refusal.reason, node, lack)}"
 
 
 def _why_not_split(reason: Reason, node: str, lack: str) -> str:
@@ -77,9 +93,9 @@ def _why_not_split(reason: Reason, node: str, lack: str) -> str:
                 f" RPC: `p2pmesh engine install` on {node} helps"
             )
         case Reason.NO_ENGINES:
-            return "too few nodes are here"
+            return "too few nodes are here: `p2pmesh invite` lets more in"
         case _:
-            return f"{node} {lack}"
+            return lack
 
 
 def _show_bytes(size_bytes: int, *, up: bool = False) -> str:

@@ -52,8 +52,8 @@ class ModelFacts:
         holders: The nodes that have its file, sorted.
         fallback: The embedded model: one copy of it runs while nothing that is wanted can run.
         own_needs: The holders that say of themselves that a copy takes another amount there.
-        shapes: What it takes in stages, by the card of each holder; only where stages of it run or
-            are wanted.
+        shapes: What it takes in stages, by the card of each holder; only where stages of it run, or
+            it is wanted.
     """
 
     digest: ModelDigest

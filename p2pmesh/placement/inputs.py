@@ -167,8 +167,8 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
     digest = model.digest
     needs: dict[NodeId, int] = {}
     shapes: dict[NodeId, Shape] = {}
-    in_stages = model.wanted is not None and model.wanted.split > 1
-    in_stages = in_stages or any(served.stages for _, served in model.replicas)
+    # A model that fits on no node may become a pipeline, and which fits is up to the plan.
+    in_stages = model.wanted is not None or any(served.stages for _, served in model.replicas)
     for node in model.holders:
         if node.node not in gone:
             card = node.held[digest].card

@@ -214,6 +214,30 @@ def lacking(
     return one.node, runner.need(first, layers), one.room_bytes
 
 
+def lacking_together(
+    heads: Sequence[Candidate], candidates: Sequence[Candidate]
+) -> tuple[int, int]:
+    """What a pipeline that fits nowhere would need over as many nodes as help, and their room.
+
+    Of the heads and the builds the one with the most room is meant. The figures are lower and upper
+    bounds: layers are not cut, so what is needed may be there in pieces that are too small.
+
+    Args:
+        heads: Some of the candidates, which may head.
+        candidates: All, in any order.
+    """
+    found = []
+    for head in heads:
+        assert head.heads is not None, "a head knows the model"
+        shape = head.heads
+        others = (one for one in candidates if one.rpc == head.rpc and one.node != head.node)
+        rooms = sorted((max(one.room_bytes - shape.stage_bytes, 0) for one in others), reverse=True)
+        count = min(STAGES_MAX, len(shape.layer_bytes)) - 1
+        room_bytes = max(head.room_bytes - shape.head_bytes, 0) + sum(rooms[:count])
+        found.append((sum(shape.layer_bytes), room_bytes))
+    return min(found, key=lambda one: (one[0] - one[1], one))
+
+
 class _Tail(NamedTuple):
     """The last stages of a pipeline; the smaller one is better.
 

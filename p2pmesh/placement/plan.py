@@ -2,12 +2,13 @@
 
 Pure, and the same function on every node. There are two layouts. `Whole`: each copy lies on one
 node. `Pipeline`: the nodes share one copy, each with some of its layers (`pipeline.py`); that is
-for models whose owners ask for it, and there is one of it.
+for models whose owners ask for it, and for those that fit on no node, and there is one of it.
 
 The rules. Higher priority goes first and sees nothing of what is below it. Among models of one
-priority, running copies keep their place as long as they fit (ready ones before loading ones);
-only then are missing copies placed, larger models first, each on the nodes that have the file and
-the room, in the order of weighted rendezvous.
+priority, what runs keeps its place as long as it fits: copies (ready ones before loading ones) and
+pipelines. Then come pipelines that owners ask for, then missing copies, larger models first, each
+on the nodes that have the file and the room, in the order of weighted rendezvous; and in the end
+pipelines of models that found no place for any copy.
 
 Why a plan does not chase its own tail: carry out any part of it, in any order, and planning again
 gives the same plan. Take one priority, everything above it being settled. Copies that the plan
@@ -15,10 +16,13 @@ keeps still fit. Copies that it starts become running ones that fit, and fill no
 were wanted. Copies that it stops were not counted. Those that found no room find none now, since
 room in the second reckoning is never more than it was in the first. So nothing is chosen anew.
 A pipeline is found again by any of its parts, since each tells the whole unit, and one of which
-nothing runs yet is still the best of those that fit.
+nothing runs yet is still the best of those that fit. A model that found no place for a copy finds
+none while its pipeline runs, since what that takes counts against it or was free before.
 
-One exception: a copy of a model that is to become a pipeline keeps its memory, so that it answers
-until the pipeline does. A node that stops it sooner may make room for a better pipeline.
+Two exceptions. A copy of a model whose owner asks for a split keeps its memory, so that it answers
+until the pipeline does: a node that stops it sooner may make room for a better pipeline. A
+pipeline that a copy is to replace tells where: a node that stops it before the copy is loading may
+make room for a larger model there.
 
 The embedded model comes last of all, and only when nothing that is wanted has a place: it takes
 room from nobody, and a wish that cannot be met leaves nobody without a model.
@@ -27,12 +31,12 @@ room from nobody, and a wish that cannot be met leaves nobody without a model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
@@ -46,11 +50,11 @@ from p2pmesh.models.parts import (
 )
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resident
 from p2pmesh.placement.layout import Layout, Pipeline, Whole
-from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking
+from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking, lacking_together
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 4
+ALGORITHM = 5
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16
@@ -58,6 +62,9 @@ PLAN_DIGEST_BYTES = 16
 # all models by claiming a huge budget.
 WEIGHT_COPIES_MAX = 8
 FINGERPRINT_BYTES = 8
+# A pipeline that works makes way for a copy which only fits instead of it, and needs time to load,
+# where so much of its need is left over: budgets move with what else people do.
+SLACK_SHARE = 8
 MIB = 2**20
 
 
@@ -78,6 +85,22 @@ class Reason(StrEnum):
     NO_STAGE_ROOM = "no-stage-room"
 
 
+class Refusal(NamedTuple):
+    """Why there is no pipeline of a model.
+
+    Attributes:
+        reason: What is in the way.
+        node: The node that it fails on, where it is one.
+        need_bytes: Of the stage there; without a node, of all stages together.
+        room_bytes: What that node, or all that could take part, has for it.
+    """
+
+    reason: Reason
+    node: NodeId | None = None
+    need_bytes: int = 0
+    room_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The places of one model, and the figures behind the reason for them.
@@ -92,6 +115,7 @@ class Assignment:
             refused, the node that it fails on, and the figures are those of its stage there.
         room_bytes: What `roomiest` has to offer.
         split: How many nodes should share it; 0 where that was not asked for.
+        refusal: Why a model without a place is not split either, where nobody asked for that.
     """
 
     digest: ModelDigest
@@ -103,6 +127,7 @@ class Assignment:
     roomiest: NodeId | None = None
     room_bytes: int = 0
     split: int = 0
+    refusal: Refusal | None = None
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
@@ -241,26 +266,48 @@ class _Allocation:
         self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
 
     def serve(self, demands: Iterable[_Demand]) -> list[Assignment]:
-        """Gives demands of one priority their places: what runs, then pipelines, then copies."""
+        """Gives demands of one priority their places, in the order that the module has.
+
+        When a copy finds one that is to replace a unit, all is done again as if it ran already:
+        once it does, that is what is found.
+        """
         equals = list(demands)
         for demand in equals:
             self.keep(demand)
+        while True:
+            kept = self._places, self._pipelines, self._room
+            self._places = {digest: [*nodes] for digest, nodes in self._places.items()}
+            self._pipelines, self._room = dict(self._pipelines), dict(self._room)
+            replaced = self._place(equals)
+            if replaced is None:
+                return [self.assignment(demand) for demand in equals]
+            demand, node = replaced
+            self._places, self._pipelines, self._room = kept
+            self._take_stages(demand)
+            self._give(demand, [node])
+
+    def _place(self, equals: Sequence[_Demand]) -> tuple[_Demand, NodeId] | None:
+        """Give what does not run yet its places; stops at a copy that is to replace a unit."""
         for demand in equals:
             if demand.split:
                 self.split(demand)
         for demand in equals:
             if not demand.split:
+                if instead := self._instead(demand):
+                    return demand, instead
                 self.extend(demand)
-        return [self.assignment(demand) for demand in equals]
+        for demand in equals:
+            if not demand.split and not self._places[demand.model.digest]:
+                self.split(demand)
+        return None
 
     def keep(self, demand: _Demand) -> None:
         """Gives what runs its place as far as it fits: copies or a unit, as it is wanted."""
-        if not demand.split:
-            self._keep_copies(demand)
-            return
         digest = demand.model.digest
         self._places[digest] = []
-        units = self._units.get(digest, {})
+        if not demand.split:
+            self._keep_copies(demand)
+        units = self._units.get(digest, {}) if not self._places[digest] else {}
         for ranges in sorted(
             units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
         ):
@@ -269,25 +316,53 @@ class _Allocation:
                 return
 
     def split(self, demand: _Demand) -> None:
-        """Make a pipeline of a demand of which no unit runs; without one, what runs is kept."""
+        """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs."""
         if demand.model.digest in self._pipelines:
             return
         stages = choose(self._candidates(demand), split=demand.split)
-        if stages is None:
-            self._keep_copies(demand)
-        else:
+        if stages is not None:
             self._give_stages(demand, stages)
+        elif demand.split:
+            self._keep_copies(demand)
 
     def extend(self, demand: _Demand) -> None:
         """Gives the copies still missing a place among the nodes that have the file."""
         if len(self._places[demand.model.digest]) < demand.copies:
-            free = self._free(demand)
-            fitting = [node for node in free if self._room[node] >= self._need(demand, node)]
-            self._give(demand, self._rank(demand, fitting))
+            self._give(demand, self._fitting(demand, self._room))
+
+    def _instead(self, demand: _Demand) -> NodeId | None:
+        """The node for a copy instead of a unit that runs, if there is one.
+
+        It fits beside the unit, which answers until the copy does, or without it and with room
+        to spare.
+        """
+        if demand.model.digest not in self._pipelines:
+            return None
+        without = dict(self._room)
+        for stage in self._pipelines[demand.model.digest]:
+            without[stage.node] += stage.need_bytes
+        fitting = self._fitting(demand, self._room)
+        fitting = fitting or self._fitting(demand, without, slack_share=SLACK_SHARE)
+        return fitting[0] if fitting else None
+
+    def _fitting(
+        self, demand: _Demand, room: Mapping[NodeId, int], *, slack_share: int = 0
+    ) -> list[NodeId]:
+        """The nodes with the file, no copy and the room for one, best first."""
+
+        def size(node: NodeId) -> int:
+            need_bytes = self._need(demand, node)
+            return need_bytes + (need_bytes // slack_share if slack_share else 0)
+
+        return self._rank(demand, [n for n in self._free(demand) if room[n] >= size(n)])
 
     def assignment(self, demand: _Demand) -> Assignment:
         """Return the assignment of a demand, once all of its priority have been served."""
-        return self._of_pipeline(demand) if demand.split else self._of_copies(demand)
+        if demand.split:
+            return self._of_split(demand)
+        if demand.model.digest in self._pipelines:
+            return self._of_pipeline(demand)
+        return self._of_copies(demand)
 
     def _of_copies(self, demand: _Demand) -> Assignment:
         places = self._places[demand.model.digest]
@@ -308,56 +383,67 @@ class _Allocation:
             holders=len(holders),
             roomiest=roomiest,
             room_bytes=0 if roomiest is None else offers[roomiest],
+            refusal=self._refusal(demand) if demand.model.shapes and not places else None,
         )
 
     def _of_pipeline(self, demand: _Demand) -> Assignment:
         digest = demand.model.digest
-        stages = self._pipelines.get(digest)
-        if stages is None:
-            layout: Layout = Whole(nodes=tuple(sorted(self._places[digest])))
-            reason, node, need_bytes, room_bytes = self._refusal(demand)
-        else:
-            layout = Pipeline.of(digest, stages)
-            need_bytes = sum(stage.need_bytes for stage in stages)
-            reason, node, room_bytes = Reason.PLACED, None, 0
+        stages = self._pipelines[digest]
         return Assignment(
             digest=digest,
-            layout=layout,
-            reason=reason,
-            copies=1 if stages else demand.copies,
-            need_bytes=need_bytes,
+            layout=Pipeline.of(digest, stages),
+            reason=Reason.PLACED,
+            copies=1,
+            need_bytes=sum(stage.need_bytes for stage in stages),
             holders=len(self._holders(demand.model)),
-            roomiest=node,
-            room_bytes=room_bytes,
             split=demand.split,
         )
 
-    def _refusal(self, demand: _Demand) -> tuple[Reason, NodeId | None, int, int]:
-        """Why there is no pipeline: the reason, the node it fails on, its need and its room."""
-        candidates = self._candidates(demand)
+    def _of_split(self, demand: _Demand) -> Assignment:
+        """Return the pipeline that is asked for, or why there is none."""
+        digest = demand.model.digest
+        if digest in self._pipelines:
+            return self._of_pipeline(demand)
+        refusal = self._refusal(demand)
+        return Assignment(
+            digest=digest,
+            layout=Whole(nodes=tuple(sorted(self._places[digest]))),
+            reason=refusal.reason,
+            copies=demand.copies,
+            need_bytes=refusal.need_bytes,
+            holders=len(self._holders(demand.model)),
+            roomiest=refusal.node,
+            room_bytes=refusal.room_bytes,
+            split=demand.split,
+        )
+
+    def _refusal(self, demand: _Demand) -> Refusal:
+        """Why there is no pipeline, of as many nodes as are asked for or of any number."""
+        candidates, need_bytes = self._candidates(demand), demand.model.need_bytes
+        least = demand.split or 2
         holders = [one for one in candidates if one.holds]
         if not holders:
-            return Reason.NO_HOLDER, None, demand.model.need_bytes, 0
+            return Refusal(Reason.NO_HOLDER, None, need_bytes)
         shapes = dict(demand.model.shapes)
-        if all(len(shape.layer_bytes) < demand.split for shape in shapes.values()):
-            return Reason.FEW_LAYERS, None, demand.model.need_bytes, 0
+        if all(len(shape.layer_bytes) < least for shape in shapes.values()):
+            return Refusal(Reason.FEW_LAYERS, None, need_bytes)
         alike = Counter(one.rpc for one in candidates if one.rpc)
-        able = [one for one in holders if alike[one.rpc] >= demand.split]
+        able = [one for one in holders if alike[one.rpc] >= least]
         if not able:
-            return Reason.NO_ENGINES, _odd_one(holders, candidates), demand.model.need_bytes, 0
+            return Refusal(Reason.NO_ENGINES, _odd_one(holders, candidates), need_bytes)
         heads = [one for one in able if one.heads]
         if not heads:
-            return Reason.NO_RIGHT, able[0].node, demand.model.need_bytes, 0
-        return Reason.NO_STAGE_ROOM, *lacking(heads, candidates, demand.split)
+            return Refusal(Reason.NO_RIGHT, able[0].node, need_bytes)
+        if demand.split:
+            return Refusal(Reason.NO_STAGE_ROOM, *lacking(heads, candidates, demand.split))
+        return Refusal(Reason.NO_STAGE_ROOM, None, *lacking_together(heads, candidates))
 
     def _candidates(self, demand: _Demand) -> list[Candidate]:
-        """Every node, with the room beside a copy of the model that it runs."""
+        """Every node, with the room beside a copy of the model that stays until the pipeline is."""
         model = demand.model
         shapes = dict(model.shapes)
-        beside = {
-            node: self._need(demand, node)
-            for node in self._running.get((model.digest, "ready"), [])
-        }
+        copies = self._running.get((model.digest, "ready"), []) if demand.split else []
+        beside = {node: self._need(demand, node) for node in copies}
         kept = self._places[model.digest]
         candidates = []
         for node, facts in self._nodes.items():
@@ -381,7 +467,7 @@ class _Allocation:
         """The stages of a running unit with what they take now; None when it cannot go on."""
         nodes = [self._nodes.get(one.node) for one in ranges]
         shape = dict(demand.model.shapes).get(ranges[0].node)
-        if len(ranges) != demand.split or shape is None or not _may_share(nodes):
+        if demand.split not in (0, len(ranges)) or shape is None or not _may_share(nodes):
             return None
         if ranges[-1].last_layer != len(shape.layer_bytes) - 1:
             return None
@@ -420,6 +506,10 @@ class _Allocation:
         self._pipelines[demand.model.digest] = stages
         for stage in stages:
             self._room[stage.node] -= stage.need_bytes
+
+    def _take_stages(self, demand: _Demand) -> None:
+        for stage in self._pipelines.pop(demand.model.digest):
+            self._room[stage.node] += stage.need_bytes
 
     def _give(self, demand: _Demand, nodes: list[NodeId]) -> None:
         places = self._places.setdefault(demand.model.digest, [])

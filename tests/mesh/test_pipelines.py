@@ -156,6 +156,7 @@ def test_a_split_without_a_second_engine_names_the_command(tmp_path: Path) -> No
     other = start(tmp_path / "two", "--join", node.invite(), name="two")  # the embedded engine
     try:
         wait_until(lambda: "engine install" in str(model(node)["reason"]), "the reason is said")
+        assert "not split over 2 nodes" in str(model(node)["reason"])
     finally:
         end(other)
         end(node)

@@ -17,7 +17,7 @@ from p2pmesh.placement.facts import (
     Resident,
     ResidentState,
 )
-from p2pmesh.placement.layout import Pipeline
+from p2pmesh.placement.layout import Pipeline, Whole
 from p2pmesh.placement.pipeline import Shape
 from p2pmesh.placement.plan import Assignment, Plan
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES, STATES
@@ -64,7 +64,8 @@ def running(facts: PlacementInputs) -> set[ReplicaKey]:
 def some_of(rng: Random, result: Plan, facts: PlacementInputs) -> PlacementInputs:
     """The facts once some parts were started and others stopped, as a plan has it.
 
-    A whole copy of a model that is to be split stays: its node stops it for the pipeline only.
+    A whole copy of a model whose owner wants it split stays: its node stops it for the pipeline
+    only. So does a pipeline that a copy is to replace, until that is there.
     """
     here = running(facts)
     starts = [
@@ -75,11 +76,14 @@ def some_of(rng: Random, result: Plan, facts: PlacementInputs) -> PlacementInput
     ]
     planned = {one for assignment in result.assignments for one in assignment.replicas()}
     split = {assignment.digest for assignment in result.assignments if assignment.split}
+    started = {one.digest for one in (*facts.residents, *starts) if not one.stages}
+    whole = {a.digest for a in result.assignments if a.nodes and isinstance(a.layout, Whole)}
     left = [
         one
         for one in facts.residents
         if ReplicaKey(one.node, one.part) in planned
         or (one.digest in split and not one.stages)
+        or (one.digest in whole - started and one.stages)
         or rng.random() < 0.5
     ]
     return replace(facts, residents=(*left, *starts))

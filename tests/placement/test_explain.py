@@ -78,8 +78,9 @@ def test_a_pipeline_says_who_has_which_layers() -> None:
 
 def test_a_split_that_is_refused_names_the_cause_and_the_command_that_helps() -> None:
     ninth = engine(A, 9 * GIB)
-    assert why(ninth) == "not split over 2 nodes: too few nodes are here"
-    assert why(ninth, engine(B, 9 * GIB), split=8).endswith("too few nodes are here")
+    few = "too few nodes are here: `p2pmesh invite` lets more in"
+    assert why(ninth) == f"not split over 2 nodes: {few}"
+    assert why(ninth, engine(B, 9 * GIB), split=8).endswith(few)
     for rpc in ("", "8.0.0"):
         assert why(ninth, engine(B, 9 * GIB, rpc=rpc)).endswith(
             "have engines with the same RPC: `p2pmesh engine install` on bench helps"
@@ -108,4 +109,25 @@ def test_a_split_without_room_names_the_node_and_its_lack() -> None:
 
 
 def test_what_runs_whole_is_said_to_stay() -> None:
-    assert why(engine(A, 9 * GIB), kept=True).endswith("are here; it stays whole on attic")
+    assert why(engine(A, 9 * GIB), kept=True).endswith("lets more in; it stays whole on attic")
+
+
+def test_a_model_that_fits_on_no_node_says_so_and_why_it_is_not_split() -> None:
+    two = engine(A, 6 * GIB), engine(B, 6 * GIB)
+    assert why(*two, split=0) == (
+        "it fits on no node: split over 2 nodes: layers 1 to 4 on attic, 5 to 8 on bench"
+    )
+    assert why(engine(A, 6 * GIB), split=0) == (
+        "needs 9.0 GiB, the largest budget of a node that holds it is 6.0 GiB on attic: it takes"
+        " more memory, a smaller quantisation or a shorter context; not split over several nodes"
+        " either: too few nodes are here: `p2pmesh invite` lets more in"
+    )
+    assert why(two[0], engine(B, 6 * GIB, rpc=""), split=0).endswith(
+        "have engines with the same RPC: `p2pmesh engine install` on bench helps"
+    )
+    assert why(engine(A, 6 * GIB, may_head=False), two[1], split=0).endswith(
+        "an admin can change that by `p2pmesh grant attic stage`"
+    )
+    assert why(two[0], engine(B, 3 * GIB), split=0).endswith(
+        "its layers need 8.0 GiB, all nodes that could share it have 7.5 GiB for them"
+    )

@@ -158,13 +158,19 @@ def test_everything_that_is_said_becomes_facts() -> None:
         serves=[Served(digest=ALPHA, state="loading", detail="30 %")],
         wants=[wanted(replicas=2, priority=1, context=1024, slots=4)],
     )
+    shape = shape_of(card(), context=1024)
     assert facts_of(world.view(), ()) == PlacementInputs(
         nodes=(
             NodeFacts(node=A, budget_bytes=2 * GIB, may_head=True),
             NodeFacts(node=B, budget_bytes=GIB, may_head=True),
         ),
         models=(
-            ModelFacts(digest=ALPHA, need_bytes=need_bytes(card(), context=1024), holders=(A, B)),
+            ModelFacts(
+                digest=ALPHA,
+                need_bytes=need_bytes(card(), context=1024),
+                holders=(A, B),
+                shapes=((A, shape), (B, shape)),
+            ),
             ModelFacts(
                 digest=BETA,
                 need_bytes=need_bytes(card(), context=4096),
@@ -200,7 +206,8 @@ def test_what_a_pipeline_hangs_on_becomes_facts() -> None:
     assert facts.residents == (
         Resident(digest=ALPHA, node=B, state="ready", name=name, stages=stages),
     )
-    world.node(0, holds=[held(1)], wants=[wanted(split=1)])
+    world.node(0, holds=[held(1)])
+    world.say(0, WANTS, wants_to_wire([]))
     assert facts_of(world.view(), ()).models[0].shapes, "what still runs takes memory"
     world.say(1, SERVING, serves_to_wire([]))
     assert facts_of(world.view(), ()).models[0].shapes == ()

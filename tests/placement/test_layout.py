@@ -9,7 +9,13 @@ import pytest
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.parts import WHOLE, StageName, parse_stage
-from p2pmesh.placement.facts import NodeFacts, PlacementInputs, PlacementRequest, Resident
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+)
 from p2pmesh.placement.layout import Pipeline, Whole
 from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Reason, plan
@@ -115,7 +121,7 @@ def test_a_split_makes_one_pipeline_of_that_many_nodes() -> None:
 def test_golden_pipeline() -> None:
     nodes = (engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 12 * GIB, rpc="8.0.0"))
     result = plan(split_facts(*nodes))
-    assert result.digest.hex() == "a2d21fc93629339519a8821a1c5c1568"
+    assert result.digest.hex() == "a0f7c7cfcca8b8d67ef31c0c100d5b13"
     (row,) = result.assignments
     assert isinstance(row.layout, Pipeline)
     assert row.layout.unit == "cff7f5758f4f4d17"
@@ -175,3 +181,74 @@ def test_a_copy_that_answers_keeps_its_memory_beside_the_pipeline() -> None:
             assert row.layout == Whole(nodes=(A,))
             assert (row.reason, row.roomiest) == (Reason.NO_STAGE_ROOM, A)
         assert model.need_bytes == 9 * GIB
+
+
+# Pipelines that nobody asked for.
+
+
+def unasked(*nodes: NodeFacts, **changes: Any) -> PlacementInputs:
+    return split_facts(*nodes, split=0, **changes)
+
+
+def test_a_model_that_fits_on_no_node_becomes_a_pipeline_of_the_fewest_nodes() -> None:
+    six = [engine(n, 6 * GIB) for n in (A, B, C)]
+    row = only(plan(unasked(*six)), BIG)
+    assert isinstance(row.layout, Pipeline)
+    assert (len(row.nodes), row.copies, row.split, row.reason) == (2, 1, 0, Reason.PLACED)
+    four = [engine(n, 4 * GIB) for n in (A, B, C)]
+    assert len(only(plan(unasked(*four)), BIG).nodes) == 3
+    alone = only(plan(unasked(six[0])), BIG)
+    assert (alone.reason, alone.nodes) == (Reason.TOO_LARGE, ())
+    assert alone.refusal is not None
+    assert alone.refusal.reason is Reason.NO_ENGINES
+
+
+def test_it_becomes_whole_when_a_large_node_joins_and_a_pipeline_again_when_that_leaves() -> None:
+    small = engine(A, 6 * GIB), engine(B, 6 * GIB)
+    first = only(plan(unasked(*small)), BIG)
+    here = tuple(residents(first))
+    large = unasked(*small, engine(C, 9 * GIB), holders=(A, B, C), residents=here)
+    whole = only(plan(large), BIG)
+    assert whole.layout == Whole(nodes=(C,))
+    moved = replace(large, residents=(*here, ready(C, BIG)))
+    assert only(plan(moved), BIG).layout == whole.layout
+    stayed = unasked(*small, engine(C, 9 * GIB), residents=here)
+    assert only(plan(stayed), BIG).layout == first.layout, "the large node lacks the file"
+    left = unasked(*small, residents=(ready(C, BIG),))
+    assert only(plan(left), BIG).layout == first.layout
+
+
+@pytest.mark.parametrize(
+    ("budget", "becomes_whole"), [(9 * GIB, False), (10 * GIB, False), (11 * GIB, True)]
+)
+def test_a_pipeline_that_runs_makes_way_for_a_copy_in_its_own_memory_only_with_room_to_spare(
+    budget: int,
+    becomes_whole: bool,  # noqa: FBT001
+) -> None:
+    first = only(plan(unasked(engine(A, 6 * GIB), engine(B, 6 * GIB))), BIG)
+    grown = engine(A, budget), engine(B, 6 * GIB)
+    row = only(plan(unasked(*grown, residents=tuple(residents(first)))), BIG)
+    assert (row.layout == Whole(nodes=(A,))) is becomes_whole
+    assert becomes_whole or row.layout == first.layout
+    assert only(plan(unasked(*grown)), BIG).layout == Whole(nodes=(A,))
+
+
+def test_a_model_is_split_where_others_took_the_room_for_a_copy() -> None:
+    other = model("other")
+    facts = unasked(engine(A, 16 * GIB), engine(B, 8 * GIB), holders=(A,))
+    whole = ModelFacts(digest=other, need_bytes=10 * GIB, holders=(A,))
+    wish = PlacementRequest(owner=A, digest=other)
+    full = replace(facts, models=(*facts.models, whole), wants=(*facts.wants, wish))
+    result = plan(full)
+    assert only(result, other).nodes == (A,)
+    assert isinstance(only(result, BIG).layout, Pipeline)
+    assert only(plan(facts), BIG).layout == Whole(nodes=(A,))
+
+
+def test_a_pipeline_that_nobody_asks_for_any_more_stays_until_a_copy_can_take_over() -> None:
+    nodes = engine(A, 9 * GIB), engine(B, 9 * GIB)
+    first = only(plan(split_facts(*nodes)), BIG)
+    here = tuple(residents(first))
+    assert only(plan(unasked(*nodes, residents=here)), BIG).layout == first.layout
+    roomy = engine(A, 9 * GIB), engine(B, 16 * GIB)
+    assert only(plan(unasked(*roomy, residents=here)), BIG).layout == Whole(nodes=(B,))
