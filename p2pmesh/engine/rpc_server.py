@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 
 from p2pmesh.engine.argv import passed_on
+from p2pmesh.engine.confinement import Access
 from p2pmesh.engine.exit_reason import exit_reason
 from p2pmesh.engine.rpc_builds import (
     ANSWER_BYTES,
@@ -76,7 +77,8 @@ class RpcServer:
         self.environ: Mapping[str, str] = passed_on(environ)
         self.endpoint: tuple[str, int] | None = None
         self.argv: Sequence[str] = ()
-        self._command = tuple(command)
+        self.command: Sequence[str] = tuple(command)
+        self.access = Access()
         self._in_use = in_use
         self._flags = ["--device", ",".join(self.devices)]
         if threads is not None:
@@ -88,7 +90,8 @@ class RpcServer:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
         self.endpoint = HOST, port
-        self.argv = [*self._command, "--host", HOST, "--port", str(port), *self._flags]
+        self.argv = [*self.command, "--host", HOST, "--port", str(port), *self._flags]
+        self.access = Access(bind=port, accelerators=self.devices != (CPU,))
         return START_S
 
     def progress(self, resident_bytes: int) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from p2pmesh.engine import probe
 from p2pmesh.engine.argv import Command, Launch, environment_of, server_argv
+from p2pmesh.engine.confinement import Access
 from p2pmesh.engine.exit_reason import exit_reason
 
 # Present and older forms: "listening on http://127.0.0.1:1234", "listening, hostname: …, port: 1".
@@ -54,7 +55,9 @@ class LlamaServer:
         self.launch = replace(launch, api_key=launch.api_key or secrets.token_urlsafe(24))
         self.name = launch.alias
         self.labels: Mapping[str, str] = {"model": launch.alias}
+        self.command: Sequence[str] = engine.command
         self.argv: Sequence[str] = server_argv(engine, self.launch)
+        self.access = access_of(self.launch)
         self.environ: Mapping[str, str] = environment_of(self.launch, environ)
         self.api_key = self.launch.api_key
         self._check = check
@@ -82,6 +85,16 @@ class LlamaServer:
     def exit_reason(self, lines: Sequence[str], exit_code: int | None) -> str:
         """Return its first complaint and how it ended."""
         return exit_reason(lines, exit_code)
+
+
+def access_of(launch: Launch) -> Access:
+    """Return what a launch needs of the machine; a head computes on the CPU alone."""
+    return Access(
+        files=launch.model_paths,
+        bind=launch.port,
+        connect=tuple(int(stage.endpoint.rpartition(":")[2]) for stage in launch.stages),
+        accelerators=not launch.stages and launch.devices != ("none",),
+    )
 
 
 def _size_of(paths: Iterable[PurePath]) -> int:

@@ -37,6 +37,8 @@ import trio
 
 from p2pmesh.engine import launcher
 from p2pmesh.engine.argv import readable
+from p2pmesh.engine.confined import confined, confinement_of
+from p2pmesh.engine.confinement import UNKNOWN, Access, Confinement
 from p2pmesh.errors import EngineError, MeshError
 
 State = Literal["loading", "ready", "failed", "stopping", "stopped"]
@@ -70,7 +72,9 @@ class EngineKind(Protocol):
     Attributes:
         name: What its log file is called after.
         labels: Fields of each log event about it.
+        command: The words of `argv` before the flags.
         argv: The whole command line; read before each start.
+        access: What it needs of this machine; read before each start.
         environ: All of its environment.
         listening: A regular expression for the line in which the program says where it listens;
             its two groups are host and port.
@@ -80,7 +84,9 @@ class EngineKind(Protocol):
 
     name: str
     labels: Mapping[str, str]
+    command: Sequence[str]
     argv: Sequence[str]
+    access: Access
     environ: Mapping[str, str]
     listening: str
     endpoint: tuple[str, int] | None
@@ -127,6 +133,7 @@ class EngineStatus:
         pid: The engine's process id while there is one.
         detail: What it is doing, or why it ended, for a person.
         since_s: trio's clock at the last change of state.
+        confinement: How far the engine is kept from the rest of this machine.
     """
 
     state: State
@@ -136,6 +143,7 @@ class EngineStatus:
     pid: int | None
     detail: str
     since_s: float
+    confinement: Confinement = UNKNOWN
 
 
 # A process that is gone or not ours, or no descriptor left to read /proc with.
@@ -262,21 +270,35 @@ class Supervisor:
 
     async def _spawn(self) -> trio.Process:
         await trio.to_thread.run_sync(partial(self.log_path.parent.mkdir, 0o700, True, True))
-        argv = self._kind.argv
+        confinement, command = await trio.to_thread.run_sync(self._command)
+        self.status = replace(self.status, confinement=confinement)
         # A process group of its own: Ctrl-C in the terminal is for the node alone.
         options: dict[str, Any] = {"process_group": 0}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         process = await trio.lowlevel.open_process(
-            [*_LAUNCHER, str(self.log_path), self._kind.listening, "--", *argv],
+            [*_LAUNCHER, str(self.log_path), self._kind.listening, "--", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=self._kind.environ,
             **options,
         )
-        self._log.info("engine_started", launcher=process.pid, command=readable(argv))
+        self._log.info(
+            "engine_started",
+            launcher=process.pid,
+            command=readable(self._kind.argv),
+            confinement=str(confinement),
+        )
         return process
+
+    def _command(self) -> tuple[Confinement, Sequence[str]]:
+        """Return what starts the engine, and how far it is confined then."""
+        kind = self._kind
+        confinement = confinement_of(kind.command)
+        if confinement.level == "none":
+            return confinement, kind.argv
+        return confinement, confined(kind.argv, kind.access, kind.environ)
 
     async def _hear(self, life: _Life, watcher: trio.CancelScope) -> None:
         """Take in what the launcher says; its silence is the engine's end."""
