@@ -142,7 +142,7 @@ class Node:
         """Take records in and bring everything up to date; returns the seconds it took."""
         begun_s = time.thread_time()
         self.mesh.message_received(self.peers[0].id, Push(records=records))
-        await trio.testing.wait_all_tasks_blocked()
+        await _until_planned()
         for served in self.routes.models():
             self.routes.targets(served.digest)
         return time.thread_time() - begun_s
@@ -212,6 +212,14 @@ async def measure(nodes: int, models: int, count: int) -> dict[str, float]:
                     figures["woken"] = (node.mesh.changes.count - woken) / len(times_s)
             nursery.cancel_scope.cancel()
     return figures
+
+
+async def _until_planned() -> None:
+    """Wait until nothing is left to do, the thread that plans included."""
+    threads = trio.to_thread.current_default_thread_limiter()
+    await trio.testing.wait_all_tasks_blocked()
+    while threads.borrowed_tokens:
+        await trio.testing.wait_all_tasks_blocked(cushion=0.001)
 
 
 def _peer(peer: Peer) -> hello.Peer:

@@ -121,6 +121,7 @@ async def test_what_others_call_a_model_cannot_keep_it_from_starting(parts: Part
         parts.hearsay.hold(number, held(0, stem="\0--evil", card=card(context=0)))
         parts.hearsay.want(number, wanted(0, stem="\n\0", context=0, slots=0))
     async with serving(parts):
+        await parts.reconciler.planned.wait()
         (engine,) = parts.engines
         assert engine.launch.context == 4096
         assert "\0" not in engine.launch.alias
