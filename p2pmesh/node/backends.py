@@ -17,9 +17,10 @@ from p2pmesh.models.parts import PartId, ReplicaKey, takes_requests
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.explain import explain
 from p2pmesh.placement.inputs import launch_context, launch_slots, part_context
-from p2pmesh.placement.plan import Assignment, Plan
+from p2pmesh.placement.plan import Plan
 from p2pmesh.state.registers import Served
 from p2pmesh.state.views import ModelView, NodeView
 

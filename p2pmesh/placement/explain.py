@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.layout import Pipeline
-from p2pmesh.placement.plan import Assignment, Reason
 
 MIB = 2**20
 GIB = 2**30

@@ -30,125 +30,23 @@ room from nobody, and a wish that cannot be met leaves nobody without a model.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from hashlib import blake2b
 from itertools import groupby
-from typing import Any, NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import (
-    WHOLE,
-    PartId,
-    ReplicaKey,
-    StageRange,
-    parse_stage,
-    unit_id,
-)
-from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resident
-from p2pmesh.placement.layout import Layout, Pipeline, Whole
-from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking, lacking_together
-from p2pmesh.placement.rendezvous import rank
+from p2pmesh.models.parts import PartId
+from p2pmesh.placement.allocation import Allocation, Demand
+from p2pmesh.placement.assignment import Assignment
+from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.wire.codec import encode
 
 ALGORITHM = 5
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16
-# In the rank of a model more memory than this many of its copies take counts no more: nobody draws
-# all models by claiming a huge budget.
-WEIGHT_COPIES_MAX = 8
-FINGERPRINT_BYTES = 8
-# A pipeline that works makes way for a copy which only fits instead of it, and needs time to load,
-# where so much of its need is left over: budgets move with what else people do.
-SLACK_SHARE = 8
-MIB = 2**20
-
-
-class Reason(StrEnum):
-    """Why an assignment is as it is; `explain` makes it a sentence."""
-
-    PLACED = "placed"
-    UNWANTED = "unwanted"
-    STANDBY = "standby"
-    NO_HOLDER = "no-holder"
-    TOO_LARGE = "too-large"
-    NO_ROOM = "no-room"
-    FEW_HOLDERS = "few-holders"
-    LITTLE_ROOM = "little-room"
-    FEW_LAYERS = "few-layers"
-    NO_ENGINES = "no-engines"
-    NO_RIGHT = "no-right"
-    NO_STAGE_ROOM = "no-stage-room"
-
-
-class Refusal(NamedTuple):
-    """Why there is no pipeline of a model.
-
-    Attributes:
-        reason: What is in the way.
-        node: The node that it fails on, where it is one.
-        need_bytes: Of the stage there; without a node, of all stages together.
-        room_bytes: What that node, or all that could take part, has for it.
-    """
-
-    reason: Reason
-    node: NodeId | None = None
-    need_bytes: int = 0
-    room_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """The places of one model, and the figures behind the reason for them.
-
-    Attributes:
-        layout: How the model is served, and where.
-        copies: How many copies are wanted; 0 when nobody wants it.
-        need_bytes: What a copy takes, on `roomiest` where there is one.
-        holders: How many live nodes have the file.
-        roomiest: Of the nodes that have the file and no copy, the one that lacks the least memory
-            (for TOO_LARGE: of its whole budget); None when there is none. Where a pipeline is
-            refused, the node that it fails on, and the figures are those of its stage there.
-        room_bytes: What `roomiest` has to offer.
-        split: How many nodes should share it; 0 where that was not asked for.
-        refusal: Why a model without a place is not split either, where nobody asked for that.
-    """
-
-    digest: ModelDigest
-    layout: Layout
-    reason: Reason
-    copies: int
-    need_bytes: int
-    holders: int
-    roomiest: NodeId | None = None
-    room_bytes: int = 0
-    split: int = 0
-    refusal: Refusal | None = None
-
-    @property
-    def nodes(self) -> tuple[NodeId, ...]:
-        """Return the nodes that should serve the model, in the order of its layout."""
-        return self.layout.nodes
-
-    def decision(self) -> list[Any]:
-        """Return what nodes agree on: the choice, without the figures that explain it."""
-        return [self.digest, self.layout.decision(), self.reason.value, self.copies]
-
-    def replicas(self) -> Iterator[ReplicaKey]:
-        """Every part of the layout, with its node."""
-        for node in self.nodes:
-            name = self.layout.part_on(node)
-            assert name is not None, "a layout has a part for each of its nodes"
-            yield ReplicaKey(node, PartId(self.digest, name))
-
-    def fingerprint(self) -> bytes:
-        """Eight bytes by which nodes compare their plans for this one model."""
-        data = encode([ALGORITHM, self.decision()])
-        return blake2b(data, digest_size=FINGERPRINT_BYTES).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,14 +77,14 @@ class Plan:
 
 def plan(facts: PlacementInputs) -> Plan:
     """The plan that follows from `facts`, on whichever node it is computed."""
-    table = _Allocation(facts)
+    table = Allocation(facts)
     demands, idle = _demands(facts)
     assignments = [a for _, group in groupby(demands, key=_priority) for a in table.serve(group)]
     fallbacks = {model.digest for model in facts.models if model.fallback}
     if not any(a.nodes for a in assignments if a.digest not in fallbacks):
         standby = [model for model in idle if model.fallback]
         idle = [model for model in idle if not model.fallback]
-        assignments += table.serve(_Demand(model=m, copies=1, priority=0) for m in standby)
+        assignments += table.serve(Demand(model=m, copies=1, priority=0) for m in standby)
     assignments += [table.left_out(model) for model in idle]
     return Plan(
         algorithm=ALGORITHM,
@@ -199,21 +97,11 @@ def _encode(algorithm: int, assignments: Iterable[Assignment]) -> bytes:
     return encode([algorithm, [assignment.decision() for assignment in assignments]])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Demand:
-    """A wanted model: what all wants for it come to."""
-
-    model: ModelFacts
-    copies: int
-    priority: int
-    split: int = 0
-
-
-def _priority(demand: _Demand) -> int:
+def _priority(demand: Demand) -> int:
     return demand.priority
 
 
-def _demands(facts: PlacementInputs) -> tuple[list[_Demand], list[ModelFacts]]:
+def _demands(facts: PlacementInputs) -> tuple[list[Demand], list[ModelFacts]]:
     """Return the wanted models in the order of planning, and the others, by digest.
 
     A wanted model that nobody describes has no known need and no holder: a running copy of it
@@ -232,7 +120,7 @@ def _demands(facts: PlacementInputs) -> tuple[list[_Demand], list[ModelFacts]]:
         if want.split > 1:
             split[want.digest] = max(split.get(want.digest, 0), want.split)
     demands = [
-        _Demand(
+        Demand(
             model=models[digest],
             copies=count,
             priority=priority.get(digest, 0),
@@ -242,322 +130,3 @@ def _demands(facts: PlacementInputs) -> tuple[list[_Demand], list[ModelFacts]]:
     ]
     demands.sort(key=lambda d: (-d.priority, -d.model.need_bytes, d.model.digest))
     return demands, [models[digest] for digest in sorted(models) if digest not in copies]
-
-
-class _Allocation:
-    """The state of a plan in the making: the room left, and the places given."""
-
-    def __init__(self, facts: PlacementInputs) -> None:
-        self._nodes = {part.node: part for part in facts.nodes}
-        self._budgets = {part.node: part.budget_bytes for part in facts.nodes}
-        self._room = dict(self._budgets)
-        self._places: dict[ModelDigest, list[NodeId]] = {}
-        self._pipelines: dict[ModelDigest, tuple[Stage, ...]] = {}
-        self._running: dict[tuple[ModelDigest, str], list[NodeId]] = {}
-        self._units: dict[ModelDigest, dict[tuple[StageRange, ...], list[str]]] = {}
-        for part in facts.residents:
-            if part.node not in self._budgets:
-                continue
-            if part.name == WHOLE:
-                self._running.setdefault((part.digest, part.state), []).append(part.node)
-            elif _is_own_stage(part):
-                units = self._units.setdefault(part.digest, {})
-                units.setdefault(part.stages, []).append(part.state)
-        self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
-
-    def serve(self, demands: Iterable[_Demand]) -> list[Assignment]:
-        """Gives demands of one priority their places, in the order that the module has.
-
-        When a copy finds one that is to replace a unit, all is done again as if it ran already:
-        once it does, that is what is found.
-        """
-        equals = list(demands)
-        for demand in equals:
-            self.keep(demand)
-        while True:
-            kept = self._places, self._pipelines, self._room
-            self._places = {digest: [*nodes] for digest, nodes in self._places.items()}
-            self._pipelines, self._room = dict(self._pipelines), dict(self._room)
-            replaced = self._place(equals)
-            if replaced is None:
-                return [self.assignment(demand) for demand in equals]
-            demand, node = replaced
-            self._places, self._pipelines, self._room = kept
-            self._take_stages(demand)
-            self._give(demand, [node])
-
-    def _place(self, equals: Sequence[_Demand]) -> tuple[_Demand, NodeId] | None:
-        """Give what does not run yet its places; stops at a copy that is to replace a unit."""
-        for demand in equals:
-            if demand.split:
-                self.split(demand)
-        for demand in equals:
-            if not demand.split:
-                if instead := self._instead(demand):
-                    return demand, instead
-                self.extend(demand)
-        for demand in equals:
-            if not demand.split and not self._places[demand.model.digest]:
-                self.split(demand)
-        return None
-
-    def keep(self, demand: _Demand) -> None:
-        """Gives what runs its place as far as it fits: copies or a unit, as it is wanted."""
-        digest = demand.model.digest
-        self._places[digest] = []
-        if not demand.split:
-            self._keep_copies(demand)
-        units = self._units.get(digest, {}) if not self._places[digest] else {}
-        for ranges in sorted(
-            units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
-        ):
-            if stages := self._feasible(demand, ranges):
-                self._give_stages(demand, stages)
-                return
-
-    def split(self, demand: _Demand) -> None:
-        """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs."""
-        if demand.model.digest in self._pipelines:
-            return
-        stages = choose(self._candidates(demand), split=demand.split)
-        if stages is not None:
-            self._give_stages(demand, stages)
-        elif demand.split:
-            self._keep_copies(demand)
-
-    def extend(self, demand: _Demand) -> None:
-        """Gives the copies still missing a place among the nodes that have the file."""
-        if len(self._places[demand.model.digest]) < demand.copies:
-            self._give(demand, self._fitting(demand, self._room))
-
-    def _instead(self, demand: _Demand) -> NodeId | None:
-        """The node for a copy instead of a unit that runs, if there is one.
-
-        It fits beside the unit, which answers until the copy does, or without it and with room
-        to spare.
-        """
-        if demand.model.digest not in self._pipelines:
-            return None
-        without = dict(self._room)
-        for stage in self._pipelines[demand.model.digest]:
-            without[stage.node] += stage.need_bytes
-        fitting = self._fitting(demand, self._room)
-        fitting = fitting or self._fitting(demand, without, slack_share=SLACK_SHARE)
-        return fitting[0] if fitting else None
-
-    def _fitting(
-        self, demand: _Demand, room: Mapping[NodeId, int], *, slack_share: int = 0
-    ) -> list[NodeId]:
-        """The nodes with the file, no copy and the room for one, best first."""
-
-        def size(node: NodeId) -> int:
-            need_bytes = self._need(demand, node)
-            return need_bytes + (need_bytes // slack_share if slack_share else 0)
-
-        return self._rank(demand, [n for n in self._free(demand) if room[n] >= size(n)])
-
-    def assignment(self, demand: _Demand) -> Assignment:
-        """Return the assignment of a demand, once all of its priority have been served."""
-        if demand.split:
-            return self._of_split(demand)
-        if demand.model.digest in self._pipelines:
-            return self._of_pipeline(demand)
-        return self._of_copies(demand)
-
-    def _of_copies(self, demand: _Demand) -> Assignment:
-        places = self._places[demand.model.digest]
-        holders = self._holders(demand.model)
-        free = self._free(demand)
-        reason = self._reason(demand, len(places), len(holders), free)
-        offers = self._budgets if reason is Reason.TOO_LARGE else self._room
-        short = len(places) < demand.copies
-        roomiest = None
-        if free and short:
-            roomiest = min(free, key=lambda n: (self._need(demand, n) - offers[n], n))
-        return Assignment(
-            digest=demand.model.digest,
-            layout=Whole(nodes=tuple(sorted(places))),
-            reason=reason,
-            copies=demand.copies,
-            need_bytes=self._need(demand, roomiest),
-            holders=len(holders),
-            roomiest=roomiest,
-            room_bytes=0 if roomiest is None else offers[roomiest],
-            refusal=self._refusal(demand) if demand.model.shapes and not places else None,
-        )
-
-    def _of_pipeline(self, demand: _Demand) -> Assignment:
-        digest = demand.model.digest
-        stages = self._pipelines[digest]
-        return Assignment(
-            digest=digest,
-            layout=Pipeline.of(digest, stages),
-            reason=Reason.PLACED,
-            copies=1,
-            need_bytes=sum(stage.need_bytes for stage in stages),
-            holders=len(self._holders(demand.model)),
-            split=demand.split,
-        )
-
-    def _of_split(self, demand: _Demand) -> Assignment:
-        """Return the pipeline that is asked for, or why there is none."""
-        digest = demand.model.digest
-        if digest in self._pipelines:
-            return self._of_pipeline(demand)
-        refusal = self._refusal(demand)
-        return Assignment(
-            digest=digest,
-            layout=Whole(nodes=tuple(sorted(self._places[digest]))),
-            reason=refusal.reason,
-            copies=demand.copies,
-            need_bytes=refusal.need_bytes,
-            holders=len(self._holders(demand.model)),
-            roomiest=refusal.node,
-            room_bytes=refusal.room_bytes,
-            split=demand.split,
-        )
-
-    def _refusal(self, demand: _Demand) -> Refusal:
-        """Why there is no pipeline, of as many nodes as are asked for or of any number."""
-        candidates, need_bytes = self._candidates(demand), demand.model.need_bytes
-        least = demand.split or 2
-        holders = [one for one in candidates if one.holds]
-        if not holders:
-            return Refusal(Reason.NO_HOLDER, None, need_bytes)
-        shapes = dict(demand.model.shapes)
-        if all(len(shape.layer_bytes) < least for shape in shapes.values()):
-            return Refusal(Reason.FEW_LAYERS, None, need_bytes)
-        alike = Counter(one.rpc for one in candidates if one.rpc)
-        able = [one for one in holders if alike[one.rpc] >= least]
-        if not able:
-            return Refusal(Reason.NO_ENGINES, _odd_one(holders, candidates), need_bytes)
-        heads = [one for one in able if one.heads]
-        if not heads:
-            return Refusal(Reason.NO_RIGHT, able[0].node, need_bytes)
-        if demand.split:
-            return Refusal(Reason.NO_STAGE_ROOM, *lacking(heads, candidates, demand.split))
-        return Refusal(Reason.NO_STAGE_ROOM, None, *lacking_together(heads, candidates))
-
-    def _candidates(self, demand: _Demand) -> list[Candidate]:
-        """Every node, with the room beside a copy of the model that stays until the pipeline is."""
-        model = demand.model
-        shapes = dict(model.shapes)
-        copies = self._running.get((model.digest, "ready"), []) if demand.split else []
-        beside = {node: self._need(demand, node) for node in copies}
-        kept = self._places[model.digest]
-        candidates = []
-        for node, facts in self._nodes.items():
-            room = self._room[node] + (self._need(demand, node) if node in kept else 0)
-            candidates.append(
-                Candidate(
-                    node=node,
-                    budget_bytes=facts.budget_bytes,
-                    room_bytes=max(min(room, facts.budget_bytes - beside.get(node, 0)), 0),
-                    rpc=facts.rpc,
-                    memory_mib_per_s=facts.memory_mib_per_s,
-                    holds=node in shapes,
-                    heads=shapes.get(node) if facts.may_head else None,
-                )
-            )
-        return candidates
-
-    def _feasible(
-        self, demand: _Demand, ranges: tuple[StageRange, ...]
-    ) -> tuple[Stage, ...] | None:
-        """The stages of a running unit with what they take now; None when it cannot go on."""
-        nodes = [self._nodes.get(one.node) for one in ranges]
-        shape = dict(demand.model.shapes).get(ranges[0].node)
-        if demand.split not in (0, len(ranges)) or shape is None or not _may_share(nodes):
-            return None
-        if ranges[-1].last_layer != len(shape.layer_bytes) - 1:
-            return None
-        stages = tuple(Stage(*one, shape.need(one.first_layer, one.last_layer)) for one in ranges)
-        return stages if all(self._room[one.node] >= one.need_bytes for one in stages) else None
-
-    def left_out(self, model: ModelFacts) -> Assignment:
-        """The assignment of a model that is not wanted: no place."""
-        return Assignment(
-            digest=model.digest,
-            layout=Whole(nodes=()),
-            reason=Reason.STANDBY if model.fallback else Reason.UNWANTED,
-            copies=0,
-            need_bytes=model.need_bytes,
-            holders=len(self._holders(model)),
-        )
-
-    def _reason(self, demand: _Demand, placed: int, holders: int, free: list[NodeId]) -> Reason:
-        if placed >= demand.copies:
-            return Reason.PLACED
-        if placed:
-            return Reason.LITTLE_ROOM if free else Reason.FEW_HOLDERS
-        if not holders:
-            return Reason.NO_HOLDER
-        if all(self._budgets[node] < self._need(demand, node) for node in free):
-            return Reason.TOO_LARGE
-        return Reason.NO_ROOM
-
-    def _keep_copies(self, demand: _Demand) -> None:
-        """Gives the running copies their places, ready ones first, as far as they fit."""
-        digest = demand.model.digest
-        ready, loading = (self._running.get((digest, state), []) for state in ("ready", "loading"))
-        self._give(demand, self._rank(demand, ready) + self._rank(demand, loading))
-
-    def _give_stages(self, demand: _Demand, stages: tuple[Stage, ...]) -> None:
-        self._pipelines[demand.model.digest] = stages
-        for stage in stages:
-            self._room[stage.node] -= stage.need_bytes
-
-    def _take_stages(self, demand: _Demand) -> None:
-        for stage in self._pipelines.pop(demand.model.digest):
-            self._room[stage.node] += stage.need_bytes
-
-    def _give(self, demand: _Demand, nodes: list[NodeId]) -> None:
-        places = self._places.setdefault(demand.model.digest, [])
-        for node in nodes:
-            need_bytes = self._need(demand, node)
-            if len(places) < demand.copies and self._room[node] >= need_bytes:
-                places.append(node)
-                self._room[node] -= need_bytes
-
-    def _holders(self, model: ModelFacts) -> list[NodeId]:
-        return [node for node in model.holders if node in self._budgets]
-
-    def _free(self, demand: _Demand) -> list[NodeId]:
-        places = self._places[demand.model.digest]
-        return [node for node in self._holders(demand.model) if node not in places]
-
-    def _need(self, demand: _Demand, node: NodeId | None) -> int:
-        """Return the bytes of a copy on `node`, as that node states them; anywhere, for None."""
-        needs = self._own_needs.get(demand.model.digest, {})
-        return demand.model.need_bytes if node is None else needs.get(node, demand.model.need_bytes)
-
-    def _rank(self, demand: _Demand, nodes: list[NodeId]) -> list[NodeId]:
-        most = WEIGHT_COPIES_MAX * demand.model.need_bytes
-        weights = [(node, min(self._budgets[node], most) // MIB) for node in nodes]
-        return rank(demand.model.digest, weights)
-
-
-def _is_own_stage(part: Resident) -> bool:
-    """Whether a resident is a stage, of a unit that has it on this very node."""
-    stage = parse_stage(part.name)
-    if stage is None or stage.number >= len(part.stages):
-        return False
-    return part.stages[stage.number].node == part.node
-
-
-def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:
-    """Whether live nodes, the head first, may be one pipeline."""
-    head = nodes[0]
-    if head is None or not head.rpc or not head.may_head:
-        return False
-    return all(one is not None and one.rpc == head.rpc for one in nodes)
-
-
-def _odd_one(holders: Sequence[Candidate], candidates: Sequence[Candidate]) -> NodeId | None:
-    """The node whose engine should become like the others': one without RPC, else of another build.
-
-    None when every node is alike, and there are too few of them.
-    """
-    head = max(holders, key=lambda one: one.rpc != "")  # the first of the best
-    others = [one for one in candidates if one.rpc != head.rpc]
-    return head.node if not head.rpc else others[0].node if others else None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.facts import (
     ModelFacts,
     NodeFacts,
@@ -18,7 +19,7 @@ from p2pmesh.placement.facts import (
     Resident,
     ResidentState,
 )
-from p2pmesh.placement.plan import Assignment, Plan
+from p2pmesh.placement.plan import Plan
 
 MIB = 2**20
 GIB = 2**30

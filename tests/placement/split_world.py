@@ -9,6 +9,7 @@ from random import Random
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.facts import (
     ModelFacts,
     NodeFacts,
@@ -19,7 +20,7 @@ from p2pmesh.placement.facts import (
 )
 from p2pmesh.placement.layout import Pipeline, Whole
 from p2pmesh.placement.pipeline import Shape
-from p2pmesh.placement.plan import Assignment, Plan
+from p2pmesh.placement.plan import Plan
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES, STATES
 
 EVEN = Shape((GIB,) * 8, (GIB,) * 8, head_bytes=GIB, stage_bytes=GIB // 2, hop_bytes=8192)
