@@ -165,3 +165,37 @@ def test_a_split_without_a_second_engine_names_the_command(tmp_path: Path) -> No
 def test_a_split_that_is_no_number_of_nodes_is_refused(tmp_path: Path) -> None:
     done = cli("up", f"--home={tmp_path}", "--split=1")
     assert_sentence(done, 2, "--split", "from 2 to 8")
+
+
+def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large_node_is_there(
+    tmp_path: Path,
+) -> None:
+    engine, context = f"--engine={native()}", "--context=32768"
+    options = ["--model", str(MODEL), context]
+    with ExitStack() as stack:
+        first = start(tmp_path / "one", engine, "--memory=190MiB", *options, name="one")
+        stack.callback(end, first)
+        assert "too few nodes are here" in str(model(first)["reason"])
+        other = start(
+            tmp_path / "two", engine, "--memory=190MiB", "--join", first.invite(), name="two"
+        )
+        stack.callback(end, other)
+        wait_until(lambda: state(first) == "ready", "it is split", within_s=LOADED_S)
+        assert "it fits on no node: split over 2 nodes" in str(model(other)["reason"])
+        assert text(ask(other)) == ANSWER
+        large = start(
+            tmp_path / "large", engine, "--memory=2GiB", "--join", first.invite(), name="large"
+        )
+        try:
+            wait_until(lambda: parts(first) == {"large": "whole"}, "it is whole", within_s=LOADED_S)
+            assert text(ask(first)) == ANSWER
+        finally:
+            end(large)
+        wait_until(lambda: set(parts(first)) == {"one", "two"}, "split anew", within_s=BACK_S)
+        wait_until(lambda: state(first) == "ready", "it answers", within_s=LOADED_S)
+        assert text(ask(other)) == ANSWER
+
+
+def parts(node: Node) -> dict[str, str]:
+    """The part of the model that each node runs."""
+    return {one["name"]: one["part"] for one in model(node)["replicas"]}
