@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "leave": ("p2pmesh.commands.leave:leave", ("home",)),
     "status": ("p2pmesh.commands.status:status", ("home",)),
     "models": ("p2pmesh.commands.models:models", ("home",)),
+    "plan": ("p2pmesh.commands.plan:plan", ("home",)),
     "chat": ("p2pmesh.commands.chat:chat", ("home",)),
     "doctor": ("p2pmesh.commands.doctor:doctor", ALL),
     "engine": ("p2pmesh.commands.engine:engine", ("home", "engine")),

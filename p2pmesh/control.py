@@ -75,7 +75,7 @@ class Control:
         self._ask("POST", "/api/stop")
 
     def order(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
-        """Have the node do something about members, see `node/orders.py`.
+        """Have the node carry out an order, see `node/orders.py`.
 
         Raises:
             ConfigError: A value cannot be used.

@@ -105,6 +105,11 @@ class EngineManager:
         running = self._running.get(part)
         return running.process.status.pid if running else None
 
+    def log_path(self, part: PartId) -> Path | None:
+        """Return where a part's engine logs; None while none runs."""
+        running = self._running.get(part)
+        return running.process.log_path if running else None
+
     def used_bytes(self) -> int:
         """Main memory that the engines hold, as last known while the system cannot be asked."""
         pids = [pid for one in self._running.values() if (pid := one.process.status.pid)]

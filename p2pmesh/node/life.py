@@ -44,6 +44,7 @@ from p2pmesh.node.local_network import LocalNetwork
 from p2pmesh.node.membership import Membership
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.pipelines import Pipelines
+from p2pmesh.node.plan_report import PlanReporter
 from p2pmesh.node.presence import Own, Presence
 from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.reconciler import Reconciler
@@ -105,6 +106,7 @@ class MeshLife:
         roster: Who was seen as a member.
         reconciler: Makes the plan and follows it.
         routes: The gateway's way to its models.
+        planner: Says what the plan is, and what it would be.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class MeshLife:
             pipelines=self._pipelines,
         )
         self.routes = MeshBackends(self.mesh, self.reconciler, lasting.engines, slots=lasting.slots)
+        self.planner = PlanReporter(self.mesh, self.reconciler, lasting.engines)
         self._living = trio.CancelScope()
         self._acting = trio.CancelScope()
         self._peer_streams: set[trio.CancelScope] = set()

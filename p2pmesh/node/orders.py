@@ -1,4 +1,4 @@
-"""The orders that a person gives to the running node about its membership and that of others.
+"""The orders that a person gives to the running node: about members, and questions about the plan.
 
 Each order has a name and takes a map of values, as they came over the control API: every value is
 checked here.
@@ -19,6 +19,7 @@ from p2pmesh.node.joining import Entry, Joiner
 from p2pmesh.node.life import MeshLife
 from p2pmesh.node.local_network import LocalNetwork
 from p2pmesh.node.membership import lost_with_this_node
+from p2pmesh.node.plan_report import WHAT_IF_MAX
 
 Order = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -53,6 +54,7 @@ class Orders:
             "admit": self._admit,
             "join": self._join,
             "leave": self._leave_mesh,
+            "plan": self._plan,
         }
 
     async def give(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +127,12 @@ class Orders:
         self._change_mesh(entry)
         return {"sentences": [f"This node leaves {present.name} and joins {entry.card.name}."]}
 
+    async def _plan(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        explained = _text(values, "explain") if values.get("explain") is not None else None
+        return await self._life().planner.answer(
+            explained=explained, what_if=_texts(values, "what_if", WHAT_IF_MAX)
+        )
+
     def _unsaved(self) -> list[str]:
         reason = self._life().mesh.unsaved
         return [lost_with_this_node(reason)] if reason else []
@@ -159,6 +167,14 @@ def _flag(values: Mapping[str, Any], name: str, *, default: bool) -> bool:
     if type(value) is not bool:
         raise ConfigError(f"{name} is neither true nor false")
     return value
+
+
+def _texts(values: Mapping[str, Any], name: str, count_max: int) -> list[str]:
+    texts = values.get(name, [])
+    is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    if not is_list or len(texts) > count_max:
+        raise ConfigError(f"{name} is no list of at most {count_max} texts")
+    return list(texts)
 
 
 def _addresses(values: Mapping[str, Any], name: str) -> tuple[Address, ...]:

@@ -75,6 +75,11 @@ class Reconciler:
         self._inputs = InputsReader()
         self._proofs = Proofs(ask, mesh.changes.notify)
 
+    @property
+    def facts(self) -> PlacementInputs:
+        """Return what the present plan was made from."""
+        return self._facts
+
     def doubt(self, replica: ReplicaKey) -> None:
         """Believe a replica that failed a request no more, until it has answered anew."""
         self._proofs.void(replica)

@@ -189,6 +189,7 @@ class ScriptedEngine:
         self, kind: LlamaServer, *, logs: Path, on_change: Callable[[EngineStatus], None]
     ) -> None:
         self.launch = kind.launch
+        self.log_path = logs / f"engine-{kind.name}.log"
         self.ended = False
         self._on_change = on_change
         self.status = EngineStatus(
