@@ -19,10 +19,11 @@ INDEX = struct.Struct("<I")
 ALLOCATION = struct.Struct("<IQ")
 REQUEST = struct.Struct("<BQ")
 HELLO_BYTES = 24  # capabilities: transports other than TCP
+FLAG_AND_OFFSET_BYTES = 9  # between a tensor's description and its data in SET_TENSOR
 
 
 class Command(IntEnum):
-    """What a head may ask; the numbers of protocol 7."""
+    """What a head may ask; the numbers of protocol 7, and one that only p2pmesh knows."""
 
     ALLOC_BUFFER = 0
     GET_ALIGNMENT = 1
@@ -42,6 +43,7 @@ class Command(IntEnum):
     DEVICE_COUNT = 15
     GRAPH_RECOMPUTE = 16
     MEMSET_TENSOR = 17
+    OFFER = 0xF0  # see `rpc_offers`; far from the numbers that llama.cpp may use next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class RpcBuild:
         types: The tensor types that it knows.
         tensor_bytes: The size of one tensor's description.
         tensor: Where type, buffer and operation stand in it.
+        tensor_name: Where its name stands, filled up with zeros.
         sources: The sources of one tensor.
     """
 
@@ -64,6 +67,7 @@ class RpcBuild:
     types: frozenset[int]
     tensor_bytes: int
     tensor: struct.Struct
+    tensor_name: slice
     sources: int
 
 
@@ -90,6 +94,7 @@ _BUILDS = (
         types=_TYPES_B11434,
         tensor_bytes=296,
         tensor=struct.Struct("<8xIQ32xI240x"),
+        tensor_name=slice(228, 292),
         sources=10,
     ),
 )
@@ -128,7 +133,7 @@ ANSWER_BYTES: Mapping[Command, int] = {
 
 
 def request_bytes(build: RpcBuild) -> Mapping[Command, int]:
-    """Return the exact lengths of requests; SET_TENSOR and GRAPH_COMPUTE have none."""
+    """Return the exact lengths of requests; SET_TENSOR, OFFER and GRAPH_COMPUTE have none."""
     tensor, number, index = build.tensor_bytes, NUMBER.size, INDEX.size
     return {
         Command.ALLOC_BUFFER: ALLOCATION.size,

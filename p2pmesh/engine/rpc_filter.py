@@ -27,6 +27,7 @@ from typing import NamedTuple
 from p2pmesh.engine.rpc_builds import (
     ALLOCATION,
     ANSWER_BYTES,
+    FLAG_AND_OFFSET_BYTES,
     INDEX,
     NUMBER,
     REQUEST,
@@ -35,17 +36,16 @@ from p2pmesh.engine.rpc_builds import (
     request_bytes,
     tensors_at,
 )
+from p2pmesh.engine.rpc_offers import PROOF, SMALL_BYTES, Offer, OfferAnswer, tensor_head
 from p2pmesh.errors import PeerError
 
 # One message of the head is a whole graph; a large MoE model has some 20 000 nodes.
 NODES_MAX = 1 << 16
 TENSORS_MAX = 1 << 17
 TENSORS_AT_ONCE = 32  # checked in one go
-SMALL_BYTES = 64 * 1024  # the activations of some tokens; weights are larger
 
 _TWO_NUMBERS = struct.Struct("<QQ")
 _GRAPH = struct.Struct("<II")
-_FLAG_AND_OFFSET_BYTES = 9
 
 
 Piece = bytes | bytearray | memoryview
@@ -113,7 +113,8 @@ class RpcFilter:
     After a `PeerError` the connection is to be closed: both directions go on raising it.
 
     Attributes:
-        owed: The command whose answer the stage owes; None while it owes none.
+        owed: The command whose answer the stage's engine owes; None while it owes none.
+        offer: What the head offered and `answer_offer` has not answered; None without.
     """
 
     def __init__(self, build: RpcBuild, allowance: Allowance, *, devices: int = 1) -> None:
@@ -125,10 +126,13 @@ class RpcFilter:
             devices: How many devices the stage's engine has.
         """
         self.owed: Command | None = None
+        self.offer: Offer | None = None
         self._build = build
         self._allowance = allowance
         self._devices = devices
         self._buffers: dict[int, int] = {}
+        self._offered: dict[int, int] = {}  # bytes, by buffer
+        self._weights_head_bytes = build.tensor_bytes + FLAG_AND_OFFSET_BYTES
         self._answer_bytes = 0
         self._replace: Callable[[bytes], bytes] = bytes
         self._request_bytes = request_bytes(build)
@@ -152,6 +156,16 @@ class RpcFilter:
             PeerError: The stage broke the protocol.
         """
         return self._answers.feed(data, self._fail)
+
+    def answer_offer(self, answer: OfferAnswer) -> bytes:
+        """Return what the head gets for its offer.
+
+        Args:
+            answer: With `HAVE` the caller gives the engine the tensor that was offered; else the
+                head has to send it.
+        """
+        self.offer = None
+        return answer.frame()
 
     def close(self) -> None:
         """Give back what the connection's buffers took: a stage frees them when it ends."""
@@ -178,9 +192,13 @@ class RpcFilter:
                 raise PeerError("the head said HELLO twice")
             if self.owed is not None:
                 raise PeerError(f"the head did not wait for the answer to {self.owed.name}")
+            if self.offer is not None:
+                raise PeerError("the head did not wait for the answer to OFFER")
             expected = None
             if command is Command.SET_TENSOR:
                 yield from self._check_weights(out, length)
+            elif command is Command.OFFER:
+                yield from self._check_offer(length)
             elif command is Command.GRAPH_COMPUTE:
                 yield from self._check_graph(out, length)
             else:
@@ -192,17 +210,41 @@ class RpcFilter:
 
     def _check_weights(self, out: list[Piece], length: int) -> Steps:
         """Pass on the data of a tensor, after a look at the place that it goes to."""
-        head_bytes = self._build.tensor_bytes + _FLAG_AND_OFFSET_BYTES
-        data_bytes = length - head_bytes
+        data_bytes = length - self._weights_head_bytes
         # The stage keeps the whole message in memory before it looks at it.
         if not 0 <= data_bytes <= max(self._buffers.values(), default=0):
             raise PeerError(f"SET_TENSOR with a payload of {length} bytes")
-        head = bytearray((yield Want(head_bytes)))
-        buffer = self._check_tensor(Command.SET_TENSOR, head)
-        if data_bytes > self._buffers.get(buffer, 0):
-            raise PeerError(f"SET_TENSOR of {data_bytes} bytes into a smaller buffer")
-        head[self._build.tensor_bytes] = 0  # nothing is ever kept in a cache of the stage
+        head = bytearray((yield Want(self._weights_head_bytes)))
+        self._check_place(Command.SET_TENSOR, head, data_bytes)
         yield from _passing(out, REQUEST.pack(Command.SET_TENSOR, length) + head, data_bytes)
+
+    def _check_offer(self, length: int) -> Steps:
+        """Keep an offer for the caller, if the SET_TENSOR that it stands for would pass.
+
+        Each buffer can be offered as many bytes as it has, because a head loads a tensor once:
+        more would only keep the stage's disk busy.
+        """
+        if length != self._weights_head_bytes + PROOF.size:
+            raise PeerError(f"OFFER with a payload of {length} bytes")
+        head = bytearray((yield Want(self._weights_head_bytes)))
+        data_bytes, digest = PROOF.unpack((yield Want(PROOF.size)))
+        buffer = self._check_place(Command.OFFER, head, data_bytes)
+        tensor = tensor_head(self._build, bytes(head), data_bytes)
+        if tensor.offset or data_bytes < SMALL_BYTES:
+            raise PeerError(f"OFFER of {data_bytes} bytes at {tensor.offset}: no whole tensor")
+        offered = self._offered.get(buffer, 0) + data_bytes
+        if offered > self._buffers[buffer]:
+            raise PeerError(f"OFFER of {offered} bytes in all for a smaller buffer")
+        self._offered[buffer] = offered
+        self.offer = Offer(tensor, digest)
+
+    def _check_place(self, command: Command, head: bytearray, data_bytes: int) -> int:
+        """Return the buffer that data goes to, and clear the cache flag in front of the data."""
+        buffer = self._check_tensor(command, head)
+        if data_bytes > self._buffers.get(buffer, 0):
+            raise PeerError(f"{command.name} of {data_bytes} bytes into a smaller buffer")
+        head[self._build.tensor_bytes] = 0  # nothing is ever kept in a cache of the stage
+        return buffer
 
     def _check_graph(self, out: list[Piece], length: int) -> Steps:
         if length < _GRAPH.size:
@@ -240,6 +282,7 @@ class RpcFilter:
                 raise PeerError(f"{command.name} of a buffer that the stage does not have")
             if command is Command.FREE_BUFFER:
                 self._allowance.give_back(self._buffers.pop(buffer))
+                self._offered.pop(buffer, None)
         if command is Command.GET_TENSOR:
             size = NUMBER.unpack_from(payload, len(payload) - NUMBER.size)[0]
             if size > max(self._buffers.values(), default=0):
@@ -335,27 +378,6 @@ class RpcFilter:
         else:
             self._buffers[pointer] = size
         return answer
-
-
-class WholeFrames:
-    """The frames of a head before they travel: small ones in one piece, and nothing checked."""
-
-    def __init__(self) -> None:
-        self._stream = _Stream(_frames)
-
-    def feed(self, data: bytes | bytearray) -> bytes | bytearray:
-        """Return what is to travel, now that the head sent this."""
-        return self._stream.feed(data, _never)
-
-
-def _frames(out: list[Piece]) -> Steps:
-    while True:
-        head = yield Want(REQUEST.size)
-        yield from _passing(out, head, REQUEST.unpack(head)[1])
-
-
-def _never(failure: PeerError) -> None:
-    raise AssertionError(failure)
 
 
 def _passing(out: list[Piece], head: bytes, size: int) -> Steps:

@@ -15,17 +15,22 @@ one makes it wait for ever; so a stage's end watches that something moves while 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
 
 import psutil
 import structlog
 import trio
 
 from p2pmesh.engine.rpc_builds import RpcBuild
-from p2pmesh.engine.rpc_filter import Allowance, RpcFilter, WholeFrames
+from p2pmesh.engine.rpc_filter import Allowance, RpcFilter
+from p2pmesh.engine.rpc_offers import Offer, OfferAnswer
+from p2pmesh.engine.rpc_sender import Bytes, WeightsSender
 from p2pmesh.engine.rpc_server import HOST
-from p2pmesh.errors import EngineError, LinkError, MeshError, PeerError
+from p2pmesh.engine.rpc_weights import Place, TensorReader, Weights, has_digest
+from p2pmesh.errors import EngineError, LinkError, LocalError, MeshError, PeerError
 from p2pmesh.transport.base import link_errors
 
 CHUNK_BYTES = 256 * 1024
@@ -45,12 +50,14 @@ class Traffic:
     """The bytes that went through one end.
 
     Attributes:
-        to_stage_bytes: From the head.
-        to_head_bytes: From the stage.
+        to_stage_bytes: From the head, over the stream.
+        to_head_bytes: From the stage, over the stream.
+        own_bytes: Weights that the stage took from its own file instead.
     """
 
     to_stage_bytes: int = 0
     to_head_bytes: int = 0
+    own_bytes: int = 0
 
 
 class StagePort:
@@ -61,11 +68,26 @@ class StagePort:
         allowance: The plan's memory; all connections share it.
     """
 
-    def __init__(self, build: RpcBuild, allowance: Allowance, *, devices: int = 1) -> None:
-        """Nothing is connected yet; arguments as `RpcFilter`'s."""
+    def __init__(
+        self,
+        build: RpcBuild,
+        allowance: Allowance,
+        model_paths: Callable[[], Sequence[Path]],
+        *,
+        devices: int = 1,
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            build: See `RpcFilter`.
+            allowance: Likewise.
+            model_paths: The files of the unit's model on this node; empty while it has none.
+            devices: See `RpcFilter`.
+        """
         self.traffic = Traffic()
         self.allowance = allowance
         self._build = build
+        self._model_paths = model_paths
         self._devices = devices
         self._turn = trio.Lock()
         self._visitors = 0
@@ -97,8 +119,9 @@ class StagePort:
         try:
             async with self._turn, await _connect(host, port) as engine:
                 relay = RpcFilter(self._build, self.allowance, devices=self._devices)
+                weights = Weights(self._model_paths)
                 try:
-                    await _Joined(stream, engine, relay, self.traffic).run(cpu_s)
+                    await _Joined(stream, engine, relay, weights, self.traffic).run(cpu_s)
                 finally:
                     relay.close()
         finally:
@@ -113,11 +136,14 @@ class _Joined:
         stream: trio.abc.Stream,
         engine: trio.SocketStream,
         relay: RpcFilter,
+        weights: Weights,
         traffic: Traffic,
     ) -> None:
         self._stream = stream
         self._engine = engine
         self._relay = relay
+        self._weights = weights
+        self._answering = trio.Lock()  # engine's answers and those to offers share the stream
         self._traffic = traffic
         self._sending = False  # to the engine, which has not taken all of it yet
         self._head_ended = False
@@ -133,15 +159,56 @@ class _Joined:
                 break
             self._traffic.to_stage_bytes += len(data)
             if passed := self._relay.from_head(data):
-                self._sending = True
-                with _engine_errors():
-                    await self._engine.send_all(passed)
-                self._sending = False
+                await self._send(passed)
+            if self._relay.offer is not None:
+                await self._settle(self._relay.offer)
         self._head_ended = True
         with _engine_errors():
             await self._engine.send_eof()
         # The engine frees what the connection took, and then hangs up: `_to_head` ends.
         await trio.sleep(CLOSE_S)
+
+    async def _send(self, data: bytes | bytearray) -> None:
+        self._sending = True
+        with _engine_errors():
+            await self._engine.send_all(data)
+        self._sending = False
+
+    async def _settle(self, offer: Offer) -> None:
+        """Answer an offer, and give the engine the tensor if this node has it.
+
+        No byte of the file gets to the engine before the head proved that it knows all of them:
+        what the engine has, the head can read.
+        """
+        tensor = offer.tensor
+        place = await self._weights.find(tensor.name, tensor.size)
+        if place is not None and await has_digest(place, offer.digest):
+            await self._answer(self._relay.answer_offer(OfferAnswer.HAVE))
+            await self._send(tensor.frame())
+            await self._send_own(place, offer.digest)
+        else:
+            has_file = await self._weights.are_here()
+            answer = OfferAnswer.SEND if has_file else OfferAnswer.NO_FILE
+            await self._answer(self._relay.answer_offer(answer))
+
+    async def _send_own(self, place: Place, digest: bytes) -> None:
+        """Give the engine a tensor of this node's file."""
+        reader = TensorReader(place)
+        while reader.left:
+            try:
+                data = await reader.read()
+            except LocalError as exc:
+                raise EngineError(f"the stage lost its model's file: {exc}") from exc
+            await self._send(data)
+            self._traffic.own_bytes += len(data)
+        if reader.digest() != digest:
+            raise EngineError(f"{place.path} changed while it was loaded")
+
+    async def _answer(self, data: bytes | bytearray) -> None:
+        self._traffic.to_head_bytes += len(data)
+        async with self._answering:
+            with link_errors("the head's connection broke"):
+                await self._stream.send_all(data)
 
     async def _to_head(self) -> None:
         while True:
@@ -149,10 +216,8 @@ class _Joined:
                 data = await self._engine.receive_some(CHUNK_BYTES)
             if not data:
                 break
-            self._traffic.to_head_bytes += len(data)
             if passed := self._relay.from_stage(data):
-                with link_errors("the head's connection broke"):
-                    await self._stream.send_all(passed)
+                await self._answer(passed)
         if not self._head_ended:
             raise EngineError("the stage's engine closed the connection")
 
@@ -163,7 +228,7 @@ class _Joined:
         while True:
             await trio.sleep(WATCH_INTERVAL_S)
             is_busy = self._relay.owed is not None or self._sending
-            now = (self._traffic.to_stage_bytes, self._traffic.to_head_bytes, cpu_s())
+            now = (astuple(self._traffic), cpu_s())
             if not is_busy or now != seen:
                 seen, since_s = now, trio.current_time()
             elif trio.current_time() - since_s >= STALL_S:
@@ -184,12 +249,16 @@ class HeadPort:
         self,
         open_stream: Callable[[], Awaitable[trio.abc.Stream]],
         pids: Callable[[], Collection[int]],
+        build: RpcBuild,
+        weights: Weights,
     ) -> None:
         """Nothing listens yet.
 
         Args:
             open_stream: Opens a new stream to the stage; raises `MeshError`.
             pids: The processes that may connect: the head's, once it runs.
+            build: What the head and the stage run.
+            weights: Of the model that the head loads.
         """
         self.port = 0
         self.lost = trio.Event()
@@ -197,6 +266,8 @@ class HeadPort:
         self.traffic = Traffic()
         self._open_stream = open_stream
         self._pids = pids
+        self._build = build
+        self._weights = weights
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; started once the port is known."""
@@ -218,28 +289,47 @@ class HeadPort:
                 self.lost.set()
 
     async def _join(self, head: trio.SocketStream, stream: trio.abc.Stream) -> None:
+        answering = trio.Lock()  # the stage's answers, and those given here
+        sender = WeightsSender(
+            self._build,
+            self._weights,
+            send=partial(self._send, stream),
+            reply=partial(_reply, head, answering),
+            spared=self._spare,
+        )
         try:
             await _first_of(
-                lambda: self._to_stage(head, stream), lambda: self._to_head(head, stream)
+                lambda: self._to_stage(head, sender),
+                lambda: self._to_head(head, answering, stream, sender),
             )
         finally:
             with trio.move_on_after(CLOSE_S), contextlib.suppress(trio.BrokenResourceError):
                 await stream.aclose()
 
-    async def _to_stage(self, head: trio.SocketStream, stream: trio.abc.Stream) -> None:
-        frames = WholeFrames()
+    async def _send(self, stream: trio.abc.Stream, data: Bytes) -> None:
+        self.traffic.to_stage_bytes += len(data)
+        with link_errors("the connection to the stage broke"):
+            await stream.send_all(data)
+
+    def _spare(self, size: int) -> None:
+        self.traffic.own_bytes += size
+
+    async def _to_stage(self, head: trio.SocketStream, sender: WeightsSender) -> None:
         with contextlib.suppress(_HeadGoneError):
             while True:
                 with _head_may_go():
                     data = await head.receive_some(CHUNK_BYTES)
                 if not data:
                     return
-                if passed := frames.feed(data):
-                    self.traffic.to_stage_bytes += len(passed)
-                    with link_errors("the connection to the stage broke"):
-                        await stream.send_all(passed)
+                await sender.from_engine(data)
 
-    async def _to_head(self, head: trio.SocketStream, stream: trio.abc.Stream) -> None:
+    async def _to_head(
+        self,
+        head: trio.SocketStream,
+        answering: trio.Lock,
+        stream: trio.abc.Stream,
+        sender: WeightsSender,
+    ) -> None:
         with contextlib.suppress(_HeadGoneError):
             while True:
                 with link_errors("the connection to the stage broke"):
@@ -247,8 +337,8 @@ class HeadPort:
                 if not data:
                     raise LinkError("the stage closed the connection")
                 self.traffic.to_head_bytes += len(data)
-                with _head_may_go():
-                    await head.send_all(data)
+                if passed := sender.from_stage(data):
+                    await _reply(head, answering, passed)
 
     async def _is_ours(self, head: trio.SocketStream) -> bool:
         """Whether one of the head's processes is at the other end, as far as the system can say."""
@@ -281,6 +371,12 @@ def _head_may_go() -> Iterator[None]:
         yield
     except trio.BrokenResourceError as exc:
         raise _HeadGoneError from exc
+
+
+async def _reply(head: trio.SocketStream, answering: trio.Lock, data: Bytes) -> None:
+    async with answering:
+        with _head_may_go():
+            await head.send_all(data)
 
 
 @contextlib.contextmanager

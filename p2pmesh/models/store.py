@@ -310,16 +310,24 @@ def _stamp(parts: Sequence[Path]) -> Stamp:
     return tuple(stamps)
 
 
+def read_header(path: Path) -> gguf.Header:
+    """Return the header of a GGUF file; blocks while it is read.
+
+    Raises:
+        ModelError: The file is damaged, or no GGUF file that can be used here.
+        LocalError: The system does not let it be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read_header(file)
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    except ModelError as exc:
+        raise ModelError(f"{path} cannot be used: {exc}") from exc
+
+
 def _read_card(parts: Sequence[Path]) -> Card:
-    headers = []
-    for path in parts:
-        try:
-            with path.open("rb") as file:
-                headers.append(_read_header(file))
-        except OSError as exc:
-            raise _unreadable(path, exc) from exc
-        except ModelError as exc:
-            raise ModelError(f"{path} cannot be used: {exc}") from exc
+    headers = [read_header(path) for path in parts]
     try:
         return card_of(headers)
     except ModelError as exc:

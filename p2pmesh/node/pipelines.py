@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
 
 from p2pmesh.engine.argv import Launch, RemoteStage
-from p2pmesh.engine.rpc_builds import known_build
+from p2pmesh.engine.rpc_builds import RpcBuild, known_build
 from p2pmesh.engine.rpc_filter import Allowance
 from p2pmesh.engine.rpc_relay import HeadPort, StagePort, cpu_s
 from p2pmesh.engine.rpc_server import HOST, RpcServer
+from p2pmesh.engine.rpc_weights import Weights
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.errors import EngineError, LinkError, PeerError
 from p2pmesh.identity.credentials import Role
@@ -75,20 +77,29 @@ class Pipelines:
 
     # --- stages ---------------------------------------------------------------------------------
 
-    def start_stage(self, part: PartId, stages: Sequence[Stage], *, threads: int) -> None:
+    def start_stage(
+        self,
+        part: PartId,
+        stages: Sequence[Stage],
+        *,
+        threads: int,
+        model_paths: Callable[[], Sequence[Path]],
+    ) -> None:
         """Start the engine of a stage that is no head.
 
         Args:
             part: Which one.
             stages: Of its unit, the head first.
             threads: Of the CPU.
+            model_paths: The files of its model here, from which it takes its weights; empty while
+                this node has none, and the head sends them.
 
         Raises:
             EngineError: The engine here cannot be a stage.
         """
         engine, number = self._engines.engine, _number(part)
         build = known_build(engine.version, engine.rpc)
-        port = StagePort(build, Allowance(stages[number].need_bytes))
+        port = StagePort(build, Allowance(stages[number].need_bytes), model_paths)
         kind = RpcServer(
             engine.rpc_command,
             build,
@@ -142,21 +153,36 @@ class Pipelines:
             stages: Of its unit, the head first.
             launch: How it serves the model, apart from the other stages.
             check: See `LlamaServer`.
+
+        Raises:
+            EngineError: The engine here cannot be a head.
         """
         if self._nursery is None or part in self._heads:
             return
+        build = known_build(self._engines.engine.version, self._engines.engine.rpc)
         self._heads.add(part)
-        self._nursery.start_soon(self._run_head, part, tuple(stages), launch, check)
+        self._nursery.start_soon(self._run_head, part, tuple(stages), build, launch, check)
 
     async def _run_head(
-        self, part: PartId, stages: tuple[Stage, ...], launch: Launch, check: Callable[[], None]
+        self,
+        part: PartId,
+        stages: tuple[Stage, ...],
+        build: RpcBuild,
+        launch: Launch,
+        check: Callable[[], None],
     ) -> None:
         """Run a head with its ports: they end together, also when the way to a stage breaks."""
         ended = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
+                weights = Weights(lambda: tuple(map(Path, launch.model_paths)))
                 ports = [
-                    HeadPort(partial(self._open, stage.node, _part(part, number)), self._pids(part))
+                    HeadPort(
+                        partial(self._open, stage.node, _part(part, number)),
+                        self._pids(part),
+                        build,
+                        weights,
+                    )
                     for number, stage in enumerate(stages)
                     if number
                 ]

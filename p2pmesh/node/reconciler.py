@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import psutil
 import structlog
@@ -14,6 +15,7 @@ import trio
 
 from p2pmesh.engine.argv import Launch, engine_modality
 from p2pmesh.engine.server import LlamaServer
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, ReplicaKey, parse_stage
 from p2pmesh.node.engines import EngineManager, compute_threads
 from p2pmesh.node.inventory import ModelInventory
@@ -145,7 +147,8 @@ class Reconciler:
     def _start(self, part: PartId, stages: Sequence[Stage]) -> None:
         stage = parse_stage(part.name)
         if stage is not None and stage.number:
-            self._pipelines.start_stage(part, stages, threads=self._threads)
+            paths = partial(self._paths, part.digest)
+            self._pipelines.start_stage(part, stages, threads=self._threads, model_paths=paths)
             return
         file = self._inventory.file(part.digest)
         if file is None:  # it was held when the plan was made
@@ -167,6 +170,10 @@ class Reconciler:
             self._engines.start(part, LlamaServer(self._engines.engine, launch, check=check))
         else:
             self._pipelines.start_head(part, stages, launch, check)
+
+    def _paths(self, digest: ModelDigest) -> Sequence[Path]:
+        file = self._inventory.file(digest)
+        return () if file is None else file.parts
 
     def _publish(self) -> None:
         self._mesh.publish(SERVING, serves_to_wire(self._engines.served()))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import trio
 from trio.testing import memory_stream_pair
@@ -19,6 +20,7 @@ from p2pmesh.engine.argv import Launch, RemoteStage
 from p2pmesh.engine.rpc_filter import Allowance
 from p2pmesh.engine.rpc_relay import HeadPort, StagePort, cpu_s
 from p2pmesh.engine.rpc_server import RpcServer
+from p2pmesh.engine.rpc_weights import Weights
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.errors import MeshError
 from tests.engine.rpc_frames import BUILD, MB
@@ -51,9 +53,11 @@ class StageNode:
 
 
 @asynccontextmanager
-async def stage_node(logs: Path, allowed_bytes: int = 64 * MB) -> AsyncIterator[StageNode]:
-    """A stage that is ready."""
-    port = StagePort(BUILD, Allowance(allowed_bytes))
+async def stage_node(
+    logs: Path, allowed_bytes: int = 64 * MB, own: Sequence[Path] = ()
+) -> AsyncIterator[StageNode]:
+    """A stage that is ready, on a node with these files of the model."""
+    port = StagePort(BUILD, Allowance(allowed_bytes), lambda: own)
     kind = RpcServer(
         (str(native() / "ggml-rpc-server"),), BUILD, name="stage", in_use=lambda: port.in_use
     )
@@ -73,6 +77,10 @@ class Pipeline:
 
     async def ask(self, **body: object) -> str:
         """The text that the head answers a completion with."""
+        return str((await self.choice(**body))["text"])
+
+    async def choice(self, **body: object) -> dict[str, Any]:
+        """The text that the head answers a completion with, and what else it says about it."""
         return await trio.to_thread.run_sync(partial(self._ask, body), abandon_on_cancel=True)
 
     async def stream(self, first: trio.Event) -> int:
@@ -91,9 +99,9 @@ class Pipeline:
                     on_first()
         return count
 
-    def _ask(self, body: dict[str, object]) -> str:
+    def _ask(self, body: dict[str, object]) -> dict[str, Any]:
         with self._post(body) as answer:
-            return str(json.load(answer)["choices"][0]["text"])
+            return dict(json.load(answer)["choices"][0])
 
     def _post(self, body: dict[str, object]) -> HTTPResponse:
         status = self.head.engine.status
@@ -121,10 +129,14 @@ async def pipeline(
     layers: Sequence[int],
     *,
     model: Path = MODEL,
+    own: Sequence[Path] = (),
     allowed_bytes: int = 64 * MB,
     wait: bool = True,
 ) -> AsyncIterator[Pipeline]:
-    """A head whose stages have these layers; without any, one engine that serves alone."""
+    """A head whose stages have these layers; without any, one engine that serves alone.
+
+    `own` are the files of the model that the stages' nodes have.
+    """
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -135,14 +147,16 @@ async def pipeline(
             return [pid for head in heads if (pid := head.engine.status.pid)]
 
         for number in range(len(layers)):
-            stage = await stack.enter_async_context(stage_node(logs / f"{number}", allowed_bytes))
+            stage = await stack.enter_async_context(
+                stage_node(logs / f"{number}", allowed_bytes, own)
+            )
 
             async def open_stream(stage: StageNode = stage) -> trio.abc.Stream:
                 near, far = memory_stream_pair()
                 nursery.start_soon(stage.serve, far)
                 return near
 
-            port = HeadPort(open_stream, pids)
+            port = HeadPort(open_stream, pids, BUILD, Weights(lambda: (model,)))
             await nursery.start(port.run)
             stages.append(stage)
             ports.append(port)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from p2pmesh.engine.rpc_builds import ANSWER_BYTES, Command, known_build, request_bytes
 from p2pmesh.engine.rpc_filter import Allowance, RpcFilter
@@ -152,3 +154,16 @@ def session() -> list[tuple[bytes, bytes]]:
         has_answer = command in ANSWER_BYTES or command is Command.GET_TENSOR
         frames.append((frame, answer(reply(command)) if has_answer else b""))
     return frames
+
+
+def offer(
+    size: int, digest: bytes = bytes(32), *, offset: int = 0, description: bytes = b""
+) -> bytes:
+    place = (description or tensor()) + b"\x01" + number(offset)
+    return request(Command.OFFER, place + number(size) + digest)
+
+
+def chunks(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    """The data, cut at these places."""
+    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[a:b] for a, b in pairwise(places)]

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.engine.rpc_builds import Command, request_bytes
-from p2pmesh.engine.rpc_filter import (
-    NODES_MAX,
-    SMALL_BYTES,
-    TENSORS_MAX,
-    Allowance,
-    RpcFilter,
-    WholeFrames,
-)
+from p2pmesh.engine.rpc_filter import NODES_MAX, TENSORS_MAX, Allowance, RpcFilter
+from p2pmesh.engine.rpc_offers import SMALL_BYTES, OfferAnswer
 from p2pmesh.errors import PeerError
 from tests.engine.rpc_frames import (
     BUFFER,
@@ -30,10 +23,12 @@ from tests.engine.rpc_frames import (
     MUL_MAT,
     Stage,
     answer,
+    chunks,
     graph,
     greeted,
     index,
     number,
+    offer,
     payload_of,
     reply,
     request,
@@ -72,11 +67,6 @@ def test_a_session_passes_unchanged_but_for_capabilities_cache_and_memory() -> N
         }
         assert got == (answer(changed[command]) if command in changed else said), command
         assert relay.owed is None
-
-
-def chunks(data: bytes, cuts: Sequence[int]) -> list[bytes]:
-    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[a:b] for a, b in pairwise(places)]
 
 
 def play(relay: RpcFilter, cuts: Sequence[int]) -> tuple[bytes, bytes]:
@@ -139,24 +129,8 @@ def test_small_frames_are_passed_on_whole() -> None:
     ):
         pieces = [frame[:1], frame[1:9], frame[9:]]
         assert [stage.filter.from_head(piece) for piece in pieces] == [b"", b"", frame]
-        frames = WholeFrames()
-        assert [frames.feed(piece) for piece in pieces] == [b"", b"", frame]
     assert stage.filter.from_stage(number(32)) == b""
     assert stage.filter.from_stage(b"\x01" * 32) == number(32) + b"\x01" * 32
-
-
-@given(st.lists(st.integers(0, 1 << 16), max_size=8), st.sampled_from([0, 1, SMALL_BYTES]))
-def test_frames_before_they_travel_stay_what_they_are(cuts: list[int], size: int) -> None:
-    frames = WholeFrames()
-    said = b"".join(frame for frame, _ in session()) + set_tensor(bytes(size)) + request(3)
-    assert b"".join(frames.feed(piece) for piece in chunks(said, cuts)) == said
-
-
-def test_large_frames_travel_as_they_come() -> None:
-    frames, chunk = WholeFrames(), bytes(SMALL_BYTES)
-    head = set_tensor(chunk)[:-SMALL_BYTES]
-    assert frames.feed(head) == head
-    assert frames.feed(chunk) is chunk
 
 
 # --- the plan's memory --------------------------------------------------------------------------
@@ -386,6 +360,69 @@ def test_a_graph_has_a_bounded_number_of_tensors() -> None:
     length = 8 + 8 + 4 + count * 296
     frame = struct.pack("<BQ", Command.GRAPH_COMPUTE, length)
     refused(frame + index(0) + index(1) + bytes(8) + index(count), f"of {count} tensors")
+
+
+# --- offers --------------------------------------------------------------------------------------
+
+
+def test_an_offer_waits_for_its_answer_and_no_engine_sees_it() -> None:
+    stage = greeted()
+    stage.allocate()
+    stage.got.clear()
+    for answered in OfferAnswer:
+        for piece in chunks(offer(SMALL_BYTES, b"\x07" * 32), range(0, 400, 7)):
+            assert stage.filter.from_head(piece) == b""
+        offered = stage.filter.offer
+        assert offered is not None
+        assert (offered.tensor.name, offered.tensor.size) == ("t", SMALL_BYTES)
+        assert offered.digest == b"\x07" * 32
+        expected = set_tensor(bytes(SMALL_BYTES), flag=0)
+        assert offered.tensor.frame() + bytes(SMALL_BYTES) == expected, "the cache flag is cleared"
+        assert stage.filter.answer_offer(answered) == answer(bytes((answered,)))
+        assert stage.filter.offer is None
+    frame = set_tensor(bytes(SMALL_BYTES))
+    assert stage.filter.from_head(frame) == frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (request(Command.OFFER, offer(SMALL_BYTES)[9:-1]), "OFFER with a payload of 344 bytes"),
+        (request(Command.OFFER, offer(SMALL_BYTES)[9:] + b"x"), "OFFER with a payload of 346"),
+        (offer(SMALL_BYTES, description=tensor(kind=4)), "OFFER with a tensor of the unknown type"),
+        (offer(SMALL_BYTES, description=tensor(op=MAP_CUSTOM1)), "OFFER with the operation 92"),
+        (offer(SMALL_BYTES, description=tensor(buffer=BUFFER + 1)), "into a smaller buffer"),
+        (offer(MB + 1), f"OFFER of {MB + 1} bytes into a smaller buffer"),
+        (offer(2**64 - 1), "into a smaller buffer"),
+        (offer(SMALL_BYTES - 1), "no whole tensor"),
+        (offer(SMALL_BYTES, offset=1), "no whole tensor"),
+        (offer(SMALL_BYTES) + request(Command.DEVICE_COUNT), "did not wait for the answer to OFF"),
+        (request(Command.DEVICE_COUNT) + offer(SMALL_BYTES), "for the answer to DEVICE_COUNT"),
+    ],
+)
+def test_an_offer_that_no_head_makes_is_refused(frame: bytes, reason: str) -> None:
+    refused(frame, reason)
+
+
+def test_a_head_begins_with_no_offer() -> None:
+    with pytest.raises(PeerError, match="began with OFFER"):
+        new().from_head(offer(SMALL_BYTES))
+
+
+def test_no_more_is_offered_than_a_buffer_holds() -> None:
+    """Until it is another buffer: a head that loads anew may offer all of it again."""
+    stage = greeted()
+    for _ in range(2):
+        stage.allocate()
+        for _ in range(MB // SMALL_BYTES):
+            stage.filter.from_head(offer(SMALL_BYTES))
+            stage.filter.answer_offer(OfferAnswer.SEND)
+        stage.ask(request(Command.FREE_BUFFER, number(BUFFER)))
+    stage.allocate()
+    stage.filter.from_head(offer(MB))
+    stage.filter.answer_offer(OfferAnswer.HAVE)
+    with pytest.raises(PeerError, match=f"OFFER of {MB + SMALL_BYTES} bytes in all"):
+        stage.filter.from_head(offer(SMALL_BYTES))
 
 
 # --- what a stage may not say -------------------------------------------------------------------

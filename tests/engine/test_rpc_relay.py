@@ -17,11 +17,12 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from p2pmesh.engine import rpc_relay
+from p2pmesh.engine import rpc_relay, rpc_sender
 from p2pmesh.engine.rpc_builds import Command
 from p2pmesh.engine.rpc_filter import Allowance, RpcFilter
 from p2pmesh.engine.rpc_relay import WAITING_MAX, HeadPort, StagePort, cpu_s
 from p2pmesh.engine.rpc_server import HOST
+from p2pmesh.engine.rpc_weights import Weights
 from p2pmesh.errors import EngineError, LinkError, PeerError
 from tests.engine.pipelines import Pipeline, pipeline, stage_node
 from tests.engine.rpc_frames import (
@@ -112,6 +113,7 @@ async def test_a_real_session_passes_in_any_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the head says arrives unchanged: this build has no capabilities to take away."""
+    monkeypatch.setattr(rpc_sender, "SMALL_BYTES", 1 << 40)  # nothing is offered
     monkeypatch.setattr(Recorder, "sessions", [])
     monkeypatch.setattr(rpc_relay, "RpcFilter", Recorder)
     async with pipeline(tmp_path, (1,)) as split:
@@ -279,7 +281,7 @@ async def program(handle: Program) -> AsyncIterator[int]:
 
 
 def a_stage() -> StagePort:
-    return StagePort(BUILD, Allowance(MB))
+    return StagePort(BUILD, Allowance(MB), tuple)
 
 
 async def greets(stream: trio.SocketStream) -> None:
@@ -404,7 +406,7 @@ async def test_a_connection_of_the_head_is_a_stream_to_the_stage() -> None:
         ends.append(far)
         return near
 
-    port = HeadPort(open_stream, lambda: [os.getpid()])
+    port = HeadPort(open_stream, lambda: [os.getpid()], BUILD, Weights(tuple))
     async with trio.open_nursery() as nursery:
         await nursery.start(port.run)
         for number in (1, 2):
@@ -435,7 +437,7 @@ async def test_a_stage_out_of_reach_is_lost_with_the_reason() -> None:
     async def open_stream() -> trio.abc.Stream:
         raise LinkError("b has no address")
 
-    port = HeadPort(open_stream, lambda: [os.getpid()])
+    port = HeadPort(open_stream, lambda: [os.getpid()], BUILD, Weights(tuple))
     async with trio.open_nursery() as nursery:
         await nursery.start(port.run)
         async with await trio.open_tcp_stream(HOST, port.port) as head:
@@ -457,7 +459,7 @@ async def test_another_process_is_refused() -> None:
     async with trio.open_nursery() as nursery:
         command = [sys.executable, "-c", "input()"]
         engine = await nursery.start(partial(trio.run_process, command, stdin=subprocess.PIPE))
-        port = HeadPort(open_stream, lambda: [engine.pid])
+        port = HeadPort(open_stream, lambda: [engine.pid], BUILD, Weights(tuple))
         await nursery.start(port.run)
         async with await trio.open_tcp_stream(HOST, port.port) as head:
             with trio.fail_after(5):
@@ -469,7 +471,7 @@ async def test_another_process_is_refused() -> None:
 
 async def test_before_there_is_a_head_nobody_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_relay, "OWNER_S", 0.05)
-    port = HeadPort(trio.sleep_forever, list)
+    port = HeadPort(trio.sleep_forever, list, BUILD, Weights(tuple))
     async with trio.open_nursery() as nursery:
         await nursery.start(port.run)
         async with await trio.open_tcp_stream(HOST, port.port) as head:

@@ -43,6 +43,7 @@ def tiny_gguf(
     context: int = 4096,
     pooling: str | None = None,
     experts: int = 0,
+    feed_forward: int = FEED_FORWARD,
     seed: int = 1,
     split_tensors: int = 0,
     extra: dict[str, Any] | None = None,
@@ -60,6 +61,7 @@ def tiny_gguf(
         pooling: "mean" and others of `POOLING` make an embedding model, "rank" a reranker
             (which llama-server loads as "qwen3" only).
         experts: More than 0 makes a mixture of experts, of which 2 are used.
+        feed_forward: Width of the inner layers, 768 bytes for each unit of it.
         seed: Equal seeds make equal weights; another one makes another digest.
         split_tensors: Tensors per part; 0 writes one file.
         extra: More keys: texts, whole numbers, or lists of them.
@@ -73,7 +75,7 @@ def tiny_gguf(
     writer.add_block_count(layers)
     writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -94,7 +96,7 @@ def tiny_gguf(
     for key, value in (extra or {}).items():
         _add(writer, key, value)
     for tensor, values in _weights(
-        layers, vocab, experts, seed, rank=pooling == "rank", normed=arch == "qwen3"
+        layers, vocab, experts, feed_forward, seed, rank=pooling == "rank", normed=arch == "qwen3"
     ):
         writer.add_tensor(tensor, values)
     writer.write_header_to_file()
@@ -141,7 +143,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocab: int) -> None:
 
 
 def _weights(
-    layers: int, vocab: int, experts: int, seed: int, *, rank: bool, normed: bool
+    layers: int, vocab: int, experts: int, feed_forward: int, seed: int, *, rank: bool, normed: bool
 ) -> Iterable[tuple[str, np.ndarray[Any, np.dtype[np.float32]]]]:
     rng = np.random.default_rng(seed)
 
@@ -168,9 +170,9 @@ def _weights(
             yield block + "attn_k_norm.weight", np.ones(HEAD_WIDTH, np.float32)
         yield block + "ffn_norm.weight", np.ones(WIDTH, np.float32)
         for part, shape in (
-            ("gate", (FEED_FORWARD, WIDTH)),
-            ("up", (FEED_FORWARD, WIDTH)),
-            ("down", (WIDTH, FEED_FORWARD)),
+            ("gate", (feed_forward, WIDTH)),
+            ("up", (feed_forward, WIDTH)),
+            ("down", (WIDTH, feed_forward)),
         ):
             if experts:
                 yield f"{block}ffn_{part}_exps.weight", random(experts, *shape)

@@ -107,7 +107,7 @@ def start_head(node: Node) -> None:
 
 async def test_a_head_and_its_stage_come_up_and_end_together(tmp_path: Path) -> None:
     async with two(tmp_path) as (head, behind):
-        behind.pipelines.start_stage(STAGE, STAGES, threads=1)
+        behind.pipelines.start_stage(STAGE, STAGES, threads=1, model_paths=tuple)
         await behind.until(STAGE, "ready")
         start_head(head)
         start_head(head)  # it starts already
@@ -119,7 +119,7 @@ async def test_a_head_and_its_stage_come_up_and_end_together(tmp_path: Path) -> 
         await behind.until(STAGE, None)
         await head.until(HEAD, None)
 
-        behind.pipelines.start_stage(STAGE, STAGES, threads=1)
+        behind.pipelines.start_stage(STAGE, STAGES, threads=1, model_paths=tuple)
         await behind.until(STAGE, "ready")
         start_head(head)
         await head.until(HEAD, "ready")
@@ -133,7 +133,7 @@ async def test_nobody_but_its_head_reaches_a_stage(tmp_path: Path) -> None:
         with pytest.raises(PeerError, match="runs no such stage for you"):
             await head.pipelines._open(NODES[1], STAGE)  # it does not run
         others = (Stage(NODES[2], 0, 2, 64 * MIB), STAGES[1])
-        behind.pipelines.start_stage(STAGE, others, threads=1)
+        behind.pipelines.start_stage(STAGE, others, threads=1, model_paths=tuple)
         await behind.until(STAGE, "ready")
         with pytest.raises(PeerError, match="runs no such stage for you"):
             await head.pipelines._open(NODES[1], STAGE)
@@ -152,4 +152,4 @@ def test_an_engine_without_rpc_is_no_stage(tmp_path: Path) -> None:
     embedded = Engine(kind="embedded", command=("none",), source="wheel", version="1")
     pipelines = Pipelines(cast("Mesh", None), EngineManager(embedded, logs=tmp_path))
     with pytest.raises(EngineError, match="p2pmesh engine install"):
-        pipelines.start_stage(STAGE, STAGES, threads=1)
+        pipelines.start_stage(STAGE, STAGES, threads=1, model_paths=tuple)
