@@ -21,7 +21,8 @@ import psutil
 from p2pmesh.commands import formatting
 from p2pmesh.config import Address, Settings
 from p2pmesh.control import Control, NoNodeError, find_node
-from p2pmesh.engine.find import find_engine
+from p2pmesh.engine.confinement import described
+from p2pmesh.engine.find import Engine, find_engine
 from p2pmesh.errors import LocalError, MeshError
 from p2pmesh.home import PRIVATE_MODE, Home
 from p2pmesh.models.store import Store
@@ -171,6 +172,7 @@ class Doctor:
         else:
             rpc = f"RPC {engine.rpc}" if engine.rpc else "no RPC, so no stage of a pipeline"
             yield _ok("engine", f"{engine.kind} {engine.version} ({engine.source}; {rpc})")
+            yield _confinement(engine)
             devices = [device for device in engine.devices if not device.unified]
             for device in engine.devices:
                 total = formatting.size(device.total_bytes)
@@ -250,6 +252,13 @@ def _bind(address: Address) -> None:
 def _existing(path: Path) -> Path:
     """`path`, or the nearest directory above it that exists."""
     return next((place for place in (path, *path.parents) if place.is_dir()), path)
+
+
+def _confinement(engine: Engine) -> Check:
+    """Warn where stages of others would have all rights of this user."""
+    said = described(engine.confinement, engine.rpc_confinement)
+    is_open = engine.rpc_confinement is not None and not engine.rpc_confinement.is_full
+    return _warn("sandbox", said) if is_open else _ok("sandbox", said)
 
 
 def _ok(name: str, detail: str) -> Check:

@@ -14,6 +14,7 @@ import click
 from p2pmesh.config import Settings
 from p2pmesh.engine.accelerators import Backend
 from p2pmesh.engine.build import install as install_engine
+from p2pmesh.engine.confinement import described
 from p2pmesh.engine.find import Engine, Finding, survey
 from p2pmesh.engine.subprocesses import Progress
 from p2pmesh.errors import ConfigError, EngineError, LocalError
@@ -155,6 +156,7 @@ def _lines(finding: Finding, chosen: Engine | None) -> list[str]:
     ]
     if not engine.devices:
         lines.append("      CPU only")
+    lines.append(f"      {described(engine.confinement, engine.rpc_confinement)}")
     return lines + [f"      Warning: {warning}" for warning in engine.warnings]
 
 

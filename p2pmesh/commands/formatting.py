@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from p2pmesh.engine.confinement import Confinement, described
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 ID_CHARS = 8  # of an id, as people are shown it: enough to tell the members of a mesh apart
 FAR_AWAY_S = 10 * 365 * 86400  # a founder's membership ends after a lifetime
@@ -77,3 +79,11 @@ def engine(status: Mapping[str, Any]) -> str:
     name = line(f"{status['kind']} {status['version']} ({status['source']})")
     devices = ", ".join(line(f"{one['id']} {one['description']}") for one in status["devices"])
     return f"{name}, {devices}" if devices else name
+
+
+def confinement(status: Mapping[str, Any]) -> str:
+    """How far the engines of a node's status are kept from the rest of its machine."""
+    stages = status["rpc_confinement"]
+    return described(
+        Confinement(**status["confinement"]), None if stages is None else Confinement(**stages)
+    )

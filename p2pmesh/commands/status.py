@@ -161,6 +161,8 @@ def _facts(node: Mapping[str, Any], *, serves: bool) -> list[str]:
             ("Memory", f"{used} of {budget} for models in use"),
             ("Engine", formatting.engine(node["engine"]) if node["engine"] else "none"),
         ]
+        if node["engine"]:
+            facts.append(("", formatting.confinement(node["engine"])))
     lines = [f"  {term:<9}  {formatting.line(text)}" for term, text in facts]
     return lines + [_yellow("Warning", text) for text in node["warnings"]]
 

@@ -99,7 +99,19 @@ class Confinement:
         return self.level == "full"
 
 
-UNKNOWN = Confinement("none", "it was not started yet")
+UNKNOWN = Confinement("none", "it was not looked at yet")
+
+
+def described(engine: Confinement, stages: Confinement | None) -> str:
+    """Return for a person how far an engine and its stages are confined.
+
+    Args:
+        engine: Of what serves models.
+        stages: Of what computes stages; None without it.
+    """
+    if stages is None or stages == engine:
+        return str(engine)
+    return f"{engine}; stages are {stages}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

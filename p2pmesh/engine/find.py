@@ -20,6 +20,8 @@ from typing import Literal
 
 from p2pmesh.engine.accelerators import Machine, unused_warnings
 from p2pmesh.engine.argv import needed_flags, passed_on
+from p2pmesh.engine.confined import confinement_of
+from p2pmesh.engine.confinement import UNKNOWN, Confinement
 from p2pmesh.engine.devices import Device, has_device_list, parse_devices
 from p2pmesh.engine.sources import BUILD_NUMBER
 from p2pmesh.errors import ConfigError, EngineError
@@ -59,6 +61,8 @@ class Engine:
         rpc_command: What goes before the flags of its RPC server; empty without one.
         devices: Accelerators that it can use; none means CPU only.
         warnings: Sentences for the user: a GPU that it leaves idle, an engine that was passed over.
+        confinement: How far it is kept from the rest of this machine.
+        rpc_confinement: The same of its RPC server; None without one.
     """
 
     kind: Literal["embedded", "native"]
@@ -69,6 +73,13 @@ class Engine:
     rpc_command: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ()
     warnings: tuple[str, ...] = ()
+    confinement: Confinement = UNKNOWN
+    rpc_confinement: Confinement | None = None
+
+    @property
+    def confines_stages(self) -> bool:
+        """Whether its stages reach nothing here, so that any member that serves may have them."""
+        return self.rpc_confinement is not None and self.rpc_confinement.is_full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +200,8 @@ def _examine(
         rpc_command=() if rpc is None else (str(rpc_server),),
         devices=devices,
         warnings=unused_warnings(Machine(environ=environ), devices),
+        confinement=confinement_of(command),
+        rpc_confinement=None if rpc is None else confinement_of((str(rpc_server),)),
     )
     return Finding(source=source, where=where, engine=engine)
 

@@ -3,8 +3,8 @@
 A stage is an engine that computes what the head of its unit sends; a head is a llama-server that
 reaches the other stages through ports on loopback, one for each. The ways between them are streams
 of the mesh for `rpc`, one for each connection that the head opens. Whoever sends graphs to a stage
-may run code there, so only a peer with the right `stage` gets one, and only to a stage whose unit
-has that peer for its head.
+may run code there, so only a peer with the right `stage` gets one, or any that serves where engines
+are confined; and only to a stage whose unit has that peer for its head.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Pipelines:
 
     def handlers(self) -> Handlers:
         """The service that heads use."""
-        return {RPC: Service(self._serve, Needs(Role.SERVE, stage=True))}
+        stage = not self._engines.engine.confines_stages
+        return {RPC: Service(self._serve, Needs(Role.SERVE, stage=stage))}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the ports of heads open, until cancelled."""

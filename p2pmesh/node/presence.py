@@ -105,6 +105,7 @@ class Presence:
             budget_bytes=self._told.budget_bytes,
             engine=f"{engine.kind} {engine.version}",
             rpc=self._rpc,
+            confined=engine.confines_stages,
         )
         self._mesh.publish(CAPS, caps.to_wire())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import trio
@@ -194,6 +194,8 @@ class NodeStatus:
                 "source": engine.source,
                 "version": engine.version,
                 "rpc": engine.rpc,
+                "confinement": asdict(engine.confinement),
+                "rpc_confinement": engine.rpc_confinement and asdict(engine.rpc_confinement),
                 "devices": [
                     {
                         "id": device.id,

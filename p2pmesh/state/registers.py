@@ -102,12 +102,15 @@ class Caps:
         engine: What runs them, in a word or two.
         rpc: The build of the engine's RPC, "" when it has none; only equal ones work together.
         memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
+        confined: Whether it says that stages there reach neither its files nor a network, so that
+            it runs them for any member that serves.
     """
 
     budget_bytes: int
     engine: str
     rpc: str
     memory_mib_per_s: int = 0
+    confined: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """The body of the register `caps`."""
@@ -116,6 +119,7 @@ class Caps:
             "engine": self.engine,
             "rpc": self.rpc,
             "memory_mib_per_s": self.memory_mib_per_s,
+            "confined": self.confined,
         }
 
     @classmethod
@@ -126,6 +130,7 @@ class Caps:
             engine=_plain(body, "engine", 64),
             rpc=_plain(body, "rpc", 32),
             memory_mib_per_s=_number(body, "memory_mib_per_s", MEMORY_MIB_PER_S_MAX),
+            confined=take(body, "confined", bool, default=False),
         )
 
 

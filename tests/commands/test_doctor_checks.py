@@ -5,6 +5,7 @@ import shutil
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from p2pmesh.commands import doctor_checks as module
 from p2pmesh.commands.doctor_checks import Check, Doctor
 from p2pmesh.config import Address, Settings
+from p2pmesh.engine.confinement import Confinement, Level
 from p2pmesh.engine.devices import Device
 from p2pmesh.engine.find import Engine
 from p2pmesh.errors import EngineError
@@ -66,7 +68,7 @@ def test_a_machine_in_order_is_all_ok_before_anything_was_started(tmp_path: Path
     root = tmp_path / "new" / "home"
     found = run(Home.at(root))
     assert [check for check in found if check.state != "ok"] == []
-    names = "python data cache key node api console peer disk engine memory models clock"
+    names = "python data cache key node api console peer disk engine sandbox memory models clock"
     assert " ".join(check.name for check in found) == names
     assert not Home.at(root).node_key.exists()
 
@@ -179,8 +181,22 @@ def test_devices_and_warnings_of_the_engine(home: Home, monkeypatch: pytest.Monk
     found = run(home)
     assert only(found, "device").detail == "CUDA0: RTX, 24.0 GiB"
     assert [check.state for check in of(found, "engine")] == ["ok", "warn"]
+    assert only(found, "sandbox").state == "ok"
     # 75 % of 12 GiB main and of 20 GiB device memory.
     assert only(found, "memory").detail == "24.0 GiB for models, of 40.0 GiB in this machine"
+
+
+@pytest.mark.parametrize(("level", "state"), [("full", "ok"), ("files", "warn"), ("none", "warn")])
+def test_stages_that_are_not_confined_are_warned_of(
+    home: Home, monkeypatch: pytest.MonkeyPatch, level: Level, state: str
+) -> None:
+    reason = "" if level == "full" else "an old kernel"
+    here = Confinement(level, reason)
+    engine = replace(CPU_ONLY, rpc="7.0.0", confinement=here, rpc_confinement=here)
+    monkeypatch.setattr(module, "find_engine", lambda *_: engine)
+    check = only(run(home), "sandbox")
+    assert check.state == state
+    assert check.detail.endswith(reason or "confined")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def test_info_names_the_places_in_order_and_marks_the_chosen_one(tmp_path: Path)
     assert lines[1].startswith("  path: no llama-server")
     assert lines[2].startswith("* embedded engine 20")
     assert "(wheel; no RPC: cannot be a pipeline stage)" in lines[2]
+    assert lines[-1].startswith("      not confined: ")
 
 
 def test_info_for_programs(tmp_path: Path) -> None:
@@ -53,6 +54,8 @@ def test_info_for_programs(tmp_path: Path) -> None:
     assert shown["engine"]["source"] == "wheel"
     assert [place["source"] for place in shown["searched"]] == ["managed", "path", "wheel"]
     assert shown["searched"][2]["engine"] == shown["engine"]
+    assert shown["engine"]["confinement"]["level"] == "none"
+    assert shown["engine"]["rpc_confinement"] is None
 
 
 def test_a_wrong_choice_is_the_users_error(tmp_path: Path) -> None:

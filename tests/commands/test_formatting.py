@@ -60,6 +60,17 @@ def test_an_engine_in_words() -> None:
     assert formatting.engine(status) == "native b1 (path), CUDA0 RTX"
 
 
+def test_the_confinement_of_an_engine_in_words() -> None:
+    status: dict[str, Any] = {"confinement": {"level": "full", "reason": ""}}
+    for stages, said in (
+        (None, "confined"),
+        ({"level": "full", "reason": ""}, "confined"),
+        ({"level": "none", "reason": "why"}, "confined; stages are not confined: why"),
+    ):
+        status["rpc_confinement"] = stages
+        assert formatting.confinement(status) == said
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [

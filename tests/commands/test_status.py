@@ -41,6 +41,7 @@ def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
         "  Home       /home/kim/.local/share/p2pmesh",
         "  Memory     1.0 GiB of 12.0 GiB for models in use",
         "  Engine     embedded b11434 (wheel), CPU AMD Ryzen 7 5700U",
+        "             not confined: the embedded engine is a Python program",
         "  Warning    GPU found but unused: p2pmesh engine install",
         "",
         "NODE               ROLE   STATE      MEMORY  ENGINE    ROUND TRIP  MODELS",
@@ -48,10 +49,10 @@ def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
         f"annas-laptop       serve  live     24.0 GiB  embedded      1.8 ms  {two_models}",
         "living-room-mac    serve  suspect   8.0 GiB  embedded       38 ms  -",
         "",
-        *lines[15:],
+        *lines[16:],
     ]
-    assert "annas-laptop (loading: reading weights)" in lines[17]
-    assert lines[18].endswith("  needs 43.1 GiB; the largest node has 24.0 GiB")
+    assert "annas-laptop (loading: reading weights)" in lines[18]
+    assert lines[19].endswith("  needs 43.1 GiB; the largest node has 24.0 GiB")
 
 
 def test_a_guest_shows_what_it_knows() -> None:

@@ -124,6 +124,11 @@ def three_nodes() -> dict[str, Any]:
                 "source": "wheel",
                 "version": "b11434",
                 "rpc": None,
+                "confinement": {
+                    "level": "none",
+                    "reason": "the embedded engine is a Python program",
+                },
+                "rpc_confinement": None,
                 "devices": [
                     {
                         "id": "CPU",

@@ -20,6 +20,7 @@ from p2pmesh.engine import confine
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.confined import confined, confinement_of, machine_confinement
 from p2pmesh.engine.confinement import Access, Confinement
+from p2pmesh.engine.find import find_engine
 from p2pmesh.engine.rpc_server import RpcServer
 from p2pmesh.engine.server import LlamaServer
 from tests.engine import intruder
@@ -250,3 +251,10 @@ def test_this_machine_says_why_not() -> None:
     here = machine_confinement()
     assert here.is_full == (here.reason == "")
     assert psutil.LINUX or here.level == "none"
+
+
+@needs_full
+def test_a_native_engine_confines_its_stages(tmp_path: Path) -> None:
+    engine = find_engine(native(), tmp_path, {"PATH": os.defpath})
+    assert engine.confinement == engine.rpc_confinement == Confinement("full")
+    assert engine.confines_stages

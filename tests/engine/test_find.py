@@ -90,6 +90,9 @@ def test_then_the_managed_one(tmp_path: Path) -> None:
     assert engine.rpc == "7.0.0"
     assert engine.rpc_command == (str(server.parent / "ggml-rpc-server"),)
     assert engine.version == "b11434"
+    assert engine.confinement.level == "none"  # the stand-ins are scripts
+    assert engine.rpc_confinement == engine.confinement
+    assert not engine.confines_stages
     assert [device.id for device in engine.devices] == ["CUDA0"]
 
 
@@ -124,7 +127,9 @@ def test_last_comes_the_wheel(tmp_path: Path) -> None:
         version=engine.version,
         warnings=engine.warnings,
         devices=engine.devices,
+        confinement=engine.confinement,
     )
+    assert engine.confinement.level == "none"
     assert engine.version[0].isdigit()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +13,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.confinement import Confinement, Level
 from p2pmesh.engine.find import Engine
 from p2pmesh.errors import EngineError, MeshError, PeerError
 from p2pmesh.identity.credentials import Role
@@ -143,9 +145,11 @@ async def test_nobody_but_its_head_reaches_a_stage(tmp_path: Path) -> None:
         assert behind.engines.states() == {STAGE: "ready"}
 
 
-def test_a_stage_takes_the_right_to_it(tmp_path: Path) -> None:
-    pipelines = Pipelines(cast("Mesh", None), EngineManager(engine(), logs=tmp_path))
-    assert pipelines.handlers()[RPC].needs == Needs(Role.SERVE, stage=True)
+@pytest.mark.parametrize("level", ["full", "files", "none"])
+def test_a_stage_that_is_not_confined_takes_the_right_to_it(tmp_path: Path, level: Level) -> None:
+    own = replace(engine(), rpc_confinement=Confinement(level))
+    pipelines = Pipelines(cast("Mesh", None), EngineManager(own, logs=tmp_path))
+    assert pipelines.handlers()[RPC].needs == Needs(Role.SERVE, stage=level != "full")
 
 
 def test_an_engine_without_rpc_is_no_stage(tmp_path: Path) -> None:

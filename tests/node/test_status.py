@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh import __version__
 from p2pmesh.config import Address
+from p2pmesh.engine.confinement import Confinement
 from p2pmesh.engine.devices import Device
 from p2pmesh.engine.find import Engine
 from p2pmesh.home import Home
@@ -40,6 +41,8 @@ NATIVE = Engine(
     rpc="7.0.0",
     devices=(GPU,),
     warnings=("GPU found but unused",),
+    confinement=Confinement("full"),
+    rpc_confinement=Confinement("files", "an old kernel"),
 )
 # Of a node in a mesh that asks for no credentials.
 NO_STANDING = {
@@ -151,6 +154,8 @@ async def test_a_node_describes_itself(parts: Parts) -> None:
             "source": "wheel",
             "version": "2026.10",
             "rpc": None,
+            "confinement": {"level": "none", "reason": "it was not looked at yet"},
+            "rpc_confinement": None,
             "devices": [],
         },
         "warnings": [],
@@ -228,6 +233,8 @@ async def test_devices_and_warnings_are_shown(parts: Parts) -> None:
         "source": "managed",
         "version": "b11434",
         "rpc": "7.0.0",
+        "confinement": {"level": "full", "reason": ""},
+        "rpc_confinement": {"level": "files", "reason": "an old kernel"},
         "devices": [
             {
                 "id": "CUDA0",

@@ -40,7 +40,9 @@ def over_the_wire(body: dict[str, Any]) -> dict[str, Any]:
 def test_each_register_survives_the_wire() -> None:
     here = member(addresses=(Address("10.0.0.5", 9338), Address("fe80::1", 1)), left=True)
     assert Member.from_wire(over_the_wire(here.to_wire())) == here
-    caps = Caps(budget_bytes=8 << 30, engine="b11434", rpc="7.0.0", memory_mib_per_s=20_000)
+    caps = Caps(
+        budget_bytes=8 << 30, engine="b11434", rpc="7.0.0", memory_mib_per_s=20_000, confined=True
+    )
     assert Caps.from_wire(over_the_wire(caps.to_wire())) == caps
     served = (Served(digest=digest(1), state="ready"), Served(digest=digest(2), state="failed"))
     assert registers.serves_from_wire(over_the_wire(registers.serves_to_wire(served))) == served
