@@ -94,6 +94,11 @@ class Home:
         return self.root / "peers.json"
 
     @property
+    def memory_speed_file(self) -> Path:
+        """How fast this machine reads its memory."""
+        return self.root / "memory-speed.json"
+
+    @property
     def run_file(self) -> Path:
         """How to reach the running node: addresses and the control token."""
         return self.root / "run.json"

@@ -43,6 +43,7 @@ from p2pmesh.node.joining import Door, Entry, Joiner, what_answers
 from p2pmesh.node.keystore import MeshInfo, forget_mesh, found_mesh, node_key, save_mesh
 from p2pmesh.node.life import GOODBYE_S, Lasting, MeshLife
 from p2pmesh.node.local_network import LocalNetwork, only_here
+from p2pmesh.node.memory_speed import MemorySpeed, is_machine_busy, measure_mib_per_s
 from p2pmesh.node.orders import Orders
 from p2pmesh.node.ports import Listening, listen
 from p2pmesh.node.presence import Own
@@ -140,6 +141,12 @@ class Node:
         self._engine: Engine = await trio.to_thread.run_sync(
             partial(find_engine, self._settings.engine, self._home.engine, os.environ)
         )
+        self._memory_speed = MemorySpeed(
+            self._home.memory_speed_file,
+            self._engine,
+            measure=measure_mib_per_s,
+            is_busy=is_machine_busy,
+        )
         self._opened: Opened = await trio.to_thread.run_sync(
             partial(open_models, self._store, self._settings, self._ui.hashing),
             abandon_on_cancel=True,
@@ -189,6 +196,8 @@ class Node:
             nursery.start_soon(self._heed_signals)
             if until is not None:
                 nursery.start_soon(self._heed, until)
+            # While nothing of this node works yet; it is known by the time it is told.
+            nursery.start_soon(self._memory_speed.run)
             await nursery.start(network.run)
             entry = await choose_entry(self._settings, joiner, network, self._found, self._ui.note)
             try:
@@ -373,6 +382,7 @@ class Node:
             memory_bytes=self._settings.memory,
             engine=self._engine,
             engines=engines,
+            memory_mib_per_s=lambda: self._memory_speed.mib_per_s,
         )
         return Lasting(
             home=self._home,

@@ -1,4 +1,4 @@
-"""How many bytes of models a node promises to hold.
+"""How many bytes of models a node promises to hold, and how it rounds what it publishes.
 
 Pure, integers only. A budget the user named is taken exactly. The automatic one is 75 % of what
 each memory could give: what is free there plus what this node's own engines hold already, so that
@@ -85,6 +85,17 @@ def publish(previous: Published | None, budget: int, *, exact: bool, now_s: floa
         if is_close or now_s - previous.since_s < HOLD_S:
             return previous
     return Published(budget_bytes=value, since_s=now_s)
+
+
+def coarse_speed(mib_per_s: int) -> int:
+    """Return the nearest number with two significant bits: 28000 -> 24576, 31000 -> 32768.
+
+    Two such numbers lie a third to a half apart, more than two measurements of one machine.
+    """
+    shift = mib_per_s.bit_length() - 2
+    if shift <= 0:
+        return mib_per_s
+    return ((mib_per_s >> (shift - 1)) + 1 >> 1) << shift
 
 
 def _share_bytes(memory: Memory) -> int:

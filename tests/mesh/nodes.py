@@ -19,6 +19,10 @@ from typing import IO, Any
 
 import psutil
 
+from p2pmesh.home import Home
+from p2pmesh.node.memory_speed import remember
+
+MEMORY_MIB_PER_S = 24_576
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
@@ -122,6 +126,8 @@ def start(
             are free; without it the node listens on loopback at any port.
         command: The command of p2pmesh that runs it, with its arguments.
     """
+    home.mkdir(parents=True, exist_ok=True)
+    remember(Home.at(home).memory_speed_file, MEMORY_MIB_PER_S)  # measured, it takes a second
     log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the node
     limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
     common = "--json", "--until-eof", f"--home={home}", f"--name={name}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pmesh.identity.keys import ID_BYTES, parse_id, show_id
-from tests.mesh.nodes import Node, assert_sentence, cli, running, wait_until
+from tests.mesh.nodes import MEMORY_MIB_PER_S, Node, assert_sentence, cli, running, wait_until
 from tests.mesh.test_failover import ask
 
 MODEL = "p2pmesh-demo-tiny"
@@ -61,6 +61,7 @@ def _json_is_complete(answer: dict[str, Any]) -> None:
             assert set(part) == KEYS["parts"]
     for node in answer["nodes"]:
         assert set(node) == KEYS["nodes"]
+        assert node["memory_mib_per_s"] == MEMORY_MIB_PER_S
         assert show_id(parse_id(node["id"])) == node["id"]
     assert len(answer["plan"]["digest"]) == 2 * ID_BYTES
 
@@ -70,6 +71,7 @@ def _texts_are_read(node: Node) -> None:
     assert f"{MODEL}  whole on " in text
     assert "for 2 nodes: all of 1 linked node agree" in text
     assert "node-1 (this)" in text
+    assert "24.0 GiB/s" in text
     explained = asked(node, "--explain", MODEL)
     assert "to read all layers on node-" in explained
     assert "1 of 1 copy" in explained

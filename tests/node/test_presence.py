@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,14 @@ class Laptop:
         return self.addresses
 
 
-def present(hearsay: Hearsay, logs: Path) -> Presence:
+def present(hearsay: Hearsay, logs: Path, speed: Callable[[], int] = lambda: 0) -> Presence:
     own = Own(
         name="laptop",
         listening=Address("0.0.0.0", 9338),
         memory_bytes=GIB,
         engine=ENGINE,
         engines=EngineManager(ENGINE, logs=logs),
+        memory_mib_per_s=speed,
     )
     return Presence(hearsay.mesh, own)
 
@@ -73,6 +75,21 @@ async def test_addresses_that_stay_are_told_once(
         await trio.sleep(10 * LOOK_INTERVAL_S + 0.1)
         assert MEMBER not in told
         assert told == 10 * [CAPS]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_speed_of_the_memory_is_told_once_it_is_known(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Laptop(monkeypatch)
+    hearsay, known = Hearsay(), [0]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(present(hearsay, tmp_path, lambda: known[0]).run)
+        known[0] = 24_576
+        await trio.sleep(LOOK_INTERVAL_S + 0.1)
+        caps = hearsay.mesh.view.nodes[ME].caps
+        assert caps is not None
+        assert caps.memory_mib_per_s == 24_576
         nursery.cancel_scope.cancel()
 
 

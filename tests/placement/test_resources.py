@@ -16,6 +16,7 @@ from p2pmesh.placement.resources import (
     Memory,
     Published,
     budget_bytes,
+    coarse_speed,
     publish,
 )
 
@@ -105,3 +106,24 @@ def test_wobbling_within_the_band_publishes_nothing_new(wobbles: list[int]) -> N
     for index, wobble in enumerate(wobbles):
         near = 100 * GIB - wobble % (BAND_STEPS * STEP_BYTES)
         assert publish(published, near, exact=False, now_s=1000.0 * index) is published
+
+
+speeds = st.integers(0, 2**30)
+
+
+@given(speeds)
+def test_a_coarse_speed_is_near_and_has_two_significant_bits(speed: int) -> None:
+    coarse = coarse_speed(speed)
+    assert abs(coarse - speed) * 4 <= speed
+    assert coarse == 0 or bin(coarse)[4:].strip("0") == ""
+    assert coarse_speed(coarse) == coarse
+
+
+@given(speeds, speeds)
+def test_coarse_speeds_keep_their_order(one: int, other: int) -> None:
+    assert coarse_speed(min(one, other)) <= coarse_speed(max(one, other))
+
+
+def test_measurements_of_one_machine_are_one_coarse_speed() -> None:
+    seen = [26_531, 26_903, 25_992, 23_274, 26_864]
+    assert {coarse_speed(speed) for speed in seen} == {24_576}
