@@ -7,6 +7,7 @@ from collections.abc import Callable
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.layout import Pipeline
+from p2pmesh.placement.pipeline import Stage
 
 MIB = 2**20
 GIB = 2**30
@@ -28,8 +29,7 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
     match a.reason:
         case Reason.PLACED if isinstance(a.layout, Pipeline):
             shares = ", ".join(
-                f"{one.first_layer + 1} to {one.last_layer + 1} on {name_of(one.node)}"
-                for one in a.layout.stages
+                f"{_show_layers(one)} on {name_of(one.node)}" for one in a.layout.stages
             )
             why = "" if a.split else "it fits on no node: "
             return f"{why}split over {len(a.nodes)} nodes: layers {shares}"
@@ -96,6 +96,11 @@ def _why_not_split(reason: Reason, node: str, lack: str) -> str:
             return "too few nodes are here: `p2pmesh invite` lets more in"
         case _:
             return lack
+
+
+def _show_layers(stage: Stage) -> str:
+    first, last = stage.first_layer + 1, stage.last_layer + 1
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def _show_bytes(size_bytes: int, *, up: bool = False) -> str:

@@ -74,6 +74,9 @@ def test_a_pipeline_says_who_has_which_layers() -> None:
     assert why(engine(A, 9 * GIB), engine(B, 9 * GIB)) == (
         "split over 2 nodes: layers 1 to 4 on attic, 5 to 8 on bench"
     )
+    assert why(engine(A, 2 * GIB), engine(B, 9 * GIB)) == (
+        "split over 2 nodes: layers 1 on attic, 2 to 8 on bench"
+    )
 
 
 def test_a_split_that_is_refused_names_the_cause_and_the_command_that_helps() -> None:
