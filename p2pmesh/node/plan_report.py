@@ -264,6 +264,7 @@ class _Shown:
             "memory_mib_per_s": facts.memory_mib_per_s,
             "rpc": facts.rpc,
             "may_head": facts.may_head,
+            "confined": facts.confined,
             "parts": [
                 {"model": self._id(digest), **self._part(digest, part)}
                 for digest, part in one.parts

@@ -221,7 +221,7 @@ class Allocation:
         able = [one for one in holders if alike[one.rpc] >= least]
         if not able:
             return Refusal(Reason.NO_ENGINES, _odd_one(holders, candidates), need_bytes)
-        heads = [one for one in able if one.heads]
+        heads = [one for one in able if sum(map(one.may_use, candidates)) >= least - 1]
         if not heads:
             return Refusal(Reason.NO_RIGHT, able[0].node, need_bytes)
         if demand.split:
@@ -246,7 +246,9 @@ class Allocation:
                     rpc=facts.rpc,
                     memory_mib_per_s=facts.memory_mib_per_s,
                     holds=node in shapes,
-                    heads=shapes.get(node) if facts.may_head else None,
+                    heads=shapes.get(node),
+                    may_head=facts.may_head,
+                    confined=facts.confined,
                 )
             )
         return candidates
@@ -335,10 +337,13 @@ def _is_own_stage(part: Resident) -> bool:
 
 def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:
     """Whether live nodes, the head first, may be one pipeline."""
-    head = nodes[0]
-    if head is None or not head.rpc or not head.may_head:
+    head, *others = nodes
+    if head is None or not head.rpc:
         return False
-    return all(one is not None and one.rpc == head.rpc for one in nodes)
+    return all(
+        one is not None and one.rpc == head.rpc and (head.may_head or one.confined)
+        for one in others
+    )
 
 
 def _odd_one(holders: Sequence[Candidate], candidates: Sequence[Candidate]) -> NodeId | None:

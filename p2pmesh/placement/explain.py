@@ -84,8 +84,8 @@ def _why_not_split(reason: Reason, node: str, lack: str) -> str:
             return "it has too few layers"
         case Reason.NO_RIGHT:
             return (
-                f"{node} holds the file and may not run stages on other nodes: an admin can"
-                f" change that by `p2pmesh grant {node} stage`"
+                f"{node} holds the file and may run stages only on nodes that confine them, which"
+                f" are too few: an admin can change that by `p2pmesh grant {node} stage`"
             )
         case Reason.NO_ENGINES if node:
             return (

@@ -19,7 +19,7 @@ from p2pmesh.models.parts import WHOLE, PartId, StageRange
 from p2pmesh.placement.pipeline import Shape
 from p2pmesh.wire.codec import encode
 
-FORMAT = 3
+FORMAT = 4
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -32,8 +32,9 @@ class NodeFacts:
 
     Attributes:
         rpc: The build of its engine's RPC, "" for none; only equal ones make a pipeline.
-        may_head: Whether it has the right to run stages on other nodes.
+        may_head: Whether it has the right to run stages on all other nodes.
         memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
+        confined: Whether it says that stages reach nothing on it, so that a head needs no right.
     """
 
     node: NodeId
@@ -41,6 +42,7 @@ class NodeFacts:
     rpc: str = ""
     may_head: bool = False
     memory_mib_per_s: int = 0
+    confined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -161,7 +163,10 @@ class PlacementInputs:
             [
                 FORMAT,
                 [
-                    [one.node, one.budget_bytes, one.rpc, one.may_head, one.memory_mib_per_s]
+                    [
+                        *(one.node, one.budget_bytes, one.rpc, one.may_head),
+                        *(one.memory_mib_per_s, one.confined),
+                    ]
                     for one in self.nodes
                 ],
                 [

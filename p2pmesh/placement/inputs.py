@@ -160,6 +160,7 @@ def _read_node(node: NodeView) -> NodeFacts:
         rpc=node.caps.rpc,
         may_head=node.credential is None or node.credential.stage,
         memory_mib_per_s=node.caps.memory_mib_per_s,
+        confined=node.caps.confined,
     )
 
 

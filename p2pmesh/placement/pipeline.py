@@ -128,6 +128,8 @@ class Candidate:
         memory_mib_per_s: How fast it reads memory; 0 when it does not say.
         holds: Whether it has the file.
         heads: The model by its own card, if it may be the head.
+        may_head: Whether it may be the head of any node, or only of those that are confined.
+        confined: Whether stages reach nothing on it.
     """
 
     node: NodeId
@@ -137,6 +139,13 @@ class Candidate:
     memory_mib_per_s: int = 0
     holds: bool = False
     heads: Shape | None = None
+    may_head: bool = True
+    confined: bool = False
+
+    def may_use(self, other: Candidate) -> bool:
+        """Whether another node may run a stage of which this one is the head."""
+        allowed = self.may_head or other.confined
+        return allowed and other.rpc == self.rpc and other.node != self.node
 
     @property
     def speed_mib_per_s(self) -> int:
@@ -178,7 +187,11 @@ def choose(candidates: Iterable[Candidate], *, split: int = 0) -> tuple[Stage, .
 
 @lru_cache(maxsize=64)  # the facts of a plan change more often than what a pipeline hangs on
 def _choose(candidates: tuple[Candidate, ...], split: int) -> tuple[Stage, ...] | None:
-    classes = [_Class(candidates, rpc) for rpc in sorted({one.rpc for one in candidates} - {""})]
+    classes = [
+        _Class((one for one in candidates if one.rpc == rpc), may_head=may_head)
+        for rpc in sorted({one.rpc for one in candidates} - {""})
+        for may_head in (True, False)
+    ]
     for count in (split,) if split else range(2, STAGES_MAX + 1):
         found = [best for one in classes if (best := one.best(count)) is not None]
         if found:
@@ -201,7 +214,7 @@ def lacking(
     head = min(heads, key=lambda one: (-one.room_bytes, one.node))
     shape = head.heads
     assert shape is not None, "a head knows the model"
-    others = [one for one in candidates if one.rpc == head.rpc and one.node != head.node]
+    others = [one for one in candidates if head.may_use(one)]
     others.sort(key=lambda one: (-one.room_bytes, one.node))
     layers, first = len(shape.layer_bytes), 0
     for after, one in zip(range(split - 1, -1, -1), [head, *others], strict=False):
@@ -230,7 +243,7 @@ def lacking_together(
     for head in heads:
         assert head.heads is not None, "a head knows the model"
         shape = head.heads
-        others = (one for one in candidates if one.rpc == head.rpc and one.node != head.node)
+        others = (one for one in candidates if head.may_use(one))
         rooms = sorted((max(one.room_bytes - shape.stage_bytes, 0) for one in others), reverse=True)
         count = min(STAGES_MAX, len(shape.layer_bytes)) - 1
         room_bytes = max(head.room_bytes - shape.head_bytes, 0) + sum(rooms[:count])
@@ -261,10 +274,21 @@ _Choice = tuple[int, int, int, tuple[NodeId, ...], tuple[int, ...], tuple[Stage,
 
 
 class _Class:
-    """The nodes whose engines have one RPC build, best first."""
+    """The nodes whose engines have one RPC build, best first, under heads that may do the same.
 
-    def __init__(self, candidates: Iterable[Candidate], rpc: str) -> None:
-        self.members = sorted((one for one in candidates if one.rpc == rpc), key=self.rank)
+    Args:
+        candidates: Those of the build.
+        may_head: Whether its heads use any of them, or only those that are confined.
+    """
+
+    def __init__(self, candidates: Iterable[Candidate], *, may_head: bool) -> None:
+        self.members = sorted(candidates, key=self.rank)
+        self._heads = [
+            place
+            for place, one in enumerate(self.members)
+            if one.heads is not None and one.may_head == may_head
+        ]
+        self._others = [place for place, one in enumerate(self.members) if may_head or one.confined]
 
     @staticmethod
     def rank(one: Candidate) -> tuple[int, int, bool, NodeId]:
@@ -273,15 +297,15 @@ class _Class:
 
     def best(self, count: int) -> _Choice | None:
         """Return the best pipeline of `count` nodes, with all that it is better by."""
-        shapes = {one.heads for one in self.members if one.heads is not None}
-        found = [one for shape in shapes if (one := self._best_of(shape, count)) is not None]
+        shapes = {self.members[place].heads for place in self._heads}
+        found = [one for shape in shapes if shape and (one := self._best_of(shape, count))]
         return min(found, default=None)
 
     def _best_of(self, shape: Shape, count: int) -> _Choice | None:
         layers = len(shape.layer_bytes)
         if not 2 <= count <= min(len(self.members), layers):
             return None
-        heads = [place for place, one in enumerate(self.members) if one.heads == shape]
+        heads = [place for place in self._heads if self.members[place].heads == shape]
         tails = self._tails(shape, count)
         best: _Tail | None = None
         for place in self._foremost(heads, count):
@@ -301,8 +325,8 @@ class _Class:
         limit = CANDIDATES_MAX.get(count, CANDIDATES_OF_MANY_MAX)
         fit = [
             place
-            for place, one in enumerate(self.members)
-            if one.room_bytes >= shape.stage_bytes + min(shape.layer_bytes)
+            for place in self._others
+            if self.members[place].room_bytes >= shape.stage_bytes + min(shape.layer_bytes)
         ]
         runners = {
             place: _Runner(self.members[place], shape, shape.stage_bytes)

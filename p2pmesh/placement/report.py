@@ -183,7 +183,11 @@ def candidates(
     if in_stages is None:
         in_stages = model.is_pipeline or model.assignment.split > 1
     rpc = _head_rpc(facts, described) if in_stages else ""
-    found = [_candidacy(one, described, digest, in_stages=in_stages, rpc=rpc) for one in made.nodes]
+    confined = frozenset(one.node for one in facts.nodes if one.confined and one.rpc == rpc)
+    found = [
+        _candidacy(one, described, digest, in_stages=in_stages, rpc=rpc, confined=confined)
+        for one in made.nodes
+    ]
     return sorted(found, key=lambda c: (not c.runs, len(c.lacks), c.missing_bytes, c.node))
 
 
@@ -283,7 +287,13 @@ def _node(facts: NodeFacts, models: Iterable[ModelReport]) -> NodeReport:
 
 
 def _candidacy(
-    node: NodeReport, model: ModelFacts, digest: ModelDigest, *, in_stages: bool, rpc: str
+    node: NodeReport,
+    model: ModelFacts,
+    digest: ModelDigest,
+    *,
+    in_stages: bool,
+    rpc: str,
+    confined: frozenset[NodeId],
 ) -> Candidacy:
     facts = node.facts
     mine = [part.need_bytes for other, part in node.parts if other == digest]
@@ -295,7 +305,8 @@ def _candidacy(
         Lack.FILE: not holds and not in_stages,
         Lack.MEMORY: free_bytes < need_bytes,
         Lack.ENGINE: in_stages and (not facts.rpc or facts.rpc != rpc),
-        Lack.RIGHT: in_stages and holds and not facts.may_head,
+        # Nodes that confine stages take those of any head.
+        Lack.RIGHT: in_stages and holds and not facts.may_head and not confined - {facts.node},
     }
     return Candidacy(
         node=facts.node,

@@ -53,6 +53,7 @@ def node(name: str, **changes: Any) -> dict[str, Any]:
         "memory_mib_per_s": 24_576,
         "rpc": "7.0.0",
         "may_head": True,
+        "confined": False,
         "parts": [],
         **changes,
     }

@@ -25,7 +25,7 @@ KEYS = {
     },
     "nodes": {
         *("id", "name", "self", "imagined", "budget_bytes", "used_bytes", "memory_mib_per_s"),
-        *("rpc", "may_head", "parts"),
+        *("rpc", "may_head", "confined", "parts"),
     },
 }
 

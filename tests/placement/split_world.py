@@ -27,9 +27,16 @@ EVEN = Shape((GIB,) * 8, (GIB,) * 8, head_bytes=GIB, stage_bytes=GIB // 2, hop_b
 
 
 def engine(
-    node: NodeId, budget_bytes: int, *, rpc: str = "7.0.0", may_head: bool = True
+    node: NodeId,
+    budget_bytes: int,
+    *,
+    rpc: str = "7.0.0",
+    may_head: bool = True,
+    confined: bool = False,
 ) -> NodeFacts:
-    return NodeFacts(node=node, budget_bytes=budget_bytes, rpc=rpc, may_head=may_head)
+    return NodeFacts(
+        node=node, budget_bytes=budget_bytes, rpc=rpc, may_head=may_head, confined=confined
+    )
 
 
 def layered(digest: ModelDigest, *holders: NodeId, shape: Shape = EVEN) -> ModelFacts:
@@ -99,6 +106,7 @@ def random_facts(rng: Random) -> PlacementInputs:
             rpc=rng.choice(("7.0.0", "7.0.0", "7.0.0", "8.0.0", "")),
             may_head=rng.random() < 0.8,
             memory_mib_per_s=rng.choice((0, 20_000, 80_000)),
+            confined=rng.random() < 0.5,
         )
         for node in NODES
     )

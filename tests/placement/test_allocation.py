@@ -103,7 +103,7 @@ def test_a_split_makes_one_pipeline_of_that_many_nodes() -> None:
 def test_golden_pipeline() -> None:
     nodes = (engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 12 * GIB, rpc="8.0.0"))
     result = plan(split_facts(*nodes))
-    assert result.digest.hex() == "a0f7c7cfcca8b8d67ef31c0c100d5b13"
+    assert result.digest.hex() == "8a87f9c7699a4fbad57b19f6f3acd434"
     (row,) = result.assignments
     assert isinstance(row.layout, Pipeline)
     assert row.layout.unit == "cff7f5758f4f4d17"
@@ -129,13 +129,29 @@ def test_a_running_unit_stays_while_it_is_feasible() -> None:
     for worse in (
         [engine(A, 9 * GIB), engine(B, 3 * GIB), engine(C, 64 * GIB)],
         [engine(A, 9 * GIB), engine(B, 9 * GIB, rpc="8.0.0"), engine(C, 64 * GIB)],
-        [engine(A, 9 * GIB, may_head=False), engine(B, 9 * GIB), engine(C, 64 * GIB)],
+        [
+            engine(A, 9 * GIB, may_head=False),
+            engine(B, 9 * GIB),
+            engine(C, 64 * GIB, confined=True),
+        ],
         [engine(A, 9 * GIB), engine(C, 64 * GIB)],
     ):
         moved = only(plan(split_facts(*worse, residents=here)), BIG)
         assert isinstance(moved.layout, Pipeline)
         assert moved.layout != first.layout
     assert len(only(plan(split_facts(*facts.nodes, split=3, residents=here)), BIG).nodes) == 0
+
+
+def test_a_head_without_the_right_goes_on_while_its_stages_are_confined() -> None:
+    head, confined = engine(A, 9 * GIB, may_head=False), engine(B, 9 * GIB, confined=True)
+    facts = split_facts(head, confined, engine(C, 12 * GIB), holders=(A,))
+    first = only(plan(facts), BIG)
+    assert first.nodes == (A, B)
+    here = tuple(residents(first))
+    roomy = split_facts(head, confined, engine(C, 64 * GIB, confined=True), holders=(A,))
+    assert only(plan(replace(roomy, residents=here)), BIG).layout == first.layout
+    opened = split_facts(head, engine(B, 9 * GIB), engine(C, 12 * GIB), holders=(A,))
+    assert only(plan(replace(opened, residents=here)), BIG).reason == Reason.NO_RIGHT
 
 
 def test_a_unit_that_another_node_signs_does_not_count() -> None:

@@ -90,8 +90,8 @@ def test_a_split_that_is_refused_names_the_cause_and_the_command_that_helps() ->
         )
     assert "install` on attic" in why(engine(A, 9 * GIB, rpc=""), engine(B, 9 * GIB))
     assert why(engine(A, 9 * GIB, may_head=False), engine(B, 9 * GIB)) == (
-        "not split over 2 nodes: attic holds the file and may not run stages on other nodes: an"
-        " admin can change that by `p2pmesh grant attic stage`"
+        "not split over 2 nodes: attic holds the file and may run stages only on nodes that confine"
+        " them, which are too few: an admin can change that by `p2pmesh grant attic stage`"
     )
     assert why(ninth, engine(B, 9 * GIB), split=9).endswith("it has too few layers")
     assert why(ninth, holders=(), shapes=()) == "no live node holds the file"

@@ -68,6 +68,7 @@ def test_every_field_reaches_the_digest() -> None:
     others = [
         replace(base, nodes=(replace(part, node=b),)),
         replace(base, nodes=(replace(part, budget_bytes=GIB + 1),)),
+        replace(base, nodes=(replace(part, confined=True),)),
         replace(base, models=(replace(described, digest=model("n")),)),
         replace(base, models=(replace(described, need_bytes=2),)),
         replace(base, models=(replace(described, holders=(a, b)),)),

@@ -213,6 +213,15 @@ def test_what_a_pipeline_hangs_on_becomes_facts() -> None:
     assert facts_of(world.view(), ()).models[0].shapes == ()
 
 
+@pytest.mark.parametrize("confined", [True, False])
+def test_who_confines_stages_says_so_itself(confined: bool) -> None:  # noqa: FBT001
+    world = World()
+    world.node(0)
+    world.say(0, CAPS, Caps(budget_bytes=GIB, engine="", rpc="", confined=confined).to_wire())
+    (facts,) = facts_of(world.view(), ()).nodes
+    assert facts.confined is confined
+
+
 @pytest.mark.parametrize("stage", [True, False])
 def test_only_who_has_the_right_may_head(stage: bool) -> None:  # noqa: FBT001
     world = World()

@@ -99,6 +99,18 @@ def test_only_who_may_head_heads() -> None:
     assert choose([one("a", 20 * GIB), one("b", 20 * GIB)]) is None
 
 
+def test_a_head_without_the_right_uses_only_nodes_that_confine_stages() -> None:
+    guest = head("a", 9 * GIB, may_head=False)
+    roomy, confined = one("b", 64 * GIB), one("c", 9 * GIB, confined=True)
+    assert choose([guest, roomy]) is None
+    assert nodes(choose([guest, roomy, confined])) == [A, C]
+    assert choose([guest, roomy, confined], split=3) is None
+    assert len(choose([guest, confined, one("d", 9 * GIB, confined=True)], split=3) or ()) == 3
+    # That it is confined itself is no matter; who has the right uses any.
+    assert choose([replace(guest, confined=True), roomy]) is None
+    assert nodes(choose([replace(guest, may_head=True), roomy, confined])) == [A, B]
+
+
 def test_who_has_the_file_is_preferred_to_who_has_not() -> None:
     three = [head("a", 9 * GIB), one("b", 9 * GIB), one("c", 9 * GIB, holds=True)]
     assert nodes(choose(three)) == [A, C]

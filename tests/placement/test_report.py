@@ -159,6 +159,9 @@ def test_of_a_pipeline_nodes_lack_engines_and_the_right() -> None:
     )
     found = {one.node: one.lacks for one in candidates(facts, made(facts), MODELS[0])}
     assert found == {NODES[0]: (Lack.RIGHT,), NODES[1]: (), NODES[2]: (Lack.ENGINE,)}
+    confined = replace(facts.nodes[1], confined=True)
+    facts = replace(facts, nodes=(facts.nodes[0], confined))
+    assert not any(one.lacks for one in candidates(facts, made(facts), MODELS[0]))
 
 
 def test_a_model_that_fits_nowhere_is_helped_by_engines_too() -> None:
