@@ -136,13 +136,13 @@ def _models(models: Sequence[Mapping[str, Any]], width: int) -> str:
 
 
 def _layout(model: Mapping[str, Any]) -> str:
-    """Say where a model is: "whole on anna, bert", or the stages of its pipeline."""
+    """Say where a model is: whole on some nodes, or in stages of a pipeline."""
     match model["layout"]:
         case "whole":
             return f"whole on {', '.join(part['name'] for part in model['parts'])}"
         case "pipeline":
             stages = (
-                f"layers {_layers(part)} on {part['name']} ({formatting.size(part['need_bytes'])})"
+                f"{_layers(part)} on {part['name']} ({formatting.size(part['need_bytes'])})"
                 for part in model["parts"]
             )
             return f"pipeline: {', '.join(stages)}"
@@ -152,7 +152,7 @@ def _layout(model: Mapping[str, Any]) -> str:
 
 def _layers(part: Mapping[str, Any]) -> str:
     first, last = part["first_layer"] + 1, part["last_layer"] + 1
-    return str(first) if first == last else f"{first} to {last}"
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
 def _predicted(model: Mapping[str, Any]) -> str:
@@ -163,9 +163,10 @@ def _predicted(model: Mapping[str, Any]) -> str:
 
 
 def _measured(model: Mapping[str, Any]) -> str:
-    """Return the speed that this node's own engine saw."""
+    """Return the speed of the engines, of the slowest and the fastest copy."""
     seen = [one["measured_tokens_per_s"] for one in model["parts"]]
-    return next((_rate(one) for one in seen if one is not None), "-")
+    rates = {_rate(one): None for one in sorted(one for one in seen if one is not None)}
+    return " to ".join(list(rates)[:: max(len(rates) - 1, 1)]) or "-"
 
 
 def _rate(tokens_per_s: float) -> str:
@@ -184,7 +185,7 @@ def _node(node: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _part(part: Mapping[str, Any]) -> str:
     size = formatting.size(part["need_bytes"])
-    return size if part["part"] == "whole" else f"layers {_layers(part)}, {size}"
+    return size if part["part"] == "whole" else f"{_layers(part)}, {size}"
 
 
 def _reads(node: Mapping[str, Any]) -> str:
@@ -194,7 +195,7 @@ def _reads(node: Mapping[str, Any]) -> str:
 
 def _footnotes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
-    yield "TOK/S is predicted, an upper estimate; MEASURED is what this node's own engines saw."
+    yield "TOK/S is predicted, an upper estimate; MEASURED is that of the engines' latest answers."
     if any(not node["memory_mib_per_s"] for node in nodes):
         speed = formatting.size(MEMORY_MIB_PER_S * MIB)
         yield f"A node whose memory speed is unknown counts as reading {speed}/s."
@@ -230,7 +231,7 @@ def _cost(model: Mapping[str, Any]) -> str:
         )
         return f"{', or '.join(reads)}{_speed(model)}"
     reads = (
-        f"{_ms(part['read_us'])} to read layers {_layers(part)} on {part['name']}"
+        f"{_ms(part['read_us'])} to read {_layers(part)} on {part['name']}"
         for part in model["parts"]
     )
     on_wire = f"{_ms(model['link_us'])} between the nodes"
@@ -245,8 +246,8 @@ def _speed(model: Mapping[str, Any]) -> str:
 def _seen(model: Mapping[str, Any]) -> str:
     measured = _measured(model)
     if measured == "-":
-        return "nothing on this node; other nodes do not tell theirs"
-    return f"{measured} tok/s on this node, over its latest answers"
+        return "nothing yet; nodes tell it within a minute of longer answers"
+    return f"{measured} tok/s over the latest answers"
 
 
 def _ms(microseconds: int) -> str:
@@ -302,7 +303,7 @@ def _free(one: Mapping[str, Any]) -> str:
 
 
 def _what_if(what_if: Mapping[str, Any], width: int) -> str:
-    lines = [f"The plan {formatting.line(', and '.join(what_if['changes']))}; nothing was changed:"]
+    lines = [f"The plan {formatting.line(' and '.join(what_if['changes']))}; nothing was changed:"]
     if what_if["models"]:
         rows = [_difference(one) for one in what_if["models"]]
         lines += ["", table(_CHANGES, rows, width=width)]

@@ -18,11 +18,14 @@ import structlog
 import trio
 
 from p2pmesh.engine.find import Engine
+from p2pmesh.engine.speed import read_speed
 from p2pmesh.engine.supervisor import EngineKind, EngineStatus, Supervisor
 from p2pmesh.errors import EngineError
 from p2pmesh.models.parts import PartId, StageRange
 from p2pmesh.state.registers import Served, ServeState
 
+SPEED_INTERVAL_S = 60.0
+SPEED_BAND_PERCENT = 25  # a speed is told anew when it leaves this band: it goes to the whole mesh
 DRAIN_S = 30.0  # a running answer gets this long before its engine is stopped
 
 Beside = Callable[[], Awaitable[None]]
@@ -37,6 +40,7 @@ class _Running:
     beside: Beside | None = None
     stages: tuple[StageRange, ...] = ()
     draining: bool = False
+    token_us: int = 0
 
     @property
     def state(self) -> ServeState:
@@ -60,6 +64,7 @@ class EngineManager:
         self._logs = logs
         self._running: dict[PartId, _Running] = {}
         self._in_flight: Counter[PartId] = Counter()
+        self._answered: set[PartId] = set()
         self._resident: dict[int, int] = {}
         self._idle = trio.lowlevel.ParkingLot()
         self._watchers: list[Callable[[], None]] = []
@@ -83,6 +88,7 @@ class EngineManager:
                 state=one.state,
                 detail=one.process.status.detail,
                 stages=one.stages,
+                token_us=one.token_us,
             )
             for part, one in self._running.items()
         ]
@@ -146,6 +152,7 @@ class EngineManager:
     def end(self, part: PartId) -> None:
         """The request is over."""
         self._in_flight[part] -= 1
+        self._answered.add(part)
         if not self._in_flight[part]:
             del self._in_flight[part]
             self._idle.unpark_all()
@@ -160,7 +167,7 @@ class EngineManager:
                     self._nursery = nursery
                     self._stopped = trio.Event()
                     task_status.started()
-                    await trio.sleep_forever()
+                    await self._keep_speeds()
         finally:
             self._nursery = None
             self._stopped.set()
@@ -225,6 +232,34 @@ class EngineManager:
             while self._in_flight[part]:
                 await self._idle.park()
         running.scope.cancel()
+
+    async def _keep_speeds(self) -> None:
+        """Look how fast parts are that have answered, until cancelled; tell only of a change."""
+        while True:
+            await trio.sleep(SPEED_INTERVAL_S)
+            answered, self._answered = self._answered, set()
+            changed = False
+            for part in answered:
+                if running := self._running.get(part):  # others may end meanwhile
+                    changed |= await self._look_at_speed(running)
+            if changed:
+                self._tell()
+
+    async def _look_at_speed(self, running: _Running) -> bool:
+        """Return whether an engine is much faster or slower than was told."""
+        path = running.process.log_path
+        try:
+            speed = await trio.to_thread.run_sync(read_speed, path, abandon_on_cancel=True)
+        except OSError as exc:
+            log.warning("engine_log_unreadable", path=str(path), reason=str(exc))
+            return False
+        if speed is None:
+            return False
+        token_us = round(1_000_000 / speed)
+        if abs(token_us - running.token_us) * 100 <= running.token_us * SPEED_BAND_PERCENT:
+            return False
+        running.token_us = token_us
+        return True
 
     def _tell(self) -> None:
         for watcher in self._watchers:

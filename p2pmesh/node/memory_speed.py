@@ -34,7 +34,7 @@ RUNS_S_MAX = 0.4  # with the time to fill the buffer less than a second on a slo
 THREADS_MAX = 16
 BUSY_PERCENT = 75.0  # of all cores: then programs compete for the memory as well
 LOOK_S = 0.1
-RETRY_S = 60.0
+RETRY_S = 10.0
 
 log = structlog.get_logger(__name__)
 

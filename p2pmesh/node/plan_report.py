@@ -21,7 +21,7 @@ from p2pmesh.errors import ConfigError
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import PartId, ReplicaKey
 from p2pmesh.node.authority import find_id
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
@@ -196,15 +196,23 @@ class PlanReporter:
             ],
         }
 
-    async def _measured(self, present: Report) -> dict[PartId, float]:
-        """Return the tokens per second that this node's engines logged, by part."""
+    async def _measured(self, present: Report) -> dict[ReplicaKey, float]:
+        """Return how many tokens per second engines wrote, by node and part.
+
+        Those of this node are asked for the present figure, the others tell theirs now and then.
+        """
+        found = {
+            ReplicaKey(node.node, part): _two_digits(US_PER_S / one.token_us)
+            for node in self._mesh.view.nodes.values()
+            for part, one in node.serves.items()
+            if one.token_us
+        }
         paths = {
             (part := PartId(model.digest, one.name)): self._engines.log_path(part)
             for model in present.models
             for one in model.parts
             if one.node == self._mesh.me
         }
-        found = {}
         for part, path in paths.items():
             if path is None:
                 continue
@@ -214,7 +222,7 @@ class PlanReporter:
                 log.warning("engine_log_unreadable", path=str(path), reason=str(exc))
                 continue
             if speed is not None:
-                found[part] = _two_digits(speed)
+                found[ReplicaKey(self._mesh.me, part)] = _two_digits(speed)
         return found
 
 
@@ -226,7 +234,7 @@ class _Shown:
         view: MeshView,
         names: Mapping[NodeId, str],
         me: NodeId,
-        measured: Mapping[PartId, float],
+        measured: Mapping[ReplicaKey, float],
     ) -> None:
         self._view, self._names, self._me, self._measured = view, names, me, measured
 
@@ -304,9 +312,9 @@ class _Shown:
             "last_layer": one.last_layer,
             "need_bytes": one.need_bytes,
             "read_us": one.read_us,
-            "measured_tokens_per_s": self._measured.get(PartId(digest, one.name))
-            if one.node == self._me
-            else None,
+            "measured_tokens_per_s": self._measured.get(
+                ReplicaKey(one.node, PartId(digest, one.name))
+            ),
         }
 
     def _candidate(self, one: Candidacy) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def _without(model: ModelFacts, gone: frozenset[NodeId]) -> ModelFacts | None:
 
 def _add(facts: PlacementInputs, added: list[ImaginedNode]) -> PlacementInputs:
     rpc = _usual_rpc(facts.nodes)
+    alike = [one.confined for one in facts.nodes if one.rpc == rpc]
     nodes = tuple(
         NodeFacts(
             node=imagined_id(number),
@@ -88,6 +89,7 @@ def _add(facts: PlacementInputs, added: list[ImaginedNode]) -> PlacementInputs:
             rpc=rpc,
             may_head=True,
             memory_mib_per_s=one.memory_mib_per_s,
+            confined=2 * sum(alike) > len(alike),
         )
         for number, one in enumerate(added, 1)
     )

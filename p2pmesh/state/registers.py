@@ -37,6 +37,7 @@ from p2pmesh.wire.text import plain_text
 
 HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models
 ADDRESSES_MAX = 16
+TOKEN_US_MAX = 3600 * 10**6  # an hour: no model is as slow
 MEMORY_MIB_PER_S_MAX = 2**24  # 16 TiB/s: twice what the fastest accelerator has
 SERVES_MAX = 64
 WANTS_MAX = 16
@@ -142,6 +143,7 @@ class Served:
         detail: For people: how far it is, or why it failed.
         name: Which part of the model it is.
         stages: For a stage all stages of its pipeline, the head first: one record tells the unit.
+        token_us: How long a token of its latest answers took, roughly; 0 when it does not say.
     """
 
     digest: ModelDigest
@@ -149,6 +151,7 @@ class Served:
     detail: str = ""
     name: str = WHOLE
     stages: tuple[StageRange, ...] = ()
+    token_us: int = 0
 
     @property
     def part(self) -> PartId:
@@ -160,9 +163,14 @@ def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
     """The body of the register `serving`."""
     rows: list[list[Any]] = []
     for one in served:
-        row = [one.digest, one.name, one.state, plain_text(one.detail, DETAIL_CHARS_MAX)]
+        row: list[Any] = [one.digest, one.name, one.state]
+        row.append(plain_text(one.detail, DETAIL_CHARS_MAX))
         stages = [[stage.node, stage.last_layer] for stage in one.stages]
-        rows.append([*row, stages] if stages else row)
+        if one.token_us:
+            row += [stages, one.token_us]
+        elif stages:
+            row.append(stages)
+        rows.append(row)
     return {"serves": sorted(rows)}
 
 
@@ -184,9 +192,16 @@ def _served(row: Any) -> Served:
                 state=cast("ServeState", state),
                 detail=plain_text(detail, DETAIL_CHARS_MAX),
                 stages=stages,
+                token_us=_token_us(rest[2:]),
             )
         case _:
             raise PeerError("a part, or a state, of an unknown kind")
+
+
+def _token_us(rest: list[Any]) -> int:
+    """Return a speed that is only shown: what cannot be one says nothing."""
+    said = rest[0] if rest else 0
+    return said if type(said) is int and 0 < said <= TOKEN_US_MAX else 0
 
 
 def _stages(digest: ModelDigest, name: str, rows: Any) -> tuple[StageRange, ...]:

@@ -141,7 +141,7 @@ def test_a_model_is_explained() -> None:
         "  A token   41 ms: 20 ms to read layers 1 to 4 on anna, 20 ms to read layers 5 to 8 on"
         " bert, 0.9 ms between the nodes; about 24 tok/s"
     )
-    assert lines[5] == "  Measured  21 tok/s on this node, over its latest answers"
+    assert lines[5] == "  Measured  21 tok/s over the latest answers"
     assert lines[6:10] == [
         "  Helps     2.0 GiB more on cleo: a larger --memory there, or fewer other models",
         "  Helps     p2pmesh grant cleo stage",
@@ -171,7 +171,7 @@ def test_differences_are_shown() -> None:
     }
     lines = shown(what_if=what_if)
     assert lines[0] == (
-        "The plan without bert, and with another node of 64GiB; nothing was changed:"
+        "The plan without bert and with another node of 64GiB; nothing was changed:"
     )
     assert "about 24, then -  no live node holds the file" in lines[3]
     assert lines[5:8] == [

@@ -91,7 +91,7 @@ def _what_ifs_are_computed(node: Node) -> None:
     [part] = plan(node)["models"][0]["parts"]
     removed = f"remove={part['name']}"
     text = asked(node, "--what-if", removed, "--what-if", "add=64GiB:200GB/s")
-    assert f"The plan without {part['name']}, and with another node of 64GiB:200GB/s" in text
+    assert f"The plan without {part['name']} and with another node of 64GiB:200GB/s" in text
     assert f"whole on {part['name']}" in text
     answer = plan(node, "--what-if", removed)
     [moved] = answer["what_if"]["models"]

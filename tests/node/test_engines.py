@@ -5,10 +5,12 @@ import os
 
 import psutil
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.models.parts import PartId
+from p2pmesh.node import engines
 from p2pmesh.node.engines import DRAIN_S, compute_threads
 from tests.node.isolated_node import Parts, serving
 from tests.state.builders import digest
@@ -72,3 +74,46 @@ async def test_who_watches_hears_of_each_change_until_it_leaves(parts: Parts) ->
 @pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (8, 7)])
 def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
     assert compute_threads(cores) == threads
+
+
+def spoken(ms: int) -> str:
+    """The line of an answer whose tokens took this long each."""
+    return f"eval time = {100 * ms}.00 ms /  100 tokens\n"
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "SPEED_INTERVAL_S", 0.01)
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_speeds_are_told_when_they_change_much(parts: Parts) -> None:
+    async with serving(parts):
+        engine, manager = parts.engine(0), parts.manager
+        engine.become("ready", port=81)
+        told: list[int] = []
+        with manager.watched(lambda: told.append(manager.served()[0].token_us)):
+            for ms in (40, 44, 80):  # the second one is nearly the first
+                engine.log_path.write_text(spoken(ms))
+                manager.begin(DEMO)
+                manager.end(DEMO)
+                await trio.sleep(0.3)
+            engine.log_path.write_text(spoken(10))
+            await trio.sleep(0.1)  # nothing was answered, so nobody looks
+        assert told == [40_000, 80_000]
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_a_log_that_cannot_be_read_tells_no_speed(parts: Parts) -> None:
+    async with serving(parts):
+        parts.engine(0).become("ready", port=81)
+        parts.engine(0).log_path.mkdir()
+        with structlog.testing.capture_logs() as logs:
+            for part in (DEMO, PartId(digest(3))):  # of the other one nothing runs any more
+                parts.manager.begin(part)
+                parts.manager.end(part)
+            with trio.fail_after(5):
+                while not logs:  # noqa: ASYNC110 - nothing announces it
+                    await trio.sleep(0.01)
+        assert [one["event"] for one in logs] == ["engine_log_unreadable"]
+        assert parts.manager.served()[0].token_us == 0

@@ -13,6 +13,7 @@ from p2pmesh.identity.keys import show_id
 from p2pmesh.node.plan_report import PlanReporter, parse_changes
 from p2pmesh.placement.inputs import facts_of
 from p2pmesh.placement.what_if import ImaginedNode, change, imagined_id
+from p2pmesh.state.registers import Served
 from tests.node.isolated_node import GIB, ME, Parts, serving, wanted
 from tests.state.builders import NODES, digest, held
 
@@ -71,6 +72,16 @@ async def test_what_an_engine_measured_is_told(parts: Parts) -> None:
         path.write_text("eval time = 1000.00 ms /  314 tokens (3 ms per token)\n")
         answer = await ask(parts)
     assert [part["measured_tokens_per_s"] for part in of(answer, 1)["parts"]] == [310.0]
+
+
+async def test_what_other_nodes_measured_is_told(parts: Parts) -> None:
+    parts.hearsay.join(1, budget_bytes=4 * GIB)
+    parts.hearsay.hold(1, held(5))
+    parts.hearsay.want(1, wanted(5))
+    parts.hearsay.serve_parts(1, Served(digest=digest(5), state="ready", token_us=32_258))
+    async with serving(parts):
+        answer = await ask(parts)
+    assert [part["measured_tokens_per_s"] for part in of(answer, 5)["parts"]] == [31.0]
 
 
 async def test_a_model_is_explained_by_any_of_its_names(parts: Parts) -> None:

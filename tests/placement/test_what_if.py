@@ -97,5 +97,22 @@ def test_an_imagined_node_takes_part_in_pipelines() -> None:
     assert set(layout.nodes) == {NODES[0], imagined_id(1)}
 
 
+def test_an_imagined_node_confines_stages_where_most_do() -> None:
+    """So it takes stages of a head that has no right."""
+    head = engine(NODES[0], 6 * GIB, may_head=False)
+    others = [replace(engine(node, GIB), confined=True) for node in NODES[1:3]]
+    facts = PlacementInputs(
+        nodes=(head, *others),
+        models=(layered(MODELS[0], NODES[0]),),
+        wants=(replace(want(MODELS[0]), split=2),),
+    )
+    more = change(facts, added=[ImaginedNode(budget_bytes=6 * GIB)])
+    assert set(only(plan(more), MODELS[0]).nodes) == {NODES[0], imagined_id(1)}
+    [made] = (one for one in more.nodes if one.node == imagined_id(1))
+    assert made.confined
+    alone = change(replace(facts, nodes=(head,)), added=[ImaginedNode(budget_bytes=GIB)])
+    assert not any(one.confined for one in alone.nodes)
+
+
 def test_ids_of_imagined_nodes_differ() -> None:
     assert len({imagined_id(number) for number in range(1, 17)}) == 16

@@ -72,8 +72,8 @@ REGISTERS: Mapping[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], s
         registers.serves_from_wire,
         registers.serves_to_wire(
             [
-                Served(digest=digest(1), state="ready", detail="d"),
-                Served(digest=digest(2), state="failed"),
+                Served(digest=digest(1), state="ready", detail="d", token_us=32_258),
+                Served(digest=digest(2), state="failed", token_us=9),
             ]
         ),
         "serves",
@@ -265,6 +265,20 @@ def test_texts_of_peers_are_made_fit_for_terminals_and_command_lines() -> None:
     assert [one.stem for one in registers.held_from_wire(page)] == [good]
     (served,) = registers.serves_from_wire({"serves": [[digest(1), "whole", "failed", bad]]})
     assert served.detail == good
+
+
+def test_the_speed_of_a_part_survives_the_wire() -> None:
+    served = (
+        Served(digest=digest(1), state="ready", token_us=32_258),
+        Served(digest=digest(2), state="ready"),
+    )
+    assert registers.serves_from_wire(over_the_wire(registers.serves_to_wire(served))) == served
+
+
+@pytest.mark.parametrize("said", [0, -1, 2**60, True, "fast", None, [], 1.5])
+def test_a_speed_that_can_be_none_says_nothing(said: object) -> None:
+    rows = {"serves": [[digest(1), "whole", "ready", "", [], said, "more"]]}
+    assert registers.serves_from_wire(rows) == (Served(digest=digest(1), state="ready"),)
 
 
 def test_what_an_engine_says_is_sent_as_one_line_of_bounded_length() -> None:
