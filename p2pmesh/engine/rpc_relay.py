@@ -177,8 +177,8 @@ class _Joined:
     async def _settle(self, offer: Offer) -> None:
         """Answer an offer, and give the engine the tensor if this node has it.
 
-        No byte of the file gets to the engine before the head proved that it knows all of them:
-        what the engine has, the head can read.
+        No byte of the file gets to the engine before the head has named their digest, because what
+        the engine has, the head can read.
         """
         tensor = offer.tensor
         place = await self._weights.find(tensor.name, tensor.size)

@@ -130,6 +130,22 @@ async def test_a_head_and_its_stage_come_up_and_end_together(tmp_path: Path) -> 
         assert behind.engines.states() == {STAGE: "ready"}  # and takes another head
 
 
+async def test_a_stage_takes_weights_from_its_nodes_file(tmp_path: Path) -> None:
+    """Also from one that its node finds only when the stage runs already."""
+    files: list[Path] = []
+    async with two(tmp_path) as (head, behind):
+        behind.pipelines.start_stage(STAGE, STAGES, threads=1, model_paths=lambda: files)
+        await behind.until(STAGE, "ready")
+        traffic = behind.pipelines._stages[STAGE].port.traffic
+        for expected in (False, True):
+            start_head(head)
+            await head.until(HEAD, "ready")
+            assert (traffic.own_bytes > MIB) is expected
+            head.engines.drain(HEAD)
+            await head.until(HEAD, None)
+            files.append(MODEL)
+
+
 async def test_nobody_but_its_head_reaches_a_stage(tmp_path: Path) -> None:
     async with two(tmp_path) as (head, behind):
         with pytest.raises(PeerError, match="runs no such stage for you"):
