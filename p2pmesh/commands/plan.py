@@ -251,6 +251,8 @@ def _seen(model: Mapping[str, Any]) -> str:
 
 
 def _ms(microseconds: int) -> str:
+    if microseconds < US_PER_MS // 10:  # of a tiny model, or of one layer
+        return f"{microseconds} µs"
     return formatting.milliseconds(microseconds / US_PER_MS)
 
 

@@ -159,6 +159,23 @@ def test_a_model_of_unknown_cost_is_explained() -> None:
     assert lines[4] == "  A token   unknown: the model does not tell its layers"
 
 
+def test_a_copy_of_a_tiny_model_is_explained() -> None:
+    whole = {**part("anna", 0, 7), "part": "whole", "read_us": 70}
+    other = {**whole, "name": "bert", "read_us": 700}
+    lines = explained(layout="whole", parts=[whole, other], helps=[])
+    assert lines[1] == "  Layout    whole on anna, bert"
+    assert lines[4] == (
+        "  A token   70 µs to read all layers on anna, or 0.7 ms to read all layers on bert;"
+        " about 24 tok/s"
+    )
+    assert lines[5] == "  Measured  nothing yet; nodes tell it within a minute of longer answers"
+
+
+def test_speeds_of_several_copies_are_a_range() -> None:
+    parts = [part("anna", 0, 7, 31.0), part("bert", 0, 7), part("cleo", 0, 7, 9.5)]
+    assert "9.5 to 31" in shown(models=[model(*parts, layout="whole")])[3]
+
+
 def test_differences_are_shown() -> None:
     what_if = {
         "changes": ["without bert", "with another node of 64GiB"],

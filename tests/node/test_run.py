@@ -191,6 +191,29 @@ async def test_a_measurement_that_fails_leaves_what_was_said_last(
 
 
 @pytest.mark.usefixtures("found_engine")
+async def test_a_node_measures_its_memory_and_tells_the_mesh(
+    settings: Settings, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "LOOK_INTERVAL_S", 0.01)
+
+    async def told(status: NodeStatus) -> int:
+        answer = await status.order("plan", {})
+        speed: int = answer["nodes"][0]["memory_mib_per_s"]
+        return speed
+
+    async with running(settings) as (_, status):
+        while not await told(status):  # noqa: ASYNC110 - nothing announces it
+            await trio.sleep(0.01)
+        first = await told(status)
+    assert home.memory_speed_file.exists()
+    monkeypatch.setattr(module, "measure_mib_per_s", lambda: pytest.fail("it is known"))
+    async with running(settings) as (_, status):
+        while not await told(status):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        assert await told(status) == first == 24_576
+
+
+@pytest.mark.usefixtures("found_engine")
 async def test_the_run_file_says_how_to_reach_it_to_its_owner_only(
     settings: Settings, home: Home
 ) -> None:
