@@ -46,6 +46,7 @@ def tiny_gguf(
     feed_forward: int = FEED_FORWARD,
     seed: int = 1,
     split_tensors: int = 0,
+    half: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write a small model; about 0.5 MB in 10 ms.
@@ -64,6 +65,7 @@ def tiny_gguf(
         feed_forward: Width of the inner layers, 768 bytes for each unit of it.
         seed: Equal seeds make equal weights; another one makes another digest.
         split_tensors: Tensors per part; 0 writes one file.
+        half: Matrices of 16 bit floats in place of 32.
         extra: More keys: texts, whole numbers, or lists of them.
 
     Returns:
@@ -71,7 +73,8 @@ def tiny_gguf(
     """
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_tensors)
     writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    kind = gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32
+    writer.add_file_type(kind)
     writer.add_block_count(layers)
     writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
@@ -98,7 +101,8 @@ def tiny_gguf(
     for tensor, values in _weights(
         layers, vocab, experts, feed_forward, seed, rank=pooling == "rank", normed=arch == "qwen3"
     ):
-        writer.add_tensor(tensor, values)
+        is_half = half and values.ndim > 1
+        writer.add_tensor(tensor, values.astype(np.float16) if is_half else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
