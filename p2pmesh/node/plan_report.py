@@ -1,7 +1,7 @@
 """The plan of the mesh as plain values: what was decided, why, and what other nodes would change.
 
-Answers come from what the plan itself was made of. What-ifs are computed in a thread, because a
-plan of a large mesh takes longer than the event loop may stand still; they change nothing.
+Answers come from what the plan itself was made of. They are computed in a thread, because those of
+a large mesh take longer than the event loop may stand still, and change nothing.
 All sizes are bytes and all times microseconds, with the unit in the name.
 """
 
@@ -30,7 +30,7 @@ from p2pmesh.placement.explain import explain
 from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import default_context
 from p2pmesh.placement.pipeline import Shape, shape_of
-from p2pmesh.placement.plan import plan
+from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.report import (
     Candidacy,
     Difference,
@@ -137,10 +137,11 @@ class PlanReporter:
             ConfigError: The model is not known, or a what-if cannot be understood.
         """
         view, facts, made = self._mesh.view, self._reconciler.facts, self._reconciler.plan
-        shapes = _shapes(view)
         known = self._mesh.names
         names = {one.node: known.get(one.node) or show_id(one.node) for one in facts.nodes}
-        present = report(facts, made, shapes)
+        shapes, present = await trio.to_thread.run_sync(
+            partial(_report, view, facts, made), abandon_on_cancel=True
+        )
         digest = None if explained is None else _find_model(view, explained, present)
         changes = parse_changes(what_if, names)
         measured = await self._measured(present)
@@ -177,8 +178,8 @@ class PlanReporter:
         added = sorted(changes.added)
         imagined = {imagined_id(n): f"imagined-{n}" for n in range(1, len(added) + 1)}
         changed = change(facts, removed=changes.removed, added=added)
-        other = await trio.to_thread.run_sync(partial(plan, changed), abandon_on_cancel=True)
-        after = report(changed, other, shapes)
+        other = await trio.to_thread.run_sync(plan, changed, abandon_on_cancel=True)
+        after = await trio.to_thread.run_sync(report, changed, other, shapes)
         shown = _Shown(self._mesh.view, {**names, **imagined}, self._mesh.me, {})
         was = {one.facts.node: one for one in present.nodes}
         return {
@@ -342,6 +343,13 @@ class _Shown:
 
     def _name(self, node: NodeId) -> str:
         return self._names.get(node) or show_id(node)
+
+
+def _report(
+    view: MeshView, facts: PlacementInputs, made: Plan
+) -> tuple[dict[ModelDigest, Shape], Report]:
+    shapes = _shapes(view)
+    return shapes, report(facts, made, shapes)
 
 
 def _shapes(view: MeshView) -> dict[ModelDigest, Shape]:

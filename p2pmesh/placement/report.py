@@ -151,7 +151,13 @@ def report(facts: PlacementInputs, plan: Plan, shapes: Mapping[ModelDigest, Shap
         _model(one, described.get(one.digest), nodes, shapes.get(one.digest))
         for one in plan.assignments
     )
-    return Report(plan=plan, models=models, nodes=tuple(_node(one, models) for one in facts.nodes))
+    parts: dict[NodeId, list[tuple[ModelDigest, PartReport]]] = {node: [] for node in nodes}
+    for model in models:
+        for part in model.parts:
+            parts[part.node].append((model.digest, part))
+    return Report(
+        plan=plan, models=models, nodes=tuple(_node(one, parts[one.node]) for one in facts.nodes)
+    )
 
 
 def differences(before: Report, after: Report) -> tuple[Difference, ...]:
@@ -279,11 +285,9 @@ def _reader(node: NodeFacts) -> Candidate:
     )
 
 
-def _node(facts: NodeFacts, models: Iterable[ModelReport]) -> NodeReport:
-    parts = tuple(
-        (model.digest, part) for model in models for part in model.parts if part.node == facts.node
-    )
-    return NodeReport(facts=facts, used_bytes=sum(p.need_bytes for _, p in parts), parts=parts)
+def _node(facts: NodeFacts, parts: Iterable[tuple[ModelDigest, PartReport]]) -> NodeReport:
+    own = tuple(parts)
+    return NodeReport(facts=facts, used_bytes=sum(p.need_bytes for _, p in own), parts=own)
 
 
 def _candidacy(
