@@ -29,6 +29,8 @@ import structlog
 import trio
 
 from p2pmesh.engine.argv import Launch, server_argv
+from p2pmesh.engine.confined import confinement_of
+from p2pmesh.engine.confinement import Confinement
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.engine.supervisor import EngineStatus, Supervisor
 from simulations.load import Place, Sample, Streamed, ask_many, get_json, median, stream_many
@@ -91,6 +93,11 @@ class Command:
     """An engine that is only a command."""
 
     command: tuple[str, ...]
+
+    @property
+    def confinement(self) -> Confinement:
+        """As a node would have it."""
+        return confinement_of(self.command)
 
 
 def launch_of(command: Sequence[str]) -> tuple[Command, Launch]:

@@ -20,8 +20,8 @@ from typing import Literal
 
 from p2pmesh.engine.accelerators import Machine, unused_warnings
 from p2pmesh.engine.argv import needed_flags, passed_on
-from p2pmesh.engine.confined import confinement_of
-from p2pmesh.engine.confinement import UNKNOWN, Confinement
+from p2pmesh.engine.confined import confined, confinement_of
+from p2pmesh.engine.confinement import UNKNOWN, Access, Confinement
 from p2pmesh.engine.devices import Device, has_device_list, parse_devices
 from p2pmesh.engine.sources import BUILD_NUMBER
 from p2pmesh.errors import ConfigError, EngineError
@@ -200,10 +200,27 @@ def _examine(
         rpc_command=() if rpc is None else (str(rpc_server),),
         devices=devices,
         warnings=unused_warnings(Machine(environ=environ), devices),
-        confinement=confinement_of(command),
+        confinement=_confinement(command, devices, environ),
         rpc_confinement=None if rpc is None else confinement_of((str(rpc_server),)),
     )
     return Finding(source=source, where=where, engine=engine)
+
+
+def _confinement(
+    command: tuple[str, ...], devices: tuple[Device, ...], environ: Mapping[str, str]
+) -> Confinement:
+    """Return how far an engine is confined: not at all when it then misses an accelerator.
+
+    Drivers open more than anybody has written down. A user whose accelerator is lost to that is
+    better served by an engine that is not confined, and is told so.
+    """
+    confinement = confinement_of(command)
+    if confinement.level == "none" or not devices:
+        return confinement
+    argv = confined([*command, "--list-devices"], Access(accelerators=True), passed_on(environ))
+    found = {device.id for device in parse_devices(_ask(argv, environ))}
+    missed = ", ".join(device.id for device in devices if device.id not in found)
+    return Confinement("none", f"confined, it does not find {missed}") if missed else confinement
 
 
 def _build_number(match: re.Match[str]) -> int:

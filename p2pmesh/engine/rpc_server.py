@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 
 from p2pmesh.engine.argv import passed_on
-from p2pmesh.engine.confinement import Access
+from p2pmesh.engine.confinement import Access, Confinement
 from p2pmesh.engine.exit_reason import exit_reason
 from p2pmesh.engine.rpc_builds import (
     ANSWER_BYTES,
@@ -55,6 +55,7 @@ class RpcServer:
         *,
         name: str,
         in_use: Callable[[], bool],
+        confinement: Confinement,
         devices: Sequence[str] = (),
         threads: int | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -66,6 +67,7 @@ class RpcServer:
             build: What `rpc_builds.known_build` knows about it.
             name: What its log is called after.
             in_use: Whether a head is connected to it, or about to be.
+            confinement: How far it is to be confined, as `Engine` says that it can be.
             devices: What to compute on; empty means the CPU.
             threads: Threads of the CPU; None leaves the choice to it, which is half of them.
             environ: Where its few variables are taken from.
@@ -77,7 +79,8 @@ class RpcServer:
         self.environ: Mapping[str, str] = passed_on(environ)
         self.endpoint: tuple[str, int] | None = None
         self.argv: Sequence[str] = ()
-        self.command: Sequence[str] = tuple(command)
+        self.confinement = confinement
+        self._command = tuple(command)
         self.access = Access()
         self._in_use = in_use
         self._flags = ["--device", ",".join(self.devices)]
@@ -90,7 +93,7 @@ class RpcServer:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
         self.endpoint = HOST, port
-        self.argv = [*self.command, "--host", HOST, "--port", str(port), *self._flags]
+        self.argv = [*self._command, "--host", HOST, "--port", str(port), *self._flags]
         self.access = Access(bind=port, accelerators=self.devices != (CPU,))
         return START_S
 

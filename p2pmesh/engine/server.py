@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Protocol
 
 from p2pmesh.engine import probe
 from p2pmesh.engine.argv import Command, Launch, environment_of, server_argv
-from p2pmesh.engine.confinement import Access
+from p2pmesh.engine.confinement import Access, Confinement
 from p2pmesh.engine.exit_reason import exit_reason
 
 # Present and older forms: "listening on http://127.0.0.1:1234", "listening, hostname: …, port: 1".
@@ -23,6 +24,14 @@ LISTENING = r"listening(?: on https?://|, hostname: )([0-9.]+|\[[0-9a-f:]+\])(?:
 # A spinning disk reads 100 MB/s; the constant covers drivers that compile kernels at first use.
 LOAD_BASE_S = 60.0
 LOAD_BYTES_PER_S = 50_000_000
+
+
+class ServerProgram(Command, Protocol):
+    """The part of an engine that serving a model needs."""
+
+    @property
+    def confinement(self) -> Confinement:
+        """Return how far it is to be confined."""
 
 
 class LlamaServer:
@@ -37,7 +46,7 @@ class LlamaServer:
 
     def __init__(
         self,
-        engine: Command,
+        engine: ServerProgram,
         launch: Launch,
         *,
         check: Callable[[], None] = lambda: None,
@@ -55,9 +64,9 @@ class LlamaServer:
         self.launch = replace(launch, api_key=launch.api_key or secrets.token_urlsafe(24))
         self.name = launch.alias
         self.labels: Mapping[str, str] = {"model": launch.alias}
-        self.command: Sequence[str] = engine.command
         self.argv: Sequence[str] = server_argv(engine, self.launch)
         self.access = access_of(self.launch)
+        self.confinement = engine.confinement
         self.environ: Mapping[str, str] = environment_of(self.launch, environ)
         self.api_key = self.launch.api_key
         self._check = check

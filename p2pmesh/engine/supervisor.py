@@ -37,7 +37,7 @@ import trio
 
 from p2pmesh.engine import launcher
 from p2pmesh.engine.argv import readable
-from p2pmesh.engine.confined import confined, confinement_of
+from p2pmesh.engine.confined import confined
 from p2pmesh.engine.confinement import UNKNOWN, Access, Confinement
 from p2pmesh.errors import EngineError, MeshError
 
@@ -72,9 +72,9 @@ class EngineKind(Protocol):
     Attributes:
         name: What its log file is called after.
         labels: Fields of each log event about it.
-        command: The words of `argv` before the flags.
         argv: The whole command line; read before each start.
         access: What it needs of this machine; read before each start.
+        confinement: How far it is kept from the rest of this machine.
         environ: All of its environment.
         listening: A regular expression for the line in which the program says where it listens;
             its two groups are host and port.
@@ -84,9 +84,9 @@ class EngineKind(Protocol):
 
     name: str
     labels: Mapping[str, str]
-    command: Sequence[str]
     argv: Sequence[str]
     access: Access
+    confinement: Confinement
     environ: Mapping[str, str]
     listening: str
     endpoint: tuple[str, int] | None
@@ -212,6 +212,7 @@ class Supervisor:
             pid=None,
             detail="waiting to start",
             since_s=0.0,
+            confinement=kind.confinement,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -270,8 +271,7 @@ class Supervisor:
 
     async def _spawn(self) -> trio.Process:
         await trio.to_thread.run_sync(partial(self.log_path.parent.mkdir, 0o700, True, True))
-        confinement, command = await trio.to_thread.run_sync(self._command)
-        self.status = replace(self.status, confinement=confinement)
+        command = await trio.to_thread.run_sync(self._command)
         # A process group of its own: Ctrl-C in the terminal is for the node alone.
         options: dict[str, Any] = {"process_group": 0}
         if sys.platform == "win32":
@@ -288,17 +288,16 @@ class Supervisor:
             "engine_started",
             launcher=process.pid,
             command=readable(self._kind.argv),
-            confinement=str(confinement),
+            confinement=str(self._kind.confinement),
         )
         return process
 
-    def _command(self) -> tuple[Confinement, Sequence[str]]:
-        """Return what starts the engine, and how far it is confined then."""
+    def _command(self) -> Sequence[str]:
+        """Return what starts the engine, confined as far as it is said to be."""
         kind = self._kind
-        confinement = confinement_of(kind.command)
-        if confinement.level == "none":
-            return confinement, kind.argv
-        return confinement, confined(kind.argv, kind.access, kind.environ)
+        if kind.confinement.level == "none":
+            return kind.argv
+        return confined(kind.argv, kind.access, kind.environ)
 
     async def _hear(self, life: _Life, watcher: trio.CancelScope) -> None:
         """Take in what the launcher says; its silence is the engine's end."""

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from p2pmesh.engine.argv import Launch, RemoteStage
+from p2pmesh.engine.confinement import UNKNOWN
 from p2pmesh.engine.rpc_builds import RpcBuild, known_build
 from p2pmesh.engine.rpc_filter import Allowance
 from p2pmesh.engine.rpc_relay import HeadPort, StagePort, cpu_s
@@ -106,6 +107,7 @@ class Pipelines:
             build,
             name=f"{part.digest[:8]}-stage-{number}",
             in_use=lambda: port.in_use,
+            confinement=engine.rpc_confinement or UNKNOWN,
             threads=threads,
         )
         self._stages[part] = _Stage(stages[0].node, port)

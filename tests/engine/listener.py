@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from p2pmesh.engine.argv import passed_on
-from p2pmesh.engine.confinement import Access
+from p2pmesh.engine.confinement import UNKNOWN, Access
 from p2pmesh.engine.exit_reason import exit_reason
 
 # It names its address before it listens there.
@@ -35,12 +35,12 @@ class Listener:
     endpoint: tuple[str, int] | None = None
     api_key = "key"
     access = Access()
+    confinement = UNKNOWN
 
     def __init__(
         self, program: str = PROGRAM, *, argv: Sequence[str] = (), load_s: float = 20.0
     ) -> None:
         self.argv = argv or (sys.executable, "-c", program)
-        self.command = self.argv
         self.environ: Mapping[str, str] = passed_on(os.environ)
         self._load_s = load_s
 

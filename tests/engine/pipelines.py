@@ -17,6 +17,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 from p2pmesh.engine.argv import Launch, RemoteStage
+from p2pmesh.engine.confined import confinement_of
 from p2pmesh.engine.rpc_filter import Allowance
 from p2pmesh.engine.rpc_relay import HeadPort, StagePort, cpu_s
 from p2pmesh.engine.rpc_server import RpcServer
@@ -60,11 +61,13 @@ async def stage_node(
 ) -> AsyncIterator[StageNode]:
     """A stage that is ready, on a node with these files of the model."""
     port = StagePort(BUILD, Allowance(allowed_bytes), lambda: own)
+    command = (str(native() / "ggml-rpc-server"),)
     kind = RpcServer(
-        (str(native() / "ggml-rpc-server"),),
+        command,
         BUILD,
         name="stage",
         in_use=lambda: port.in_use,
+        confinement=confinement_of(command),
         threads=THREADS,
     )
     async with supervised(logs, kind) as watched:

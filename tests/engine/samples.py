@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 import p2pmesh
+from p2pmesh.engine.confined import confinement_of
+from p2pmesh.engine.confinement import Confinement
 from p2pmesh.engine.find import managed_directory
 from p2pmesh.home import Home
 
@@ -30,6 +32,10 @@ class Plain:
     """An engine that is only a command."""
 
     command: tuple[str, ...]
+
+    @property
+    def confinement(self) -> Confinement:
+        return confinement_of(self.command)
 
 
 def native() -> Path:

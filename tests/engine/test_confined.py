@@ -25,7 +25,7 @@ from p2pmesh.engine.rpc_server import RpcServer
 from p2pmesh.engine.server import LlamaServer
 from tests.engine import intruder
 from tests.engine.rpc_frames import BUILD
-from tests.engine.samples import EMBEDDED, MODEL, Plain, native
+from tests.engine.samples import EMBEDDED, MODEL, Plain, native, wait_until
 from tests.engine.supervised import ask, is_ready, supervised
 
 needs_full = pytest.mark.skipif(
@@ -169,11 +169,28 @@ def test_threads_and_forks_go_on_working() -> None:
 
 @needs_full
 async def test_a_stage_is_confined_and_says_so(tmp_path: Path) -> None:
-    kind = RpcServer((str(native() / "ggml-rpc-server"),), BUILD, name="stage", in_use=bool)
+    command = (str(native() / "ggml-rpc-server"),)
+    here = confinement_of(command)
+    kind = RpcServer(command, BUILD, name="stage", in_use=bool, confinement=here)
     async with supervised(tmp_path, kind) as watched:
         status = await watched.wait(is_ready)
         assert status.confinement == Confinement("full")
         assert is_confined(status.pid)
+
+
+@needs_full
+async def test_a_confined_engine_ends_with_its_launcher(tmp_path: Path) -> None:
+    command = (str(native() / "ggml-rpc-server"),)
+    here = confinement_of(command)
+    kind = RpcServer(command, BUILD, name="stage", in_use=bool, confinement=here)
+    async with supervised(tmp_path, kind) as watched:
+        status = await watched.wait(is_ready)
+        engine = psutil.Process(status.pid)
+        launcher = engine.parent()
+        assert launcher is not None
+        launcher.kill()
+        await watched.wait(lambda status: status.state == "loading")
+        wait_until(lambda: not engine.is_running(), within_s=5.0)
 
 
 @needs_full

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pmesh.engine import find
+from p2pmesh.engine.confinement import Confinement
 from p2pmesh.engine.find import Engine, find_engine, managed_directory, survey
 from p2pmesh.errors import ConfigError, EngineError
 
@@ -94,6 +95,21 @@ def test_then_the_managed_one(tmp_path: Path) -> None:
     assert engine.rpc_confinement == engine.confinement
     assert not engine.confines_stages
     assert [device.id for device in engine.devices] == ["CUDA0"]
+
+
+@pytest.mark.parametrize(("found", "level"), [("CUDA0", "full"), ("CUDA1", "none")])
+def test_an_engine_that_misses_its_accelerator_when_confined_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, level: str
+) -> None:
+    server = stand_in(tmp_path)
+    other = tmp_path / "confined"
+    other.write_text(server.read_text().replace("CUDA0", found))
+    other.chmod(0o755)
+    monkeypatch.setattr(find, "confinement_of", lambda _: Confinement("full"))
+    monkeypatch.setattr(find, "confined", lambda argv, *_: [str(other), *argv[1:]])
+    confinement = find_engine(server, tmp_path, environ()).confinement
+    assert confinement.level == level
+    assert confinement.reason in ("", "confined, it does not find CUDA0")
 
 
 def test_then_the_path(tmp_path: Path) -> None:

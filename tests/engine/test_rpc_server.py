@@ -13,6 +13,8 @@ import pytest
 import trio
 
 from p2pmesh.engine import supervisor as supervisor_module
+from p2pmesh.engine.confined import confinement_of
+from p2pmesh.engine.confinement import UNKNOWN
 from p2pmesh.engine.rpc_builds import Command
 from p2pmesh.engine.rpc_server import HOST, RpcServer
 from p2pmesh.errors import EngineError
@@ -24,7 +26,14 @@ from tests.engine.supervised import is_ready, supervised
 def stage(*, in_use: bool = False, program: str = "") -> RpcServer:
     command = program or str(native() / "ggml-rpc-server")
     environ = {"PATH": "/usr/bin", "SECRET": "s"}
-    return RpcServer((command,), BUILD, name="m-stage", in_use=lambda: in_use, environ=environ)
+    return RpcServer(
+        (command,),
+        BUILD,
+        name="m-stage",
+        in_use=lambda: in_use,
+        confinement=confinement_of((command,)),
+        environ=environ,
+    )
 
 
 async def received(stream: trio.SocketStream) -> bytes:
@@ -109,7 +118,8 @@ class Unlucky(RpcServer):
 
 async def test_a_port_that_another_took_is_changed(tmp_path: Path) -> None:
     command = (str(native() / "ggml-rpc-server"),)
-    kind = Unlucky(command, BUILD, name="m-stage", in_use=bool)
+    here = confinement_of(command)
+    kind = Unlucky(command, BUILD, name="m-stage", in_use=bool, confinement=here)
     async with supervised(tmp_path, kind) as watched:
         status = await watched.wait(is_ready)
     assert kind.taken is not None
@@ -155,7 +165,13 @@ async def test_what_says_too_little_or_nothing_is_not_ready() -> None:
 
 def test_devices_and_threads_are_flags() -> None:
     kind = RpcServer(
-        ("rpc", "-x"), BUILD, name="n", in_use=bool, devices=("CUDA0", "CUDA1"), threads=3
+        ("rpc", "-x"),
+        BUILD,
+        name="n",
+        in_use=bool,
+        confinement=UNKNOWN,
+        devices=("CUDA0", "CUDA1"),
+        threads=3,
     )
     kind.prepare()
     assert kind.endpoint is not None

@@ -155,11 +155,13 @@ NODE = """
 import sys, trio
 from pathlib import Path
 from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.confinement import UNKNOWN
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.engine.supervisor import Supervisor
 
 class Engine:
     command = (sys.executable, "-P", "-m", "p2pmesh.engine.embedded")
+    confinement = UNKNOWN
 
 def told(status):
     if status.state == "ready":

@@ -13,6 +13,7 @@ import trio
 from trio.testing import memory_stream_pair
 
 from p2pmesh.engine.argv import Launch
+from p2pmesh.engine.confined import confinement_of
 from p2pmesh.engine.confinement import Confinement, Level
 from p2pmesh.engine.find import Engine
 from p2pmesh.errors import EngineError, MeshError, PeerError
@@ -36,9 +37,12 @@ DEADLINE_S = 60.0
 
 def engine() -> Engine:
     folder = native()
+    here = confinement_of((str(folder / "llama-server"),))
     return Engine(
         kind="native",
         command=(str(folder / "llama-server"),),
+        confinement=here,
+        rpc_confinement=here,
         source="managed",
         version="b11434",
         rpc="7.0.0",
