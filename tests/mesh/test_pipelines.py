@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from p2pmesh.engine.confined import machine_confinement
 from tests.engine.samples import MODEL, native
 from tests.mesh.hostile import ANSWER, QUESTION
 from tests.mesh.nodes import Node, assert_sentence, cli, end, start, wait_until
@@ -199,3 +200,34 @@ def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large
 def parts(node: Node) -> dict[str, str]:
     """The part of the model that each node runs."""
     return {one["name"]: one["part"] for one in model(node)["replicas"]}
+
+
+@pytest.mark.skipif(
+    not machine_confinement().is_full, reason=f"on this machine: {machine_confinement()}"
+)
+def test_a_head_without_the_right_has_its_stage_on_a_node_that_confines_it(tmp_path: Path) -> None:
+    engine = f"--engine={native()}"
+    file = tmp_path / "guests-own.gguf"
+    file.write_bytes(MODEL.read_bytes() + bytes(32))  # the other node has no such file
+    host = start(tmp_path / "host", engine, name="host")
+    options = ["--join", host.invite(stage=False), "--model", str(file), "--split", "2"]
+    guest = start(tmp_path / "guest", engine, *options, name="guest")
+
+    def heads() -> list[str]:
+        found = [one for one in host.status()["models"] if one["id"] == file.stem]
+        return [
+            str(replica["name"])
+            for one in found
+            if one["state"] == "ready"
+            for replica in one["replicas"]
+            if replica["part"].endswith("-0")
+        ]
+
+    try:
+        [standing] = [one["stage"] for one in host.status()["nodes"] if one["name"] == "guest"]
+        assert not standing
+        wait_until(lambda: heads() == ["guest"], "the pipeline answers", within_s=LOADED_S)
+        assert host.status()["node"]["engine"]["rpc_confinement"]["level"] == "full"
+    finally:
+        end(guest)
+        end(host)
