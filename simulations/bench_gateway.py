@@ -28,11 +28,8 @@ from typing import Any
 import structlog
 import trio
 
-from p2pmesh.engine.argv import Launch, server_argv
-from p2pmesh.engine.confined import confinement_of
-from p2pmesh.engine.confinement import Confinement
 from p2pmesh.engine.server import LlamaServer
-from p2pmesh.engine.supervisor import EngineStatus, Supervisor
+from simulations.engines import engine_process, launch_of
 from simulations.load import Place, Sample, Streamed, ask_many, get_json, median, stream_many
 from simulations.processes import NodeProcess, cpu_s, engine_command, node_process, rss_mib
 
@@ -88,43 +85,6 @@ def long_question(tokens: int) -> dict[str, Any]:
     return tiny_question() | streamed
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """An engine that is only a command."""
-
-    command: tuple[str, ...]
-
-    @property
-    def confinement(self) -> Confinement:
-        """As a node would have it."""
-        return confinement_of(self.command)
-
-
-def launch_of(command: Sequence[str]) -> tuple[Command, Launch]:
-    """Return the launch behind an engine's command line; checked by making it again.
-
-    Raises:
-        RuntimeError: It says more than this understands, so a second engine would differ.
-    """
-    start = command.index("--model")
-    flags = command[start:]
-
-    def value(flag: str) -> str:
-        return flags[flags.index(flag) + 1]
-
-    engine = Command(tuple(command[:start]))
-    launch = Launch(
-        model_paths=(Path(value("--model")),),
-        alias=value("--alias"),
-        context=int(value("--ctx-size")),
-        slots=int(value("--parallel")),
-        threads=int(value("--threads")) if "--threads" in flags else None,
-    )
-    if server_argv(engine, launch) != list(command):
-        raise RuntimeError(f"cannot start a second engine like {command}")
-    return engine, launch
-
-
 @asynccontextmanager
 async def second_engine(command: Sequence[str], logs: Path) -> AsyncIterator[Place]:
     """An engine of our own with the same command line; where it listens.
@@ -135,22 +95,8 @@ async def second_engine(command: Sequence[str], logs: Path) -> AsyncIterator[Pla
     """
     engine, launch = launch_of(command)
     launch = replace(launch, http_threads=max(CONNECTIONS) + 2)
-    changed = trio.Event()
-
-    def take(_: EngineStatus) -> None:
-        nonlocal changed
-        changed.set()
-        changed = trio.Event()
-
-    process = Supervisor(LlamaServer(engine, launch), logs=logs, on_change=take)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(process.run)
-        with trio.fail_after(PLACED_S):
-            while process.status.state != "ready":
-                await changed.wait()
-        status = process.status
-        yield Place(host=status.host, port=status.port, key=status.api_key)
-        nursery.cancel_scope.cancel()
+    async with engine_process(LlamaServer(engine, launch), logs) as process:
+        yield await process.ready()
 
 
 @asynccontextmanager

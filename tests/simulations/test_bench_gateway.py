@@ -3,30 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-from p2pmesh.engine.argv import Launch, server_argv
-from simulations.bench_gateway import TARGETS, Command, launch_of, show
+from simulations.bench_gateway import TARGETS, show
 from tests.repository import ROOT
 
 ARMS = ("engine straight", "local gateway", "one hop")
-
-
-@pytest.mark.parametrize("threads", [None, 2])
-def test_the_second_engine_has_the_command_line_of_the_first(threads: int | None) -> None:
-    launch = Launch(
-        model_paths=(Path("a.gguf"),), alias="a", context=2048, slots=4, threads=threads
-    )
-    command = server_argv(Command(("engine", "-x")), launch)
-    assert launch_of(command) == (Command(("engine", "-x")), launch)
-
-
-def test_an_engine_with_unknown_flags_is_not_imitated() -> None:
-    launch = Launch(model_paths=(Path("a.gguf"),), alias="a", devices=("CUDA0",))
-    with pytest.raises(RuntimeError, match="cannot start a second engine"):
-        launch_of(server_argv(Command(("engine",)), launch))
 
 
 def test_the_report_says_what_was_missed() -> None:
