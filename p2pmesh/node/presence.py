@@ -18,6 +18,7 @@ from p2pmesh.config import Address
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.rpc_builds import known_build
 from p2pmesh.errors import EngineError
+from p2pmesh.node.distances import MeasuredDistances
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.interfaces import advertised
 from p2pmesh.node.mesh import Mesh
@@ -28,6 +29,7 @@ from p2pmesh.wire.registers import CAPS, MEMBER
 # Between two looks at the memory and the addresses. Such a look takes 0.1 ms on a machine with four
 # network interfaces (measured), so it is taken on the event loop.
 LOOK_INTERVAL_S = 5.0
+FIRST_LOOK_INTERVAL_S = 0.25  # until the round trips to others are known: pipelines wait for that
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +66,7 @@ class Presence:
         self._addresses = advertised(own.listening)
         self._told: Published | None = None
         self._rpc = _rpc_build(own.engine)
+        self._distances = MeasuredDistances(mesh)
         self._publish_member(left=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -71,12 +74,13 @@ class Presence:
 
         What was said last stands while the system cannot be asked.
         """
-        self._tell_budget()
+        self._tell_caps()
         task_status.started()
         while True:
-            await trio.sleep(LOOK_INTERVAL_S)
+            is_measured = self._distances.are_measured
+            await trio.sleep(LOOK_INTERVAL_S if is_measured else FIRST_LOOK_INTERVAL_S)
             try:
-                self._tell_budget()
+                self._tell_caps()
                 self._tell_addresses()
             except (psutil.Error, OSError) as exc:  # no descriptor is left to read /proc with
                 log.warning("machine_not_measured", reason=str(exc))
@@ -98,7 +102,8 @@ class Presence:
         )
         self._mesh.publish(MEMBER, member.to_wire())
 
-    def _tell_budget(self) -> None:
+    def _tell_caps(self) -> None:
+        self._distances.look(trio.current_time())
         engine, named = self._own.engine, self._own.memory_bytes
         memories = [_main_memory(self._own.engines.used_bytes()), *_device_memories(engine)]
         budget = budget_bytes(named, memories)
@@ -110,6 +115,8 @@ class Presence:
             rpc=self._rpc,
             confined=engine.confines_stages,
             memory_mib_per_s=self._own.memory_mib_per_s(),
+            measured=self._distances.are_measured,
+            far=self._distances.far,
         )
         self._mesh.publish(CAPS, caps.to_wire())
 

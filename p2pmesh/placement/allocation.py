@@ -229,7 +229,10 @@ class Allocation:
         return Refusal(Reason.NO_STAGE_ROOM, None, *lacking_together(heads, candidates))
 
     def _candidates(self, demand: Demand) -> list[Candidate]:
-        """Every node, with the room beside a copy of the model that stays until the pipeline is."""
+        """The nodes that may be in a new pipeline, as far as is known.
+
+        The room is what is left beside a copy of the model that stays until the pipeline is there.
+        """
         model = demand.model
         shapes = dict(model.shapes)
         copies = self._running.get((model.digest, "ready"), []) if demand.split else []
@@ -237,6 +240,8 @@ class Allocation:
         kept = self._places[model.digest]
         candidates = []
         for node, facts in self._nodes.items():
+            if not facts.measured:
+                continue
             room = self._room[node] + (self._need(demand, node) if node in kept else 0)
             candidates.append(
                 Candidate(
@@ -249,6 +254,7 @@ class Allocation:
                     heads=shapes.get(node),
                     may_head=facts.may_head,
                     confined=facts.confined,
+                    far=facts.far,
                 )
             )
         return candidates

@@ -19,7 +19,7 @@ from p2pmesh.models.parts import WHOLE, PartId, StageRange
 from p2pmesh.placement.pipeline import Shape
 from p2pmesh.wire.codec import encode
 
-FORMAT = 4
+FORMAT = 5
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -35,6 +35,8 @@ class NodeFacts:
         may_head: Whether it has the right to run stages on all other nodes.
         memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
         confined: Whether it says that stages reach nothing on it, so that a head needs no right.
+        measured: Whether it has looked how far the others are; before, no pipeline is made with it.
+        far: The nodes that are not near, with the classes of their links (`distance.py`), sorted.
     """
 
     node: NodeId
@@ -43,6 +45,8 @@ class NodeFacts:
     may_head: bool = False
     memory_mib_per_s: int = 0
     confined: bool = False
+    measured: bool = True
+    far: tuple[tuple[NodeId, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -165,7 +169,7 @@ class PlacementInputs:
                 [
                     [
                         *(one.node, one.budget_bytes, one.rpc, one.may_head),
-                        *(one.memory_mib_per_s, one.confined),
+                        *(one.memory_mib_per_s, one.confined, one.measured, one.far),
                     ]
                     for one in self.nodes
                 ],

@@ -13,6 +13,7 @@ from statistics import median_low
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
 from p2pmesh.models.parts import WHOLE
+from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
     ModelFacts,
     NodeFacts,
@@ -161,6 +162,8 @@ def _read_node(node: NodeView) -> NodeFacts:
         may_head=node.credential is None or node.credential.stage,
         memory_mib_per_s=node.caps.memory_mib_per_s,
         confined=node.caps.confined,
+        measured=node.caps.measured,
+        far=tuple((other, min(link, FARTHEST)) for other, link in node.caps.far),
     )
 
 

@@ -7,10 +7,11 @@ go together. A pipeline is a star: every stage talks to the head only, so a toke
     Σ over all nodes of (bytes that it reads / its memory bandwidth)
     + Σ over the stages behind the head of (2 x one way + bytes of hidden state / link bandwidth)
 
-and which stage comes after which costs nothing. Of all pipelines that fit, the one with the fewest
-nodes is taken; of these the cheapest; then the one with the most nodes that have the file, then the
-one that fills its nodes most evenly, by their budgets. What is left decides by the order of
-`_Class.rank`, so that equal facts give equal pipelines.
+and which stage comes after which costs nothing. One way is taken from the class of the link
+(`distance.py`). Of all pipelines that fit, those whose stages are all near their head come before
+those with stages further away; then those with the fewest nodes; then the cheapest; then those with
+the most nodes that have the file; then those that fill their nodes most evenly, by their budgets.
+What is left decides by the order of `_Pool.rank`, so that equal facts give equal pipelines.
 
 The search is exact for up to `CANDIDATES_MAX` nodes: dynamic programming from the last layer to the
 first over (nodes used, next layer). A node is left out before where so many others are better in
@@ -38,6 +39,7 @@ from p2pmesh.models.cards import (
     read_bytes,
 )
 from p2pmesh.models.parts import STAGES_MAX, StageRange
+from p2pmesh.placement.distance import FARTHEST, NEAR, ONE_WAY_NS, Distances
 
 MIB = 2**20
 # A program that only computes: no vocabulary, no HTTP. 5 MiB seen on a CPU, more with a driver.
@@ -45,7 +47,6 @@ STAGE_ENGINE_BYTES = 64 * MIB
 HIDDEN_BYTES = 4  # elements of the hidden state travel as 32 bit floats
 MEMORY_MIB_PER_S = 20_000  # of a node that does not say: a desktop with two channels
 LINK_MIB_PER_S = 110  # gigabit Ethernet, less its frames
-ONE_WAY_NS = 200_000  # between two machines on one wire, both tunnels' ends included
 NS_PER_S = 10**9
 # Nodes considered for pipelines of so many stages; more of them cost more than they bring.
 CANDIDATES_MAX: Mapping[int, int] = {2: 32, 3: 16, 4: 10}
@@ -130,6 +131,7 @@ class Candidate:
         heads: The model by its own card, if it may be the head.
         may_head: Whether it may be the head of any node, or only of those that are confined.
         confined: Whether stages reach nothing on it.
+        far: Nodes that are not near it, with the class of the link as it measured it.
     """
 
     node: NodeId
@@ -141,6 +143,7 @@ class Candidate:
     heads: Shape | None = None
     may_head: bool = True
     confined: bool = False
+    far: tuple[tuple[NodeId, int], ...] = ()
 
     def may_use(self, other: Candidate) -> bool:
         """Whether another node may run a stage of which this one is the head."""
@@ -157,22 +160,27 @@ class Candidate:
         return size_bytes * NS_PER_S // (self.speed_mib_per_s * MIB)
 
 
-def token_us(shape: Shape, stages: Sequence[tuple[Candidate, int, int]]) -> int:
-    """The cost of a token in µs, of stages with their first and last layers, the head first."""
-    return _token_ns(shape, stages) // 1000
+def token_us(
+    shape: Shape, stages: Sequence[tuple[Candidate, int, int]], links: Sequence[int] = ()
+) -> int:
+    """The cost of a token in µs.
 
-
-def _token_ns(shape: Shape, stages: Sequence[tuple[Candidate, int, int]]) -> int:
+    Args:
+        shape: Of the model.
+        stages: With their first and last layers, the head first.
+        links: Of the stages behind the head, the class of their link to it; near by default.
+    """
     reads = (
         one.read_ns(read)
         for one, first, last in stages
         for read in shape.layer_reads[first : last + 1]
     )
-    return sum(reads) + (len(stages) - 1) * _hop_ns(shape)
+    hops = (_hop_ns(shape, link) for link in links or (NEAR,) * (len(stages) - 1))
+    return (sum(reads) + sum(hops)) // 1000
 
 
-def _hop_ns(shape: Shape) -> int:
-    return 2 * ONE_WAY_NS + shape.hop_bytes * NS_PER_S // (LINK_MIB_PER_S * MIB)
+def _hop_ns(shape: Shape, link: int) -> int:
+    return 2 * ONE_WAY_NS[link] + shape.hop_bytes * NS_PER_S // (LINK_MIB_PER_S * MIB)
 
 
 def choose(candidates: Iterable[Candidate], *, split: int = 0) -> tuple[Stage, ...] | None:
@@ -187,16 +195,47 @@ def choose(candidates: Iterable[Candidate], *, split: int = 0) -> tuple[Stage, .
 
 @lru_cache(maxsize=64)  # the facts of a plan change more often than what a pipeline hangs on
 def _choose(candidates: tuple[Candidate, ...], split: int) -> tuple[Stage, ...] | None:
-    classes = [
-        _Class((one for one in candidates if one.rpc == rpc), may_head=may_head)
-        for rpc in sorted({one.rpc for one in candidates} - {""})
-        for may_head in (True, False)
-    ]
-    for count in (split,) if split else range(2, STAGES_MAX + 1):
-        found = [best for one in classes if (best := one.best(count)) is not None]
-        if found:
-            return min(found)[-1]
+    distances = Distances((one.node, one.far) for one in candidates)
+    searched: set[_Access] = set()
+    for link in range(NEAR, FARTHEST + 1):
+        accesses = set(_accesses(candidates, distances, link)) - searched
+        searched |= accesses
+        pools = [_Pool(candidates, access, link) for access in accesses]
+        for count in (split,) if split else range(2, STAGES_MAX + 1):
+            found = [best for pool in pools if (best := pool.best(count)) is not None]
+            if found:
+                return min(found)[-1]
     return None
+
+
+class _Access(NamedTuple):
+    """The nodes that some heads may use: the same for each of them.
+
+    Attributes:
+        heads: Of one RPC build.
+        others: May have heads among them.
+    """
+
+    heads: frozenset[NodeId]
+    others: frozenset[NodeId]
+
+
+def _accesses(
+    candidates: Sequence[Candidate], distances: Distances, link: int
+) -> Iterable[_Access]:
+    """Return who may use whom over links of a class, or nearer ones."""
+    heads: dict[tuple[str, frozenset[NodeId]], set[NodeId]] = {}
+    for head in candidates:
+        if head.heads is not None and head.rpc:
+            others = frozenset(
+                one.node
+                for one in candidates
+                if one.rpc == head.rpc
+                and (head.may_head or one.confined)
+                and distances.between(head.node, one.node) <= link
+            )
+            heads.setdefault((head.rpc, others), set()).add(head.node)
+    return (_Access(frozenset(of), others) for (_, others), of in heads.items())
 
 
 def lacking(
@@ -273,22 +312,22 @@ class _Tail(NamedTuple):
 _Choice = tuple[int, int, int, tuple[NodeId, ...], tuple[int, ...], tuple[Stage, ...]]
 
 
-class _Class:
-    """The nodes whose engines have one RPC build, best first, under heads that may do the same.
+class _Pool:
+    """Nodes that may be in one pipeline, best first.
 
     Args:
-        candidates: Those of the build.
-        may_head: Whether its heads use any of them, or only those that are confined.
+        candidates: All there are.
+        access: Who may use whom.
+        link: The class of the links between them, at most.
     """
 
-    def __init__(self, candidates: Iterable[Candidate], *, may_head: bool) -> None:
-        self.members = sorted(candidates, key=self.rank)
-        self._heads = [
-            place
-            for place, one in enumerate(self.members)
-            if one.heads is not None and one.may_head == may_head
-        ]
-        self._others = [place for place, one in enumerate(self.members) if may_head or one.confined]
+    def __init__(self, candidates: Iterable[Candidate], access: _Access, link: int) -> None:
+        self._link = link
+        either = access.heads | access.others
+        self.members = sorted((one for one in candidates if one.node in either), key=self.rank)
+        nodes = [one.node for one in self.members]
+        self._heads = [place for place, node in enumerate(nodes) if node in access.heads]
+        self._others = [place for place, node in enumerate(nodes) if node in access.others]
 
     @staticmethod
     def rank(one: Candidate) -> tuple[int, int, bool, NodeId]:
@@ -321,7 +360,7 @@ class _Class:
 
     def _tails(self, shape: Shape, count: int) -> dict[int, list[_Tail | None]]:
         """Return the best last count - 1 stages, by the set of their nodes and the first layer."""
-        layers, hop_ns = len(shape.layer_bytes), _hop_ns(shape)
+        layers, hop_ns = len(shape.layer_bytes), _hop_ns(shape, self._link)
         limit = CANDIDATES_MAX.get(count, CANDIDATES_OF_MANY_MAX)
         fit = [
             place

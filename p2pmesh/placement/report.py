@@ -14,6 +14,7 @@ from enum import StrEnum
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.placement.assignment import Assignment, Reason
+from p2pmesh.placement.distance import Distances
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs
 from p2pmesh.placement.layout import Pipeline
 from p2pmesh.placement.pipeline import Candidate, Shape, token_us
@@ -235,7 +236,10 @@ def _model(
             (_reader(nodes[one.node]), one.first_layer, one.last_layer)
             for one in assignment.layout.stages
         ]
-        fastest = slowest = token_us(shape, stages)
+        head, *others = assignment.layout.nodes
+        distances = Distances((one.node, one.far) for one in nodes.values())
+        links = [distances.between(head, other) for other in others]
+        fastest = slowest = token_us(shape, stages, links)
         link_us = fastest - sum(reads)
     return ModelReport(
         assignment=assignment,

@@ -38,6 +38,7 @@ from p2pmesh.wire.text import plain_text
 HELD_PAGES_MAX = 12  # with the rest below what one owner may have; about 250 models
 ADDRESSES_MAX = 16
 TOKEN_US_MAX = 3600 * 10**6  # an hour: no model is as slow
+FAR_MAX = 64  # a node has links with some ten others
 MEMORY_MIB_PER_S_MAX = 2**24  # 16 TiB/s: twice what the fastest accelerator has
 SERVES_MAX = 64
 WANTS_MAX = 16
@@ -105,6 +106,9 @@ class Caps:
         memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
         confined: Whether it says that stages there reach neither its files nor a network, so that
             it runs them for any member that serves.
+        measured: Whether it has looked how far the others are.
+        far: The nodes that are not near it, with the classes of their links
+            (`placement.distance`), sorted, at most `FAR_MAX`.
     """
 
     budget_bytes: int
@@ -112,6 +116,8 @@ class Caps:
     rpc: str
     memory_mib_per_s: int = 0
     confined: bool = False
+    measured: bool = True
+    far: tuple[tuple[NodeId, int], ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """The body of the register `caps`."""
@@ -121,6 +127,8 @@ class Caps:
             "rpc": self.rpc,
             "memory_mib_per_s": self.memory_mib_per_s,
             "confined": self.confined,
+            "measured": self.measured,
+            "far": [list(row) for row in self.far[:FAR_MAX]],
         }
 
     @classmethod
@@ -132,6 +140,8 @@ class Caps:
             rpc=_plain(body, "rpc", 32),
             memory_mib_per_s=_number(body, "memory_mib_per_s", MEMORY_MIB_PER_S_MAX),
             confined=take(body, "confined", bool, default=False),
+            measured=take(body, "measured", bool, default=True),
+            far=tuple(sorted(dict(take_rows(body, "far", _far, count_max=FAR_MAX)).items())),
         )
 
 
@@ -157,6 +167,16 @@ class Served:
     def part(self) -> PartId:
         """Return the part that this replica runs."""
         return PartId(self.digest, self.name)
+
+
+def _far(row: Any) -> tuple[NodeId, int]:
+    match row:
+        case [bytes(node), int(link), *_] if (
+            len(node) == ID_BYTES and type(link) is int and link > 0
+        ):
+            return NodeId(node), int(link)
+        case _:
+            raise PeerError("a distance of an unknown kind")
 
 
 def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_a_split_makes_one_pipeline_of_that_many_nodes() -> None:
 def test_golden_pipeline() -> None:
     nodes = (engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 12 * GIB, rpc="8.0.0"))
     result = plan(split_facts(*nodes))
-    assert result.digest.hex() == "8a87f9c7699a4fbad57b19f6f3acd434"
+    assert result.digest.hex() == "79c54d0ff098b10a9318498f6cb9ef1b"
     (row,) = result.assignments
     assert isinstance(row.layout, Pipeline)
     assert row.layout.unit == "cff7f5758f4f4d17"
@@ -199,6 +199,21 @@ def test_a_model_that_fits_on_no_node_becomes_a_pipeline_of_the_fewest_nodes() -
     assert (alone.reason, alone.nodes) == (Reason.TOO_LARGE, ())
     assert alone.refusal is not None
     assert alone.refusal.reason is Reason.NO_ENGINES
+
+
+def test_no_new_pipeline_is_made_with_a_node_that_does_not_know_how_far_it_is() -> None:
+    nodes = engine(A, 6 * GIB), replace(engine(B, 6 * GIB), measured=False)
+    assert only(plan(unasked(*nodes)), BIG).nodes == ()
+    running = only(plan(unasked(engine(A, 6 * GIB), engine(B, 6 * GIB))), BIG)
+    here = tuple(residents(running))
+    assert only(plan(unasked(*nodes, residents=here)), BIG).layout == running.layout
+
+
+def test_near_nodes_are_taken_before_far_ones_with_more_room() -> None:
+    far = replace(engine(C, 64 * GIB), far=((A, 2), (B, 2)))
+    nodes = engine(A, 6 * GIB), engine(B, 6 * GIB), far
+    assert set(only(plan(unasked(*nodes)), BIG).nodes) == {A, B}
+    assert set(only(plan(unasked(nodes[0], far, holders=(A,))), BIG).nodes) == {A, C}
 
 
 def test_it_becomes_whole_when_a_large_node_joins_and_a_pipeline_again_when_that_leaves() -> None:

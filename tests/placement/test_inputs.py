@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from p2pmesh.identity.credentials import Credential
 from p2pmesh.models.cards import need_bytes
 from p2pmesh.models.parts import StageName, StageRange, unit_id
+from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
     ModelFacts,
     NodeFacts,
@@ -211,6 +212,16 @@ def test_what_a_pipeline_hangs_on_becomes_facts() -> None:
     assert facts_of(world.view(), ()).models[0].shapes, "what still runs takes memory"
     world.say(1, SERVING, serves_to_wire([]))
     assert facts_of(world.view(), ()).models[0].shapes == ()
+
+
+def test_distances_become_facts_in_classes_that_are_known() -> None:
+    world = World()
+    world.node(0)
+    far = ((B, 1), (C, 99))
+    caps = Caps(budget_bytes=GIB, engine="", rpc="", measured=False, far=far)
+    world.say(0, CAPS, caps.to_wire())
+    (facts,) = facts_of(world.view(), ()).nodes
+    assert (facts.measured, facts.far) == (False, ((B, 1), (C, FARTHEST)))
 
 
 @pytest.mark.parametrize("confined", [True, False])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.config import SLOTS_MAX, Address
 from p2pmesh.errors import PeerError
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.metadata import CONTEXT_MAX
 from p2pmesh.models.parts import STAGES_MAX, PartId, StageName, StageRange, unit_id
 from p2pmesh.state import registers
@@ -41,7 +42,13 @@ def test_each_register_survives_the_wire() -> None:
     here = member(addresses=(Address("10.0.0.5", 9338), Address("fe80::1", 1)), left=True)
     assert Member.from_wire(over_the_wire(here.to_wire())) == here
     caps = Caps(
-        budget_bytes=8 << 30, engine="b11434", rpc="7.0.0", memory_mib_per_s=20_000, confined=True
+        budget_bytes=8 << 30,
+        engine="b11434",
+        rpc="7.0.0",
+        memory_mib_per_s=20_000,
+        confined=True,
+        measured=False,
+        far=((NodeId(b"a" * 16), 1), (NodeId(b"b" * 16), 9)),
     )
     assert Caps.from_wire(over_the_wire(caps.to_wire())) == caps
     served = (Served(digest=digest(1), state="ready"), Served(digest=digest(2), state="failed"))
@@ -286,3 +293,19 @@ def test_what_an_engine_says_is_sent_as_one_line_of_bounded_length() -> None:
     (row,) = registers.serves_to_wire([said])["serves"]
     assert row[3].startswith("out of memory!!!")
     assert len(row[3]) == registers.DETAIL_CHARS_MAX
+
+
+def test_distances_that_cannot_be_read_are_skipped() -> None:
+    far = [
+        [b"b" * 16, 2, "more"],
+        [b"a" * 16, 0],
+        [b"short", 1],
+        [b"c" * 16, "1"],
+        7,
+        [b"a" * 16, 1],
+    ]
+    read = Caps.from_wire({"far": far})
+    assert read.far == ((NodeId(b"a" * 16), 1), (NodeId(b"b" * 16), 2))
+    many = [[bytes([n]) * 16, 1] for n in range(200)]
+    assert len(Caps.from_wire({"far": many}).far) == registers.FAR_MAX
+    assert (Caps.from_wire({}).far, Caps.from_wire({}).measured) == ((), True)
