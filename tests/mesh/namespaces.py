@@ -17,6 +17,8 @@ import struct
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -200,8 +202,17 @@ class Network:
         ]
         _run(*router.command, "nft", "-f", "-", text="\n".join([*chains, *rules]))
 
-    def tunnel(self, one: Host, other: Host, subnet: str = "10.8.0.0/24") -> tuple[str, str]:
-        """Join two hosts by a `tun0` each, as a VPN does; returns their addresses in it."""
+    def tunnel(
+        self, one: Host, other: Host, subnet: str = "10.8.0.0/24", *, delay_s: float = 0.0
+    ) -> tuple[str, str]:
+        """Join two hosts by a `tun0` each, as a VPN does; returns their addresses in it.
+
+        Args:
+            one: A host.
+            other: Another one.
+            subnet: Of the tunnel.
+            delay_s: How long a packet takes, each way.
+        """
         network = ipaddress.IPv4Network(subnet)
         addresses = [str(ip) for ip in itertools.islice(network.hosts(), 2)]
         ends = []
@@ -210,7 +221,7 @@ class Network:
             self._stack.callback(os.close, ends[-1])
             host.ip(f"address add {address}/{network.prefixlen} dev tun0", "link set tun0 up")
         stop_read, stop_write = os.pipe()
-        carrier = threading.Thread(target=_carry, args=(*ends, stop_read))
+        carrier = threading.Thread(target=_carry, args=(*ends, stop_read, delay_s))
         carrier.start()
         self._stack.callback(os.close, stop_read)
         self._stack.callback(carrier.join)
@@ -285,12 +296,18 @@ def _open_tun(host: Host) -> int:
     return tun
 
 
-def _carry(one: int, other: int, stop: int) -> None:
+def _carry(one: int, other: int, stop: int, delay_s: float) -> None:
     """Carry packets between two tunnel ends until `stop` is closed at its other end."""
     to = {one: other, other: one}
+    under_way: deque[tuple[float, int, bytes]] = deque()
     while True:
-        readable, _, _ = select.select([one, other, stop], [], [])
+        left_s = under_way[0][0] - time.monotonic() if under_way else None
+        readable, _, _ = select.select([one, other, stop], [], [], left_s and max(left_s, 0))
         if stop in readable:
             return
+        now_s = time.monotonic()
         for end in readable:
-            os.write(to[end], os.read(end, PACKET_BYTES_MAX))
+            under_way.append((now_s + delay_s, to[end], os.read(end, PACKET_BYTES_MAX)))
+        while under_way and under_way[0][0] <= now_s:
+            _, end, packet = under_way.popleft()
+            os.write(end, packet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -88,6 +89,16 @@ def test_a_tunnel_joins_hosts_of_different_lans() -> None:
         near, far = net.tunnel(one, other)
         with listening(other) as listener:
             assert source_seen(one, listener, far) == near
+
+
+def test_a_tunnel_takes_its_time() -> None:
+    with network() as net:
+        one, other = net.host(net.lan()), net.host(net.lan())
+        _, far = net.tunnel(one, other, delay_s=0.1)
+        with listening(other) as listener:
+            began = time.monotonic()
+            source_seen(one, listener, far)
+            assert time.monotonic() - began >= 0.2
 
 
 def test_a_node_of_one_host_is_reached_from_another(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import psutil
 import pytest
 
 from p2pmesh.engine.confined import machine_confinement
+from p2pmesh.placement.distance import ONE_WAY_NS
 from tests.engine.samples import MODEL, native
 from tests.mesh.hostile import ANSWER, QUESTION
+from tests.mesh.namespaces import network
 from tests.mesh.nodes import Node, assert_sentence, cli, end, start, wait_until
 
 NAME = MODEL.stem
@@ -195,6 +197,31 @@ def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large
         wait_until(lambda: set(parts(first)) == {"one", "two"}, "split anew", within_s=BACK_S)
         wait_until(lambda: state(first) == "ready", "it answers", within_s=LOADED_S)
         assert text(ask(other)) == ANSWER
+
+
+def test_nodes_across_a_vpn_know_how_far_they_are_from_each_other(tmp_path: Path) -> None:
+    options = f"--engine={native()}", "--memory=190MiB", "--context=32768"
+    with network() as net, ExitStack() as stack:
+        home, barn = net.host(net.lan(), "home"), net.host(net.lan(), "barn")
+        address, _ = net.tunnel(home, barn, delay_s=0.03)
+        first = home.start(tmp_path / "home", *options, "--model", str(MODEL))
+        stack.callback(end, first)
+        made = cli(
+            "invite",
+            f"--home={tmp_path / 'home'}",
+            "--address",
+            address,
+            "--json",
+            inside=home.command,
+        )
+        other = barn.start(tmp_path / "barn", *options, "--join", json.loads(made.stdout)["token"])
+        stack.callback(end, other)
+        wait_until(lambda: state(first) == "ready", "it is split", within_s=LOADED_S)
+        planned = json.loads(
+            cli("plan", f"--home={tmp_path / 'home'}", "--json", inside=home.command).stdout
+        )
+        [row] = [one for one in planned["models"] if one["link_us"]]
+        assert row["link_us"] >= 2 * ONE_WAY_NS[2] // 1000
 
 
 def parts(node: Node) -> dict[str, str]:
