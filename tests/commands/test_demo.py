@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import psutil
+import pytest
 from openai import OpenAI
 
 from tests.mesh.nodes import assert_gone, cli, environment, program, wait_until
@@ -70,6 +71,7 @@ def test_three_nodes_answer_and_leave_nothing_behind() -> None:
         assert not Path(ready["nodes"][0]["home"]).exists()
 
 
+@pytest.mark.full
 def test_the_nodes_end_with_a_demo_that_is_killed() -> None:
     with demo("--json") as run:
         lines_until(run, "{")

@@ -69,6 +69,7 @@ def assert_placed(split: Pipeline, model: Path, layers: tuple[int, ...]) -> None
     assert buffers["CPU_Mapped"] == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.full
 async def test_a_split_model_says_what_it_says_alone(tmp_path: Path) -> None:
     async with pipeline(tmp_path / "alone", ()) as alone:
         expected = await alone.ask()

@@ -160,7 +160,13 @@ def test_clients_that_leave_in_the_middle_leave_nothing(pair: list[Node]) -> Non
     _assert_given_back(pair, before)
 
 
-@pytest.mark.parametrize("count", [3, 8], ids=["fewer than slots", "twice the slots"])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(3, id="fewer than slots"),
+        pytest.param(8, id="twice the slots", marks=pytest.mark.full),
+    ],
+)
 def test_clients_that_read_nothing_keep_nobody_out(pair: list[Node], count: int) -> None:
     with ExitStack() as stack:
         for _ in range(count):

@@ -50,6 +50,7 @@ def test_idle_connections_do_not_take_the_descriptors_of_a_node_with_few(tmp_pat
         end(node)
 
 
+@pytest.mark.full
 async def test_streams_of_a_member_and_idle_connections_together_leave_a_reserve(
     tmp_path: Path,
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_next_request_after_the_owners_death_is_answered_by_another(
             assert_gone(engines, within_s=1.0)
 
 
+@pytest.mark.full
 def test_a_node_that_comes_back_joins_again(tmp_path: Path) -> None:
     with running(tmp_path, 2) as nodes:
         nodes[1].process.send_signal(signal.SIGSTOP)

@@ -310,6 +310,7 @@ def role_of(node: Node) -> Role:
 # --- laptops that move ----------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_laptop_carries_its_mesh_into_no_cafe(tmp_path: Path) -> None:
     """Equal subnets, other gateways: home, then a café with a mesh of its own, then home again."""
     with network() as net, ExitStack() as stack:

@@ -199,6 +199,7 @@ def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large
         assert text(ask(other)) == ANSWER
 
 
+@pytest.mark.full
 def test_nodes_across_a_vpn_know_how_far_they_are_from_each_other(tmp_path: Path) -> None:
     options = f"--engine={native()}", "--memory=190MiB", "--context=32768"
     with network() as net, ExitStack() as stack:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 import structlog
 import trio
 
@@ -98,6 +99,7 @@ def alike(everybody: Iterable[Running], ids: frozenset[NodeId]) -> bool:
     return known and len({one.mesh._core.document.fingerprint for one in everybody}) == 1
 
 
+@pytest.mark.full
 async def test_thirty_over_tls_join_converge_and_agree_on_three_that_were_killed() -> None:
     started = trio.current_time()
     async with thirty() as everybody:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from random import Random
 
 import pytest
@@ -12,6 +13,8 @@ from p2pmesh.placement.reconcile import Stop, StopReason
 from tests.placement.small_mesh import SmallMesh
 
 seeds = st.integers(0, 2**32)
+# Each is a whole life of a mesh.
+EXAMPLES = 100 if os.environ.get("P2PMESH_TESTS") == "full" else 30
 
 
 def assert_at_rest_on_the_plan(mesh: SmallMesh) -> None:
@@ -35,7 +38,7 @@ def live_on(mesh: SmallMesh, steps: int) -> None:
             assert all(mesh.ready(digest) for digest in served)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_with_old_news_no_served_model_is_lost(seed: int) -> None:
     """However old the news: the best ranked of all copies that were ever ready stays.
@@ -50,7 +53,7 @@ def test_with_old_news_no_served_model_is_lost(seed: int) -> None:
     assert_at_rest_on_the_plan(mesh)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_through_all_changes_no_served_model_is_lost_but_by_eviction(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=1 + seed % 3, stale=False, failing=True)
@@ -62,7 +65,7 @@ def test_through_all_changes_no_served_model_is_lost_but_by_eviction(seed: int) 
     assert_at_rest_on_the_plan(mesh)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_through_all_changes_and_old_news_the_mesh_comes_to_rest_on_the_plan(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=1 + seed % 3, stale=True, failing=True)
@@ -74,7 +77,7 @@ def test_through_all_changes_and_old_news_the_mesh_comes_to_rest_on_the_plan(see
     assert_at_rest_on_the_plan(mesh)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_a_mesh_at_rest_stays_there(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=2, stale=False)
@@ -102,7 +105,7 @@ def test_a_smaller_budget_is_kept_as_soon_as_processes_are_gone(seed: int) -> No
 # Pipelines in it.
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_through_all_changes_no_pipeline_that_answers_is_lost_but_by_eviction(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=1 + seed % 2, stale=False, failing=True, split=True)
@@ -114,7 +117,7 @@ def test_through_all_changes_no_pipeline_that_answers_is_lost_but_by_eviction(se
     assert_at_rest_on_the_plan(mesh)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_with_pipelines_and_old_news_the_mesh_comes_to_rest_on_the_plan(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=1 + seed % 3, stale=True, failing=True, split=True)
@@ -126,7 +129,7 @@ def test_with_pipelines_and_old_news_the_mesh_comes_to_rest_on_the_plan(seed: in
     assert_at_rest_on_the_plan(mesh)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(seeds)
 def test_pipelines_at_rest_stay_there(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=2, stale=False, split=True)

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from simulations.bench_gateway import TARGETS, show
 from tests.repository import ROOT
 
@@ -22,6 +24,7 @@ def test_the_report_says_what_was_missed() -> None:
     assert show(report | {"rss_mib": 151.0}).count("MISSED") == 1
 
 
+@pytest.mark.full
 def test_it_runs_and_prints_every_figure() -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "simulations.bench_gateway", "--quick", "--json"],
