@@ -31,6 +31,7 @@ from p2pmesh.engine.rpc_sender import Bytes, WeightsSender
 from p2pmesh.engine.rpc_server import HOST
 from p2pmesh.engine.rpc_weights import Place, TensorReader, Weights, has_digest
 from p2pmesh.errors import EngineError, LinkError, LocalError, MeshError, PeerError
+from p2pmesh.models.tensors import layer_of
 from p2pmesh.transport.base import link_errors
 
 CHUNK_BYTES = 256 * 1024
@@ -243,6 +244,7 @@ class HeadPort:
         lost: Set when the way to the stage broke while the head used it: the head is lost too.
         reason: Why, for a person; empty before.
         traffic: What went through so far.
+        layers: Those of which the stage has weights.
     """
 
     def __init__(
@@ -264,6 +266,7 @@ class HeadPort:
         self.lost = trio.Event()
         self.reason = ""
         self.traffic = Traffic()
+        self.layers: set[int] = set()
         self._open_stream = open_stream
         self._pids = pids
         self._build = build
@@ -295,6 +298,7 @@ class HeadPort:
             self._weights,
             send=partial(self._send, stream),
             reply=partial(_reply, head, answering),
+            seen=self._see,
             spared=self._spare,
         )
         try:
@@ -310,6 +314,11 @@ class HeadPort:
         self.traffic.to_stage_bytes += len(data)
         with link_errors("the connection to the stage broke"):
             await stream.send_all(data)
+
+    def _see(self, name: str) -> None:
+        layer = layer_of(name)
+        if layer is not None:
+            self.layers.add(layer)
 
     def _spare(self, size: int) -> None:
         self.traffic.own_bytes += size

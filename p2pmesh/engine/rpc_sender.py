@@ -60,6 +60,7 @@ class WeightsSender:
         *,
         send: Send,
         reply: Send,
+        seen: Callable[[str], None],
         spared: Callable[[int], None],
     ) -> None:
         """Nothing was said yet.
@@ -69,9 +70,11 @@ class WeightsSender:
             weights: Of the model that the engine loads.
             send: Sends to the stage.
             reply: Answers the engine.
+            seen: Told the name of each tensor that the stage gets.
             spared: Told the bytes of each tensor that the stage takes from its own file.
         """
-        self._weights, self._send, self._reply, self._spared = weights, send, reply, spared
+        self._weights, self._send, self._reply = weights, send, reply
+        self._seen, self._spared = seen, spared
         self._frames = HeadFrames(build)
         self._tensor: _Tensor | None = None  # is being compared
         self._offer: _OpenOffer | None = None
@@ -115,6 +118,7 @@ class WeightsSender:
         return b""
 
     async def _begin(self, head: TensorHead) -> None:
+        self._seen(head.name)
         place = None
         if self._may_offer and head.offset == 0 and head.size >= SMALL_BYTES:
             place = await self._weights.find(head.name, head.size)

@@ -24,7 +24,7 @@ from p2pmesh.models.metadata import (
     Metadata,
     OtherKindError,
 )
-from p2pmesh.models.tensors import TensorInfo
+from p2pmesh.models.tensors import TensorInfo, layer_of
 from p2pmesh.wire.codec import INT_MAX
 from p2pmesh.wire.text import NAME_CHARACTERS_MAX, plain_text
 
@@ -33,7 +33,6 @@ ModelDigest = NewType("ModelDigest", str)
 KV_RUNS_MAX = 160  # counts and sizes; more would not leave a card within one record
 BYTES_MAX = 2**63 - 1  # what msgpack, SQL and other people's integers hold
 
-_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 _EXPERTS = re.compile(r"^blk\.\d+\.\w+_exps\.")
 
 
@@ -103,11 +102,11 @@ def card_of(headers: Sequence[Header]) -> Card:
     layer_bytes = [0] * layers
     other_bytes = tensor_bytes_max = 0
     for tensor in tensors:
-        layer = _LAYER.match(tensor.name)
+        layer = layer_of(tensor.name)
         if layer is None:
             other_bytes += tensor.size_bytes
-        elif int(layer[1]) < layers:
-            layer_bytes[int(layer[1])] += tensor.size_bytes
+        elif layer < layers:
+            layer_bytes[layer] += tensor.size_bytes
             tensor_bytes_max = max(tensor_bytes_max, tensor.size_bytes)
         else:
             raise ModelError(

@@ -7,11 +7,14 @@ gguf package. Messages are clauses, as in gguf.py.
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 
 from p2pmesh.errors import ModelError
 
 ELEMENTS_MAX = 2**63 - 1  # of one tensor; llama.cpp counts them in int64
+
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,12 @@ class TensorInfo:
     def elements(self) -> int:
         """How many numbers it holds."""
         return functools.reduce(int.__mul__, self.shape, 1)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor of this name belongs to, counted from 0; None for none."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
 
 
 @functools.cache

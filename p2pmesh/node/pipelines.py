@@ -24,7 +24,7 @@ from p2pmesh.engine.rpc_filter import Allowance
 from p2pmesh.engine.rpc_relay import HeadPort, StagePort, cpu_s
 from p2pmesh.engine.rpc_server import HOST, RpcServer
 from p2pmesh.engine.rpc_weights import Weights
-from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.server import LlamaServer, ServerProgram
 from p2pmesh.errors import EngineError, LinkError, PeerError
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import RPC, Needs, Peer
@@ -195,8 +195,11 @@ class Pipelines:
                     RemoteStage(endpoint=f"{HOST}:{port.port}", layers=_layers(stage))
                     for port, stage in zip(ports, stages[1:], strict=True)
                 )
-                kind = LlamaServer(
-                    self._engines.engine, replace(launch, stages=remote), check=check
+                kind = _Head(
+                    self._engines.engine,
+                    replace(launch, stages=remote),
+                    check=check,
+                    shares=tuple(zip(ports, stages[1:], strict=True)),
                 )
                 self._engines.start(
                     part,
@@ -243,6 +246,44 @@ class Pipelines:
             await trio.aclose_forcefully(stream)
             raise
         return stream
+
+
+class _Head(LlamaServer):
+    """A llama-server whose layers are where the plan has them, or which is not ready.
+
+    Args:
+        shares: The ports to the other stages, with what each of these was planned to have.
+    """
+
+    def __init__(
+        self,
+        engine: ServerProgram,
+        launch: Launch,
+        *,
+        check: Callable[[], None],
+        shares: Sequence[tuple[HeadPort, Stage]],
+    ) -> None:
+        super().__init__(engine, launch, check=check)
+        self._shares = shares
+
+    async def is_ready(self, host: str, port: int) -> bool:
+        """Whether it has answered, with the help of all stages.
+
+        Raises:
+            EngineError: It put layers where they were not planned.
+        """
+        if not await super().is_ready(host, port):
+            return False
+        for number, (way, stage) in enumerate(self._shares, 1):
+            planned = range(stage.first_layer, stage.last_layer + 1)
+            # The last ones may be for drafts, of which llama-server loads nothing.
+            if not way.layers or not way.layers.issubset(planned):
+                found = ", ".join(str(layer + 1) for layer in sorted(way.layers)) or "none"
+                raise EngineError(
+                    f"stage {number} got the layers {found} instead of {planned[0] + 1} to"
+                    f" {planned[-1] + 1}"
+                )
+        return True
 
 
 async def _until_lost(ports: Sequence[HeadPort], ended: trio.Event) -> None:

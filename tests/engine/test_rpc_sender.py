@@ -41,13 +41,19 @@ class Way:
     def __init__(self, paths: Sequence[Path], own: Mapping[str, bytes] | None) -> None:
         self.sent = self.spared = self.offers = 0
         self.replies = bytearray()
+        self.names: list[str] = []
         self.before_answer: Callable[[], object] = lambda: None
         self._own = own
         self._stage = greeted()
         self._stage.allocate()
         self._stage.got.clear()
         self.sender = WeightsSender(
-            BUILD, Weights(lambda: paths), send=self._send, reply=self._reply, spared=self._spare
+            BUILD,
+            Weights(lambda: paths),
+            send=self._send,
+            reply=self._reply,
+            seen=self.names.append,
+            spared=self._spare,
         )
 
     @property

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
-from p2pmesh.models.tensors import TensorInfo, check_layout, tensor_bytes, type_name
+from p2pmesh.models.tensors import TensorInfo, check_layout, layer_of, tensor_bytes, type_name
 from tests.models.builders import DEADLINE_MS
 
 
@@ -55,3 +55,18 @@ def test_tensors_may_lie_in_any_order_and_with_gaps() -> None:
 def test_the_last_byte_counts() -> None:
     with pytest.raises(ModelError, match="1 bytes are missing"):
         check_layout((row("a", 32, 5),), 32, 36)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("blk.0.attn_q.weight", 0),
+        ("blk.12.ffn_up_exps.weight", 12),
+        ("output.weight", None),
+        ("l_out-3", None),
+        ("v.blk.3.ln1.weight", None),
+        ("blk.", None),
+    ],
+)
+def test_names_tell_the_layer(name: str, layer: int | None) -> None:
+    assert layer_of(name) == layer

@@ -150,6 +150,20 @@ async def test_a_stage_takes_weights_from_its_nodes_file(tmp_path: Path) -> None
             files.append(MODEL)
 
 
+async def test_a_head_whose_layers_went_elsewhere_than_planned_is_not_ready(tmp_path: Path) -> None:
+    """The plan's card has one layer more than the file, so that llama-server counts otherwise."""
+    stages = (Stage(NODES[0], 0, 3, 64 * MIB), Stage(NODES[1], 4, LAYERS, 64 * MIB))
+    unit = unit_id(digest(0), [stage.range for stage in stages])
+    first, second = (PartId(digest(0), str(StageName(unit, number))) for number in (0, 1))
+    async with two(tmp_path) as (head, behind):
+        behind.pipelines.start_stage(second, stages, threads=1, model_paths=tuple)
+        await behind.until(second, "ready")
+        head.pipelines.start_head(first, stages, LAUNCH, lambda: None)
+        await head.until(first, "failed")
+        [served] = head.engines.served()
+        assert served.detail == "stage 1 got the layers 4, 5, 6 instead of 5 to 7"
+
+
 async def test_nobody_but_its_head_reaches_a_stage(tmp_path: Path) -> None:
     async with two(tmp_path) as (head, behind):
         with pytest.raises(PeerError, match="runs no such stage for you"):
