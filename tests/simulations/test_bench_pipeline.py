@@ -21,6 +21,7 @@ def report() -> dict[str, Any]:
         "threads": 1,
         "straight": speeds,
         "mesh": speeds,
+        "added_ms": 1.5,
         "load_s": 2.0,
         "recovery_s": 4.0,
     }
@@ -29,7 +30,7 @@ def report() -> dict[str, Any]:
         "figures": {key: min(goal.most, max(goal.least, 1e9)) for key, goal in GOALS.items()},
         "speeds": dict.fromkeys(COUNTS, row),
         "loads": {"head_only": load, "both": load, "weight_bytes": 100_000},
-        "token_bytes": {"output_on_head": 9e3, "output_on_stage": 2e4, "hidden_state": 8192},
+        "token_bytes": {"output_on_head": 9e3, "output_on_stage": 2e4, "planned": 8192},
         "delays": {2: {"plain_ms": 50.0, "delayed_ms": 61.0, "expected_ms": 60.0}},
         "rounds": 3,
         "model_bytes": 285_000_000,
@@ -43,6 +44,7 @@ def test_the_report_says_what_was_missed() -> None:
     told["figures"]["token_ratio_2"] = 0.96
     told["figures"]["relay_cpu_ms"] = 1.01
     assert show(told).count("MISSED") == 2
+    assert "adds 1.50 ms per token; 0.97 from 48 ms per token on" in show(told)
 
 
 def test_a_goal_bounds_on_one_side() -> None:
