@@ -20,6 +20,7 @@ No engine sees an offer. An engine owes no answer at that time, so the answers n
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
@@ -124,8 +125,15 @@ class HeadFrames:
     each piece would cost a record of TLS and two wake-ups; large ones come out as they come in.
     """
 
-    def __init__(self, build: RpcBuild) -> None:
+    def __init__(self, build: RpcBuild, seen: Callable[[str], None] = lambda _: None) -> None:
+        """Nothing was said yet.
+
+        Args:
+            build: How the engine talks.
+            seen: Told the name of each tensor that is set.
+        """
         self._build = build
+        self._seen = seen
         self._head_bytes = build.tensor_bytes + FLAG_AND_OFFSET_BYTES
         self._question_bytes = request_bytes(build)[Command.SET_TENSOR_HASH]
         self._kept = bytearray()
@@ -167,8 +175,11 @@ class HeadFrames:
         self._kept.clear()
         command, length = REQUEST.unpack_from(kept)
         self._left = length - (len(kept) - REQUEST.size)
-        if command == Command.SET_TENSOR and self._left:
-            return tensor_head(self._build, kept[REQUEST.size :], self._left)
+        if command == Command.SET_TENSOR and length >= self._head_bytes:
+            place = kept[REQUEST.size : REQUEST.size + self._head_bytes]
+            head = tensor_head(self._build, place, length - self._head_bytes)
+            self._seen(head.name)
+            return head if self._left else kept
         if command == Command.SET_TENSOR_HASH and length == self._question_bytes:
             return Command.SET_TENSOR_HASH
         return kept

@@ -74,8 +74,8 @@ class WeightsSender:
             spared: Told the bytes of each tensor that the stage takes from its own file.
         """
         self._weights, self._send, self._reply = weights, send, reply
-        self._seen, self._spared = seen, spared
-        self._frames = HeadFrames(build)
+        self._spared = spared
+        self._frames = HeadFrames(build, seen)
         self._tensor: _Tensor | None = None  # is being compared
         self._offer: _OpenOffer | None = None
         self._may_offer = True
@@ -118,7 +118,6 @@ class WeightsSender:
         return b""
 
     async def _begin(self, head: TensorHead) -> None:
-        self._seen(head.name)
         place = None
         if self._may_offer and head.offset == 0 and head.size >= SMALL_BYTES:
             place = await self._weights.find(head.name, head.size)

@@ -51,7 +51,8 @@ def joined(pieces: Iterable[HeadPiece]) -> bytes:
 
 @given(st.lists(st.integers(0, 1 << 18), max_size=8), st.sampled_from([0, 1, SMALL_BYTES, 99_999]))
 def test_chunks_never_matter(cuts: list[int], size: int) -> None:
-    frames = HeadFrames(BUILD)
+    names: list[str] = []
+    frames = HeadFrames(BUILD, names.append)
     data = bytes(range(251)) * (size // 251 + 1)
     said = b"".join(frame for frame, _ in session()) + set_tensor(data[:size]) + request(3)
     pieces = [piece for chunk in chunks(said, cuts) for piece in frames.feed(chunk)]
@@ -61,6 +62,7 @@ def test_chunks_never_matter(cuts: list[int], size: int) -> None:
         [("t", 0, size)] if size >= SMALL_BYTES else []
     )
     assert pieces.count(Command.SET_TENSOR_HASH) == 1
+    assert names[-1] == "t", "small ones are named too"
 
 
 def test_small_frames_come_out_whole() -> None:

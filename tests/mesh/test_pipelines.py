@@ -22,6 +22,7 @@ from tests.engine.samples import MODEL, native
 from tests.mesh.hostile import ANSWER, QUESTION
 from tests.mesh.namespaces import network
 from tests.mesh.nodes import Node, assert_sentence, cli, end, start, wait_until
+from tests.models.builders import tiny_gguf
 
 NAME = MODEL.stem
 LOADED_S = 30.0
@@ -29,10 +30,10 @@ BACK_S = 40.0  # 10 s until a stopped engine is taken for lost, and one load
 TIMEOUT_S = 60.0
 
 
-def ask(node: Node, *, tokens: int = 16) -> dict[str, Any]:
+def ask(node: Node, *, tokens: int = 16, name: str = NAME) -> dict[str, Any]:
     """The whole answer of a greedy request, with log probabilities."""
     said = {
-        "model": NAME,
+        "model": name,
         "messages": [{"role": "user", "content": QUESTION}],
         "temperature": 0,
         "max_tokens": tokens,
@@ -74,13 +75,13 @@ def split(folder: Path, count: int) -> Iterator[list[Node]]:
         yield nodes
 
 
-def model(node: Node) -> dict[str, Any]:
-    [found] = [one for one in node.status()["models"] if one["id"] == NAME]
+def model(node: Node, name: str = NAME) -> dict[str, Any]:
+    [found] = [one for one in node.status()["models"] if one["id"] == name]
     return dict(found)
 
 
-def state(node: Node) -> str:
-    return str(model(node)["state"])
+def state(node: Node, name: str = NAME) -> str:
+    return str(model(node, name)["state"])
 
 
 def engine_of(nodes: list[Node], program: str) -> psutil.Process:
@@ -197,6 +198,27 @@ def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large
         wait_until(lambda: set(parts(first)) == {"one", "two"}, "split anew", within_s=BACK_S)
         wait_until(lambda: state(first) == "ready", "it answers", within_s=LOADED_S)
         assert text(ask(other)) == ANSWER
+
+
+def test_two_models_share_their_nodes_within_what_these_give(tmp_path: Path) -> None:
+    dense = tiny_gguf(tmp_path / "dense.gguf", layers=6, half=True)
+    options = f"--engine={native()}", "--memory=400MiB"
+    wanted = "--model", str(MODEL), "--model", str(dense), "--split=2"
+    with ExitStack() as stack:
+        first = start(tmp_path / "one", *options, *wanted, "--context=4096", name="one")
+        stack.callback(end, first)
+        other = start(tmp_path / "two", *options, "--join", first.invite(), name="two")
+        stack.callback(end, other)
+        names = {NAME, "dense"}
+        wait_until(
+            lambda: {state(first, name) for name in names} == {"ready"}, "both", within_s=LOADED_S
+        )
+        assert text(ask(other)) == ANSWER
+        assert text(ask(other, name="dense"))
+        planned = json.loads(cli("plan", f"--home={tmp_path / 'one'}", "--json").stdout)
+        for node in planned["nodes"]:
+            assert {part["model"] for part in node["parts"]} == names
+            assert node["used_bytes"] <= node["budget_bytes"] == 400 * 2**20
 
 
 @pytest.mark.full
