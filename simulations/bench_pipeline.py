@@ -42,7 +42,8 @@ from p2pmesh.home import Home
 from p2pmesh.models.cards import Card, card_of
 from p2pmesh.models.store import read_header
 from p2pmesh.node.engines import compute_threads
-from p2pmesh.placement.pipeline import shape_of
+from p2pmesh.node.memory_speed import remember
+from p2pmesh.placement.pipeline import MEMORY_MIB_PER_S, shape_of
 from simulations.engines import launch_of
 from simulations.load import CHAT, Connection, Place
 from simulations.pipelines import Pipeline, Tunnel, even_layers, own_pipeline, straight_pipeline
@@ -55,6 +56,7 @@ ANSWER_S = 90.0  # until a pipeline answers that is being made, or made anew
 RETRY_S = 0.05
 ONE_WAY_S = 0.005
 CONTEXT = 2048
+MEMORY = "2GiB"  # of each node, several times what a stage needs
 
 
 class Goal(NamedTuple):
@@ -219,7 +221,10 @@ async def split_mesh(bench: Bench, count: int) -> AsyncIterator[list[NodeProcess
         for number in range(count):
             options = ["--join", await nodes[0].invite()] if nodes else wish
             home = bench.root / f"mesh-{count}-{number}"
-            options = [*engine, "--context", str(CONTEXT), *options]
+            home.mkdir()
+            # Equal speeds and budgets: layers are shared alike, whatever else runs here meanwhile.
+            remember(Home.at(home).memory_speed_file, MEMORY_MIB_PER_S)
+            options = [*engine, "--memory", MEMORY, "--context", str(CONTEXT), *options]
             running = node_process(home, f"bench-{number}", *options)
             nodes.append(await stack.enter_async_context(running))
         yield nodes
