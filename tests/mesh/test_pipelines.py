@@ -8,8 +8,9 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def logprobs(answer: dict[str, Any]) -> list[float]:
 
 
 @contextmanager
-def split(folder: Path, count: int) -> Iterator[list[Node]]:
-    """Nodes of which the first asks for a model that all of them share; ready to answer."""
+def split(folder: Path, count: int, *, spare: int = 0) -> Iterator[list[Node]]:
+    """Nodes of which the first asks for a model that `count` of them share; ready to answer."""
     engine = f"--engine={native()}"
     with ExitStack() as stack:
         nodes: list[Node] = []
-        for number in range(count):
+        for number in range(count + spare):
             options = ["--join", nodes[0].invite()] if nodes else ["--model", str(MODEL)]
             options += [] if nodes else ["--split", str(count)]
             name = f"node-{number + 1}"
@@ -137,6 +138,58 @@ def test_the_next_request_after_a_process_is_lost_is_answered(
                 assert time.monotonic() - began < BACK_S
         assert text(answers[0]) == ANSWER
         wait_until(lambda: not lost.is_running() or lost.status() == "zombie", "it is gone")
+
+
+def stream(node: Node, on_token: Callable[[int], None]) -> list[bytes]:
+    """The lines of a long answer, up to its end by whatever means."""
+    said: dict[str, object] = {"model": NAME, "messages": [{"role": "user", "content": QUESTION}]}
+    said |= {"stream": True, "max_tokens": 2000, "ignore_eos": True}
+    request = urllib.request.Request(
+        f"{node.api}/chat/completions",
+        json.dumps(said).encode(),
+        {"Content-Type": "application/json"},
+    )
+    lines: list[bytes] = []
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer, suppress(HTTPException):
+        for line in answer:
+            if line.strip():
+                lines.append(line.strip())
+                on_token(len(lines))
+    return lines
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", ["stage", "head", "node of the stage", "node of the head"])
+def test_a_loss_while_tokens_come_ends_the_answer_and_the_next_one_is_whole(
+    tmp_path: Path, victim: str, how: signal.Signals
+) -> None:
+    with split(tmp_path, 2, spare=1) as nodes:
+        names = {part[-1]: name for name, part in parts(nodes[0]).items()}
+        roles = {role: next(n for n in nodes if n.name == names[role]) for role in names}
+        [client] = [node for node in nodes if node.name not in names.values()]
+        of = roles["0" if victim.endswith("head") else "1"]
+        program = "llama-server" if victim.endswith("head") else "ggml-rpc-server"
+        engine = engine_of([of], program)
+        lost = psutil.Process(of.process.pid) if victim.startswith("node") else engine
+
+        began = time.monotonic()
+        lines = stream(client, lambda count: lost.send_signal(how) if count == 3 else None)
+        assert time.monotonic() - began < TIMEOUT_S
+        assert lines[-1] != b"data: [DONE]"
+
+        answer: dict[str, Any] = {}
+        while not answer:
+            try:
+                answer = ask(client)
+            except urllib.error.HTTPError as exc:
+                exc.close()
+                assert time.monotonic() - began < BACK_S + TIMEOUT_S
+        assert text(answer) == ANSWER
+        if victim.startswith("node"):
+            assert of.name not in parts(client)
+            lost.send_signal(signal.SIGCONT)  # one that was killed has no use for it
+        wait_until(lambda: not engine.is_running() or engine.status() == "zombie", "it is gone")
 
 
 def test_a_node_that_is_lost_is_replaced_by_itself_when_it_comes_back(tmp_path: Path) -> None:
