@@ -45,6 +45,8 @@ MIB = 2**20
 # A program that only computes: no vocabulary, no HTTP. 5 MiB seen on a CPU, more with a driver.
 STAGE_ENGINE_BYTES = 64 * MIB
 HIDDEN_BYTES = 4  # elements of the hidden state travel as 32 bit floats
+# llama.cpp cuts before a residual is added: two go to a stage, one comes back.
+HIDDEN_STATES = 3
 MEMORY_MIB_PER_S = 20_000  # of a node that does not say: a desktop with two channels
 LINK_MIB_PER_S = 110  # gigabit Ethernet, less its frames
 NS_PER_S = 10**9
@@ -114,7 +116,7 @@ def shape_of(card: Card, *, context: int) -> Shape:
         stage_bytes=batch_bytes(card, context=context, logits=False)
         + largest_tensor_bytes(card)
         + STAGE_ENGINE_BYTES,
-        hop_bytes=2 * card.width * HIDDEN_BYTES,
+        hop_bytes=HIDDEN_STATES * card.width * HIDDEN_BYTES,
     )
 
 

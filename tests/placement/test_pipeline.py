@@ -154,7 +154,7 @@ def test_a_split_that_does_not_go_is_none(split: int, rooms: tuple[int, ...]) ->
 def test_the_cost_of_a_token_is_that_of_a_star() -> None:
     fast, slow = head("a", 9 * GIB, memory_mib_per_s=100_000), one("b", 9 * GIB)
     read = GIB * NS_PER_S // (100_000 * MIB) * 5 + GIB * NS_PER_S // (MEMORY_MIB_PER_S * MIB) * 3
-    hop = 2 * 200_000 + 8192 * NS_PER_S // (110 * MIB)
+    hop = 2 * 1_000_000 + 8192 * NS_PER_S // (110 * MIB)
     assert token_us(EVEN, [(fast, 0, 4), (slow, 5, 7)]) == (read + hop) // 1000
 
 
