@@ -166,6 +166,7 @@ async def test_tied_embeddings_stay_with_the_head(tmp_path: Path) -> None:
         assert_placed(split, model, (4,))
 
 
+@pytest.mark.full
 async def test_a_killed_stage_ends_the_answer_and_comes_back_by_itself(tmp_path: Path) -> None:
     async with pipeline(tmp_path, (3,)) as split:
         expected = await split.ask()
@@ -185,6 +186,7 @@ async def test_a_killed_stage_ends_the_answer_and_comes_back_by_itself(tmp_path:
         assert await split.ask() == expected
 
 
+@pytest.mark.full
 async def test_a_killed_head_leaves_its_stages_alive(tmp_path: Path) -> None:
     """Its memory there is free again before the next one comes, which needs nearly all of it."""
     async with pipeline(tmp_path, (3,), allowed_bytes=16 * MB) as split:
@@ -202,6 +204,7 @@ async def test_a_killed_head_leaves_its_stages_alive(tmp_path: Path) -> None:
         assert not port.lost.is_set()
 
 
+@pytest.mark.full
 async def test_a_stopped_stage_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_relay, "STALL_S", 1.0)
     async with pipeline(tmp_path, (3,)) as split:

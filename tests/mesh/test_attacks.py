@@ -288,6 +288,7 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.mark.full
 def test_a_node_waits_a_little_for_the_one_it_is_to_join(tmp_path: Path) -> None:
     peer = f"--peer=127.0.0.1:{_free_port()}"
     first = start(tmp_path / "late", peer, name="late")

@@ -92,6 +92,7 @@ def test_a_member_is_invited_given_more_and_revoked(tmp_path: Path, stack: ExitS
     assert_sentence(once_more, 1, "membership of this node", "is over", "p2pmesh join TOKEN")
 
 
+@pytest.mark.full
 def test_a_node_that_runs_moves_to_another_mesh_and_leaves_it(
     tmp_path: Path, stack: ExitStack
 ) -> None:
