@@ -22,7 +22,7 @@ from p2pmesh.node.distances import MeasuredDistances
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.interfaces import advertised
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish
+from p2pmesh.placement.resources import Memory, Published, budget_bytes, publish, stage_bytes
 from p2pmesh.state.registers import Caps, Member
 from p2pmesh.wire.registers import CAPS, MEMBER
 
@@ -105,12 +105,14 @@ class Presence:
     def _tell_caps(self) -> None:
         self._distances.look(trio.current_time())
         engine, named = self._own.engine, self._own.memory_bytes
-        memories = [_main_memory(self._own.engines.used_bytes()), *_device_memories(engine)]
-        budget = budget_bytes(named, memories)
-        now_s = trio.current_time()
-        self._told = publish(self._told, budget, exact=named is not None, now_s=now_s)
+        main, devices = _main_memory(self._own.engines.used_bytes()), _device_memories(engine)
+        budget = budget_bytes(named, [main, *devices])
+        exact, now_s = named is not None, trio.current_time()
+        self._told = publish(self._told, budget, exact=exact, now_s=now_s)
+        told_bytes = self._told.budget_bytes
         caps = Caps(
-            budget_bytes=self._told.budget_bytes,
+            budget_bytes=told_bytes,
+            stage_bytes=stage_bytes(told_bytes, exact=exact, main=main, devices=devices),
             engine=f"{engine.kind} {engine.version}",
             rpc=self._rpc,
             confined=engine.confines_stages,

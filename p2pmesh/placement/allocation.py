@@ -238,16 +238,19 @@ class Allocation:
         copies = self._running.get((model.digest, "ready"), []) if demand.split else []
         beside = {node: self._need(demand, node) for node in copies}
         kept = self._places[model.digest]
+        taken = self._taken_by_stages()
         candidates = []
         for node, facts in self._nodes.items():
             if not facts.measured:
                 continue
             room = self._room[node] + (self._need(demand, node) if node in kept else 0)
+            room = min(room, facts.budget_bytes - beside.get(node, 0))
+            room = min(room, facts.stage_bytes - taken[node])
             candidates.append(
                 Candidate(
                     node=node,
-                    budget_bytes=facts.budget_bytes,
-                    room_bytes=max(min(room, facts.budget_bytes - beside.get(node, 0)), 0),
+                    budget_bytes=min(facts.budget_bytes, facts.stage_bytes),
+                    room_bytes=max(room, 0),
                     rpc=facts.rpc,
                     memory_mib_per_s=facts.memory_mib_per_s,
                     holds=node in shapes,
@@ -268,7 +271,21 @@ class Allocation:
         if ranges[-1].last_layer != len(shape.layer_bytes) - 1:
             return None
         stages = tuple(Stage(*one, shape.need(one.first_layer, one.last_layer)) for one in ranges)
-        return stages if all(self._room[one.node] >= one.need_bytes for one in stages) else None
+        taken = self._taken_by_stages()
+        fits = (
+            one.need_bytes
+            <= min(self._room[one.node], self._nodes[one.node].stage_bytes - taken[one.node])
+            for one in stages
+        )
+        return stages if all(fits) else None
+
+    def _taken_by_stages(self) -> Counter[NodeId]:
+        """The memory of each node that stages have."""
+        taken: Counter[NodeId] = Counter()
+        for stages in self._pipelines.values():
+            for stage in stages:
+                taken[stage.node] += stage.need_bytes
+        return taken
 
     def left_out(self, model: ModelFacts) -> Assignment:
         """The assignment of a model that is not wanted: no place."""

@@ -14,12 +14,12 @@ from hashlib import blake2b
 from typing import Any, Literal, TypeVar
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.cards import BYTES_MAX, ModelDigest
 from p2pmesh.models.parts import WHOLE, PartId, StageRange
 from p2pmesh.placement.pipeline import Shape
 from p2pmesh.wire.codec import encode
 
-FORMAT = 5
+FORMAT = 6
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -35,6 +35,7 @@ class NodeFacts:
         may_head: Whether it has the right to run stages on all other nodes.
         memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
         confined: Whether it says that stages reach nothing on it, so that a head needs no right.
+        stage_bytes: Of the budget, what stages may take, at most: they compute on the CPU.
         measured: Whether it has looked how far the others are; before, no pipeline is made with it.
         far: The nodes that are not near, with the classes of their links (`distance.py`), sorted.
     """
@@ -45,6 +46,7 @@ class NodeFacts:
     may_head: bool = False
     memory_mib_per_s: int = 0
     confined: bool = False
+    stage_bytes: int = BYTES_MAX
     measured: bool = True
     far: tuple[tuple[NodeId, int], ...] = ()
 
@@ -169,7 +171,8 @@ class PlacementInputs:
                 [
                     [
                         *(one.node, one.budget_bytes, one.rpc, one.may_head),
-                        *(one.memory_mib_per_s, one.confined, one.measured, one.far),
+                        *(one.memory_mib_per_s, one.confined, one.stage_bytes),
+                        *(one.measured, one.far),
                     ]
                     for one in self.nodes
                 ],

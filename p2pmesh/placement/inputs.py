@@ -162,6 +162,7 @@ def _read_node(node: NodeView) -> NodeFacts:
         may_head=node.credential is None or node.credential.stage,
         memory_mib_per_s=node.caps.memory_mib_per_s,
         confined=node.caps.confined,
+        stage_bytes=node.caps.stage_bytes,
         measured=node.caps.measured,
         far=tuple((other, min(link, FARTHEST)) for other, link in node.caps.far),
     )

@@ -43,7 +43,7 @@ from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 7
+ALGORITHM = 8
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16

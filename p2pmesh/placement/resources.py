@@ -66,6 +66,23 @@ def budget_bytes(fixed_bytes: int | None, memories: Iterable[Memory]) -> int:
     return sum(_share_bytes(memory) for memory in memories)
 
 
+def stage_bytes(told_bytes: int, *, exact: bool, main: Memory, devices: Iterable[Memory]) -> int:
+    """Return what of a budget stages of pipelines may take, which compute on the CPU.
+
+    What devices give does not change while a node runs, so that it moves with the budget only.
+
+    Args:
+        told_bytes: The budget, as it is published.
+        exact: Whether the user named it: then nobody knows which memory was meant.
+        main: The main memory.
+        devices: Those with a memory of their own.
+    """
+    others_bytes = budget_bytes(None, devices)
+    if exact and others_bytes:
+        return min(told_bytes, max(main.total_bytes - RAM_RESERVE_BYTES, 0))
+    return max(told_bytes - others_bytes, 0) if others_bytes else told_bytes
+
+
 def publish(previous: Published | None, budget: int, *, exact: bool, now_s: float) -> Published:
     """The budget to publish, which is mostly the one that is published already.
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 from p2pmesh.config import SLOTS_MAX, Address, parse_address
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import ID_BYTES, NodeId
-from p2pmesh.models.cards import Card, ModelDigest
+from p2pmesh.models.cards import BYTES_MAX, Card, ModelDigest
 from p2pmesh.models.cards import from_wire as card_from_wire
 from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
@@ -106,6 +106,7 @@ class Caps:
         memory_mib_per_s: How fast it reads memory, coarsely; 0 when it does not say.
         confined: Whether it says that stages there reach neither its files nor a network, so that
             it runs them for any member that serves.
+        stage_bytes: Of the memory, what stages of pipelines may take: they compute on the CPU.
         measured: Whether it has looked how far the others are.
         far: The nodes that are not near it, with the classes of their links
             (`placement.distance`), sorted, at most `FAR_MAX`.
@@ -116,6 +117,7 @@ class Caps:
     rpc: str
     memory_mib_per_s: int = 0
     confined: bool = False
+    stage_bytes: int = BYTES_MAX
     measured: bool = True
     far: tuple[tuple[NodeId, int], ...] = ()
 
@@ -127,6 +129,7 @@ class Caps:
             "rpc": self.rpc,
             "memory_mib_per_s": self.memory_mib_per_s,
             "confined": self.confined,
+            "stage_bytes": self.stage_bytes,
             "measured": self.measured,
             "far": [list(row) for row in self.far[:FAR_MAX]],
         }
@@ -140,6 +143,7 @@ class Caps:
             rpc=_plain(body, "rpc", 32),
             memory_mib_per_s=_number(body, "memory_mib_per_s", MEMORY_MIB_PER_S_MAX),
             confined=take(body, "confined", bool, default=False),
+            stage_bytes=take(body, "stage_bytes", int, default=BYTES_MAX),
             measured=take(body, "measured", bool, default=True),
             far=tuple(sorted(dict(take_rows(body, "far", _far, count_max=FAR_MAX)).items())),
         )

@@ -103,7 +103,7 @@ def test_a_split_makes_one_pipeline_of_that_many_nodes() -> None:
 def test_golden_pipeline() -> None:
     nodes = (engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 12 * GIB, rpc="8.0.0"))
     result = plan(split_facts(*nodes))
-    assert result.digest.hex() == "79c54d0ff098b10a9318498f6cb9ef1b"
+    assert result.digest.hex() == "e8565eef87664acf40de018c55375c9f"
     (row,) = result.assignments
     assert isinstance(row.layout, Pipeline)
     assert row.layout.unit == "cff7f5758f4f4d17"
@@ -207,6 +207,26 @@ def test_no_new_pipeline_is_made_with_a_node_that_does_not_know_how_far_it_is() 
     running = only(plan(unasked(engine(A, 6 * GIB), engine(B, 6 * GIB))), BIG)
     here = tuple(residents(running))
     assert only(plan(unasked(*nodes, residents=here)), BIG).layout == running.layout
+
+
+def test_stages_of_all_models_stay_within_what_stages_may_take() -> None:
+    small = replace(engine(B, 64 * GIB), stage_bytes=5 * GIB)
+    first = plan(unasked(engine(A, 6 * GIB), small, holders=(A,)))
+    assert set(only(first, BIG).nodes) == {A, B}
+    other = model("other")
+    two = unasked(engine(A, 6 * GIB), engine(C, 6 * GIB), small, holders=(A,))
+    second = replace(
+        two,
+        models=(*two.models, layered(other, C)),
+        wants=(*two.wants, PlacementRequest(owner=C, digest=other)),
+    )
+    result = plan(second)
+    assert [len(only(result, one).nodes) for one in (BIG, other)].count(0) == 1, "room for one"
+    roomy = [replace(n, stage_bytes=64 * GIB) for n in second.nodes]
+    both = plan(replace(second, nodes=tuple(roomy)))
+    assert all(len(only(both, one).nodes) == 2 for one in (BIG, other))
+    kept = replace(second, residents=tuple(residents(only(result, BIG))))
+    assert plan(kept) == result
 
 
 def test_near_nodes_are_taken_before_far_ones_with_more_room() -> None:

@@ -18,6 +18,7 @@ from p2pmesh.placement.resources import (
     budget_bytes,
     coarse_speed,
     publish,
+    stage_bytes,
 )
 
 
@@ -127,3 +128,20 @@ def test_coarse_speeds_keep_their_order(one: int, other: int) -> None:
 def test_measurements_of_one_machine_are_one_coarse_speed() -> None:
     seen = [26_531, 26_903, 25_992, 23_274, 26_864]
     assert {coarse_speed(speed) for speed in seen} == {24_576}
+
+
+def test_stages_take_main_memory_only() -> None:
+    main, device = ram(16 * 1024, 12 * 1024), gpu(8 * 1024, 8 * 1024)
+    told = budget_bytes(None, [main, device])
+    assert stage_bytes(told, exact=False, main=main, devices=[device]) == budget_bytes(None, [main])
+    assert stage_bytes(told, exact=False, main=main, devices=[]) == told
+    shrunk = budget_bytes(None, [device]) - MIB
+    assert stage_bytes(shrunk, exact=False, main=main, devices=[device]) == 0
+
+
+def test_of_a_budget_that_was_named_stages_may_take_all_that_main_memory_has() -> None:
+    main, device = ram(16 * 1024, 12 * 1024), gpu(8 * 1024, 8 * 1024)
+    for named, found in ((4, 4), (14, 14), (20, 14)):
+        given = stage_bytes(named * 1024 * MIB, exact=True, main=main, devices=[device])
+        assert given == found * 1024 * MIB
+    assert stage_bytes(20 * 1024 * MIB, exact=True, main=main, devices=[]) == 20 * 1024 * MIB

@@ -47,6 +47,7 @@ def test_each_register_survives_the_wire() -> None:
         rpc="7.0.0",
         memory_mib_per_s=20_000,
         confined=True,
+        stage_bytes=5 << 30,
         measured=False,
         far=((NodeId(b"a" * 16), 1), (NodeId(b"b" * 16), 9)),
     )
