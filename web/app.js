@@ -27,7 +27,7 @@ const NODE_COLUMNS = [
   { label: "Engine", value: (node) => node.engine || "none", build: (text) => [text] },
   {
     label: "Models",
-    value: (node) => node.models.map((model) => [model.state, model.id]),
+    value: (node) => node.models.map((model) => [model.state, model.id + layers(model)]),
     build: (models) => [models.length ? chips(models) : "–"],
   },
   {
@@ -56,7 +56,7 @@ const MODEL_COLUMNS = [
   { label: "State", value: (model) => model.state, build: (state) => [pill(state)] },
   {
     label: "Replicas",
-    value: (model) => model.replicas.map((one) => [one.state, one.name, one.detail]),
+    value: (model) => model.replicas.map((one) => [one.state, one.name + layers(one), one.detail]),
     build: (replicas) => [replicas.length ? chips(replicas) : "–"],
   },
   { label: "Size", number: true, value: (model) => bytes(model.size_bytes), build: (text) => [text] },
@@ -80,6 +80,12 @@ function ends(at) {
 function used({ used, uses }) {
   if (!uses) return "any number of times";
   return used === null ? `at most ${uses}` : `${used} of ${uses}`; // only its maker counts
+}
+
+function layers({ layers: range }) {
+  if (!range) return "";
+  const [first, last] = range;
+  return first === last ? ` · layer ${first}` : ` · layers ${first}–${last}`;
 }
 
 function chips(items) {

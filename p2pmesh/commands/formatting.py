@@ -87,3 +87,11 @@ def confinement(status: Mapping[str, Any]) -> str:
     return described(
         Confinement(**status["confinement"]), None if stages is None else Confinement(**stages)
     )
+
+
+def layers(found: list[int] | None) -> str:
+    """Which layers of a model, as ` layers 2-6`; empty for all of it."""
+    if found is None:
+        return ""
+    first, last = found
+    return f" layer {first}" if first == last else f" layers {first}-{last}"

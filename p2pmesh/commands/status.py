@@ -199,11 +199,13 @@ def _nodes_table(nodes: list[Mapping[str, Any]], width: int) -> str:
 
 
 def _model(model: Mapping[str, Any]) -> str:
-    return model["id"] if model["state"] == "ready" else f"{model['id']} ({model['state']})"
+    name = f"{model['id']}{formatting.layers(model['layers'])}"
+    return name if model["state"] == "ready" else f"{name} ({model['state']})"
 
 
 def _replica(replica: Mapping[str, Any]) -> str:
+    name = f"{replica['name']}{formatting.layers(replica['layers'])}"
     if replica["state"] == "ready":
-        return str(replica["name"])
+        return name
     detail = f": {replica['detail']}" if replica["detail"] else ""
-    return f"{replica['name']} ({replica['state']}{detail})"
+    return f"{name} ({replica['state']}{detail})"

@@ -16,6 +16,7 @@ from p2pmesh.gossip.events import Health
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import parse_stage
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.interfaces import is_loopback
@@ -226,6 +227,7 @@ class NodeStatus:
                     "id": self._id(part.digest),
                     "digest": part.digest,
                     "part": part.name,
+                    "layers": _layers(one),
                     "state": self._seen(view.node, one),
                 }
                 for part, one in view.serves.items()
@@ -271,6 +273,7 @@ class NodeStatus:
             "node": show_id(node.node),
             "name": node.member.name,
             "part": one.name,
+            "layers": _layers(one),
             "state": self._seen(node.node, one),
             "detail": one.detail,
         }
@@ -279,3 +282,12 @@ class NodeStatus:
         """Return the state that a node claims for a model, or its own while it does not answer."""
         health = self._mesh.health(node)
         return one.state if health is Health.LIVE else health.value
+
+
+def _layers(served: Served) -> list[int] | None:
+    """Return the first and the last layer of a stage, counted from 1; None of a whole model."""
+    stage = parse_stage(served.name)
+    if stage is None:
+        return None
+    _, first, last = served.stages[stage.number]
+    return [first + 1, last + 1]

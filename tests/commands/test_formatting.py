@@ -82,3 +82,10 @@ def test_the_confinement_of_an_engine_in_words() -> None:
 )
 def test_a_listener_is_shown_as_a_place_to_go_to(address: str, shown: str) -> None:
     assert formatting.url(address) == shown
+
+
+@pytest.mark.parametrize(
+    ("found", "text"), [(None, ""), ([1, 1], " layer 1"), ([2, 24], " layers 2-24")]
+)
+def test_layers_are_named_where_it_is_not_all(found: list[int] | None, text: str) -> None:
+    assert formatting.layers(found) == text

@@ -30,7 +30,7 @@ def call(home: Path, *arguments: str) -> Result:
 
 def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
     lines = click.unstyle(screen(three_nodes())).splitlines()
-    two_models = "p2pmesh-demo-tiny, Qwen3-30B-A3B-Q4_K_M (loading)"
+    two_models = "p2pmesh-demo-tiny, Qwen3-30B-A3B-Q4_K_M layers 1-24 (loading)"
     counted = "2 of 3 nodes live, 1 of 3 models ready, all nodes agree on the plan"
     assert lines == [
         f"Mesh amber-otter (open): {counted}",
@@ -51,7 +51,7 @@ def test_the_screen_shows_mesh_node_nodes_and_models() -> None:
         "",
         *lines[16:],
     ]
-    assert "annas-laptop (loading: reading weights)" in lines[18]
+    assert "annas-laptop layers 1-24 (loading: reading weights)" in lines[18]
     assert lines[19].endswith("  needs 43.1 GiB; the largest node has 24.0 GiB")
 
 

@@ -66,8 +66,8 @@ TINY = {
     "gives": ["chat"],
     "state": "ready",
     "replicas": [
-        {"node": SELF_ID, "name": "kitchen-pc", "state": "ready", "detail": ""},
-        {"node": "a" * 26, "name": "annas-laptop", "state": "ready", "detail": ""},
+        {"node": SELF_ID, "name": "kitchen-pc", "layers": None, "state": "ready", "detail": ""},
+        {"node": "a" * 26, "name": "annas-laptop", "layers": None, "state": "ready", "detail": ""},
     ],
     "copies": 1,
     "wanted_by": [SELF_ID],
@@ -83,7 +83,13 @@ QWEN = {
     "gives": ["chat"],
     "state": "loading",
     "replicas": [
-        {"node": "a" * 26, "name": "annas-laptop", "state": "loading", "detail": "reading weights"}
+        {
+            "node": "a" * 26,
+            "name": "annas-laptop",
+            "layers": [1, 24],
+            "state": "loading",
+            "detail": "reading weights",
+        }
     ],
     "copies": 1,
     "wanted_by": ["a" * 26],
@@ -200,7 +206,15 @@ def _node(
         "version": "0.1.0",
         "memory_bytes": gib * GIB,
         "engine": "embedded",
-        "models": [{"id": one, "digest": "5f" * 32, "state": how} for one, how in models],
+        "models": [
+            {
+                "id": one,
+                "digest": "5f" * 32,
+                "layers": [1, 24] if one == QWEN["id"] else None,
+                "state": how,
+            }
+            for one, how in models
+        ],
         "rtt_ms": rtt_ms,
     }
 

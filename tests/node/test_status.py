@@ -18,12 +18,14 @@ from p2pmesh.engine.devices import Device
 from p2pmesh.engine.find import Engine
 from p2pmesh.home import Home
 from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.models.parts import StageName, StageRange, unit_id
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.keystore import MeshInfo
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.roster import Seen
 from p2pmesh.node.status import Addresses, NodeStatus
+from p2pmesh.state.registers import Served
 from p2pmesh.wire.registers import MEMBER
 from tests.identity.builders import FOUNDED_AT
 from tests.node.cards import card_of
@@ -53,6 +55,7 @@ NO_STANDING = {
     "via": "",
     "expires_at": None,
 }
+WHOLE = {"part": "whole", "layers": None}
 HOME = Home.at(Path("/home/of/the/node"))
 ADDRESSES = Addresses(
     api=Address("127.0.0.1", 9337), console=Address("::1", 3131), peer=Address("0.0.0.0", 9338)
@@ -189,7 +192,15 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
             "version": "0.1.0",
             "memory_bytes": 8 * GIB,
             "engine": "embedded 2026.10",
-            "models": [{"id": "model-0", "digest": digest(0), "part": "whole", "state": "ready"}],
+            "models": [
+                {
+                    "id": "model-0",
+                    "digest": digest(0),
+                    "part": "whole",
+                    "layers": None,
+                    "state": "ready",
+                }
+            ],
             "rtt_ms": None,
         }
     ]
@@ -208,7 +219,14 @@ async def test_a_node_that_no_other_machine_reaches_lets_nobody_in(parts: Parts)
 async def test_models_are_described_whether_they_are_served_or_not(parts: Parts) -> None:
     models = (await alone(parts))["models"]
     idle = {"state": "not served", "replicas": [], "copies": 0, "reason": "nobody wants it"}
-    replica = {"node": show_id(ME), "name": "me", "part": "whole", "state": "ready", "detail": ""}
+    replica = {
+        "node": show_id(ME),
+        "name": "me",
+        "part": "whole",
+        "layers": None,
+        "state": "ready",
+        "detail": "",
+    }
     served = {"state": "ready", "replicas": [replica], "copies": 1, "reason": "1 of 1 copy"}
     assert models == [
         {
@@ -269,7 +287,15 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
         "version": "0.1.0",
         "memory_bytes": 1 * GIB,
         "engine": "native b1",
-        "models": [{"id": "model-5", "digest": digest(5), "part": "whole", "state": "loading"}],
+        "models": [
+            {
+                "id": "model-5",
+                "digest": digest(5),
+                "part": "whole",
+                "layers": None,
+                "state": "loading",
+            }
+        ],
         "rtt_ms": None,
     }
     assert {name: node["state"] for name, node in nodes.items()} == {
@@ -285,6 +311,7 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
             "node": show_id(NODES[1]),
             "name": "node-1",
             "part": "whole",
+            "layers": None,
             "state": "loading",
             "detail": "30 % in memory",
         }
@@ -306,7 +333,7 @@ async def test_a_node_that_said_little_is_shown_all_the_same(parts: Parts) -> No
     node = next(n for n in snapshot(status_of(parts))["nodes"] if not n["self"])
     assert (node["memory_bytes"], node["engine"], node["address"]) == (0, "", "")
     assert node["models"] == [
-        {"id": digest(7), "digest": digest(7), "part": "whole", "state": "ready"}
+        {"id": digest(7), "digest": digest(7), "part": "whole", "layers": None, "state": "ready"}
     ]
 
 
@@ -428,3 +455,19 @@ async def test_stop_and_token_are_what_was_given(parts: Parts) -> None:
     assert "a token" not in json.dumps(status.snapshot())
     status.stop()
     assert stopped.is_set()
+
+
+async def test_a_stage_says_which_layers_it_has(parts: Parts) -> None:
+    stages = (StageRange(NODES[1], 0, 0), StageRange(NODES[2], 1, 5))
+    name = str(StageName(unit_id(digest(5), stages), 1))
+    parts.hearsay.join(2)
+    parts.hearsay.hold(2, held(5))
+    parts.hearsay.want(2, wanted(5))
+    tail = Served(digest=digest(5), state="ready", name=name, stages=stages)
+    parts.hearsay.serve_parts(2, tail)
+    async with serving(parts):
+        shown = snapshot(status_of(parts))
+    replicas = [one for model in shown["models"] for one in model["replicas"]]
+    served = [one for node in shown["nodes"] for one in node["models"]]
+    for found in (replicas, served):
+        assert [one["layers"] for one in found if one["part"] == name] == [[2, 6]]
