@@ -347,6 +347,8 @@ class _Pool:
         if not 2 <= count <= min(len(self.members), layers):
             return None
         heads = [place for place in self._heads if self.members[place].heads == shape]
+        if not self._may_fit(shape, heads, count):
+            return None
         tails = self._tails(shape, count)
         best: _Tail | None = None
         for place in self._foremost(heads, count):
@@ -359,6 +361,15 @@ class _Pool:
                         one = head.before(place, 0, end, rest, hop_ns=0)
                         best = one if best is None else min(best, one)
         return None if best is None else self._choice(shape, best)
+
+    def _may_fit(self, shape: Shape, heads: Iterable[int], count: int) -> bool:
+        """Whether the roomiest nodes would do if layers could be cut: without that none would."""
+        rooms = sorted(
+            (self.members[place].room_bytes - shape.stage_bytes for place in self._others),
+            reverse=True,
+        )
+        head_bytes = max(self.members[place].room_bytes for place in heads) - shape.head_bytes
+        return head_bytes + sum(rooms[: count - 1]) >= sum(shape.layer_bytes)
 
     def _tails(self, shape: Shape, count: int) -> dict[int, list[_Tail | None]]:
         """Return the best last count - 1 stages, by the set of their nodes and the first layer."""
