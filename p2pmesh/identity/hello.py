@@ -91,6 +91,12 @@ class RefusedError(PeerError):
         self.why = why
 
 
+SAME_KEY = (
+    "both sides have the same key: the address is the node's own, or one is a copy of the other; "
+    "give each its own --home instead of a copy"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """The conditions under which a peer may open a connection for a purpose.
@@ -225,7 +231,7 @@ class ClientHello:
         if self._expected is not None and node != self._expected:
             raise RefusedError("another node answered at that address")
         if node == self._me.key.id:
-            raise RefusedError("that address is this node's own")
+            raise RefusedError(SAME_KEY)
         if self._me.mesh is not None and mesh != self._me.mesh:
             raise RefusedError("the node there belongs to another mesh")
         self._peer = Peer(
@@ -314,7 +320,7 @@ class ServerHello:
         if expected and expected != self._me.key.id:
             raise RefusedError("another node answered at that address")
         if public == self._me.key.public:
-            raise RefusedError("that address is this node's own")
+            raise RefusedError(SAME_KEY)
         if mesh and mesh != self._me.mesh:
             raise RefusedError("this node belongs to another mesh")
         if purpose not in self._purposes:

@@ -206,7 +206,7 @@ class Node:
                 else:
                     await self._be_member(entry, frame)
             finally:
-                self._home.run_file.unlink(missing_ok=True)
+                self._remove_run_file()
             if self._leaving:
                 forget_mesh(self._home)
             nursery.cancel_scope.cancel()
@@ -432,6 +432,13 @@ class Node:
         }
         write_atomic(self._home.run_file, json.dumps(fields).encode(), PRIVATE_MODE)
 
+    def _remove_run_file(self) -> None:
+        try:
+            self._home.run_file.unlink(missing_ok=True)
+        except OSError as exc:
+            # It is believed only while this process lives.
+            log.warning("run_file_left", reason=str(exc))
+
     # --- tasks ----------------------------------------------------------------------------------
 
     async def _heed_signals(self) -> None:
@@ -443,7 +450,7 @@ class Node:
             async for signum in signals:
                 if self._stopping:
                     # The launchers end the engines once this process is gone.
-                    self._home.run_file.unlink(missing_ok=True)
+                    self._remove_run_file()
                     os._exit(128 + signum)
                 self._ui.note("Stopping: finishing running answers; once more to stop at once")
                 self.stop()

@@ -214,13 +214,13 @@ class Allocation:
         holders = [one for one in candidates if one.holds]
         if not holders:
             return Refusal(Reason.NO_HOLDER, None, need_bytes)
-        shapes = dict(demand.model.shapes)
-        if all(len(shape.layer_bytes) < least for shape in shapes.values()):
+        deep = [one for one in holders if one.heads and len(one.heads.layer_bytes) >= least]
+        if not deep:
             return Refusal(Reason.FEW_LAYERS, None, need_bytes)
         alike = Counter(one.rpc for one in candidates if one.rpc)
-        able = [one for one in holders if alike[one.rpc] >= least]
+        able = [one for one in deep if alike[one.rpc] >= least]
         if not able:
-            return Refusal(Reason.NO_ENGINES, _odd_one(holders, candidates), need_bytes)
+            return Refusal(Reason.NO_ENGINES, _odd_one(deep, candidates), need_bytes)
         heads = [one for one in able if sum(map(one.may_use, candidates)) >= least - 1]
         if not heads:
             return Refusal(Reason.NO_RIGHT, able[0].node, need_bytes)

@@ -15,7 +15,9 @@ What is left decides by the order of `_Pool.rank`, so that equal facts give equa
 
 The search is exact for up to `CANDIDATES_MAX` nodes: dynamic programming from the last layer to the
 first over (nodes used, next layer). A node is left out before where so many others are better in
-every respect that one of them would be free to stand in for it; that changes no result.
+every respect that one of them would be free to stand in for it; that changes no result. A model of
+more than `CUTS_MAX` layers is cut only behind every second of them, or every third and so on: the
+time of a search grows with the square of the places, and any member may describe a model.
 
 How much memory is left on a node decides only whether a stage fits, never which pipeline is better:
 when less is left, a pipeline that still fits stays the best of those that do.
@@ -31,6 +33,7 @@ from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import (
+    ENGINE_BYTES,
     Card,
     batch_bytes,
     cache_bytes,
@@ -53,6 +56,10 @@ NS_PER_S = 10**9
 # Nodes considered for pipelines of so many stages; more of them cost more than they bring.
 CANDIDATES_MAX: Mapping[int, int] = {2: 32, 3: 16, 4: 10}
 CANDIDATES_OF_MANY_MAX = 8
+# Places at which a model may be cut, for pipelines of so many stages: a search takes 0.1 s, or 1 s
+# for the most stages. The deepest models have about 130 layers.
+CUTS_MAX: Mapping[int, int] = {2: 256, 3: 128, 4: 96}
+CUTS_OF_MANY_MAX = 64
 
 
 class Stage(NamedTuple):
@@ -99,9 +106,21 @@ class Shape(NamedTuple):
         beside = self.head_bytes if first == 0 else self.stage_bytes
         return beside + sum(self.layer_bytes[first : last + 1])
 
+    def in_steps(self, step: int) -> Shape:
+        """Return the shape with `step` layers in a row made one; the last one may be of fewer."""
+
+        def joined(values: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(sum(values[at : at + step]) for at in range(0, len(values), step))
+
+        return self._replace(
+            layer_bytes=joined(self.layer_bytes), layer_reads=joined(self.layer_reads)
+        )
+
 
 def shape_of(card: Card, *, context: int) -> Shape:
     """The shape of a model, of which all stages together take what it takes whole, and buffers.
+
+    A head takes memory whatever a forged card says, so that no stage of a pipeline is free.
 
     Args:
         card: The model; of one that does not tell its layers there is a shape without any.
@@ -112,7 +131,9 @@ def shape_of(card: Card, *, context: int) -> Shape:
     return Shape(
         layer_bytes=layers,
         layer_reads=read_bytes(card),
-        head_bytes=max(need_bytes(card, context=context) - sum(layers), card.other_bytes),
+        head_bytes=max(
+            need_bytes(card, context=context) - sum(layers), card.other_bytes + ENGINE_BYTES
+        ),
         stage_bytes=batch_bytes(card, context=context, logits=False)
         + largest_tensor_bytes(card)
         + STAGE_ENGINE_BYTES,
@@ -349,10 +370,12 @@ class _Pool:
         heads = [place for place in self._heads if self.members[place].heads == shape]
         if not self._may_fit(shape, heads, count):
             return None
-        tails = self._tails(shape, count)
+        step = -(-layers // CUTS_MAX.get(count, CUTS_OF_MANY_MAX))
+        cut = shape.in_steps(step)
+        tails = self._tails(cut, count)
         best: _Tail | None = None
         for place in self._foremost(heads, count):
-            head = _Runner(self.members[place], shape, shape.head_bytes)
+            head = _Runner(self.members[place], cut, shape.head_bytes)
             for used, ways in tails.items():
                 if used >> place & 1:
                     continue
@@ -360,7 +383,7 @@ class _Pool:
                     if (rest := ways[end]) is not None:
                         one = head.before(place, 0, end, rest, hop_ns=0)
                         best = one if best is None else min(best, one)
-        return None if best is None else self._choice(shape, best)
+        return None if best is None else self._choice(shape, best, step)
 
     def _may_fit(self, shape: Shape, heads: Iterable[int], count: int) -> bool:
         """Whether the roomiest nodes would do if layers could be cut: without that none would."""
@@ -414,10 +437,11 @@ class _Pool:
             < count
         ]
 
-    def _choice(self, shape: Shape, best: _Tail) -> _Choice:
+    def _choice(self, shape: Shape, best: _Tail, step: int) -> _Choice:
         stages = []
         first = 0
-        for place, end in zip(best.order, best.ends, strict=True):
+        for place, cut in zip(best.order, best.ends, strict=True):
+            end = min(cut * step, len(shape.layer_bytes))
             node = self.members[place].node
             stages.append(Stage(node, first, end - 1, shape.need(first, end - 1)))
             first = end

@@ -335,10 +335,7 @@ def test_of_two_nodes_with_one_key_one_gives_way(tmp_path: Path, through: str) -
             loser = next(one for one in twins if one.poll() is not None)
             assert loser.wait() == 1
             words = copy.communicate()[1].decode() if loser is copy else nodes[1].said()
-            assert words.splitlines()[-1] == (
-                "p2pmesh: Another node is running with this node's key; "
-                "give each its own --home instead of a copy"
-            )
+            assert words.splitlines()[-1].endswith("give each its own --home instead of a copy")
             survivor = copy if loser is nodes[1].process else nodes[1].process
             time.sleep(1.0)
             assert survivor.poll() is None

@@ -22,6 +22,7 @@ from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import plan
 from tests.placement.placement_strategies import GIB, STATES, model, node, only, ready
 from tests.placement.split_world import (
+    EVEN,
     changed,
     engine,
     layered,
@@ -179,6 +180,17 @@ def test_a_copy_that_answers_keeps_its_memory_beside_the_pipeline() -> None:
             assert row.layout == Whole(nodes=(A,))
             assert (row.reason, row.roomiest) == (Reason.NO_STAGE_ROOM, A)
         assert model.need_bytes == 9 * GIB
+
+
+def test_a_holder_that_tells_no_layers_is_no_head() -> None:
+    """Whatever room it claims: why there is no pipeline follows from those that do."""
+    told = layered(BIG, A, B)
+    for shape in (EVEN._replace(layer_bytes=(), layer_reads=()), EVEN._replace(layer_bytes=(GIB,))):
+        model = replace(told, holders=(A, B, C), shapes=(*told.shapes, (C, shape)))
+        nodes = engine(A, GIB), engine(B, GIB), engine(C, 2**62)
+        for split in (2, 3):
+            row = only(plan(split_facts(*nodes, split=split, models=(model,))), BIG)
+            assert (row.reason, row.nodes) == (Reason.NO_STAGE_ROOM, ())
 
 
 # Pipelines that nobody asked for.

@@ -12,6 +12,8 @@ from p2pmesh.models.cards import need_bytes
 from p2pmesh.models.parts import STAGES_MAX, StageRange
 from p2pmesh.placement.distance import FARTHEST, NEAR, ONE_WAY_NS, Distances
 from p2pmesh.placement.pipeline import (
+    CUTS_MAX,
+    CUTS_OF_MANY_MAX,
     MEMORY_MIB_PER_S,
     NS_PER_S,
     Candidate,
@@ -74,6 +76,33 @@ def test_a_model_that_does_not_tell_its_layers_makes_no_pipeline() -> None:
     shape = shape_of(card(layers=0, layer_bytes=()), context=512)
     assert shape.layer_bytes == ()
     assert choose([head("a", 9 * GIB, heads=shape), one("b", 9 * GIB)]) is None
+
+
+def test_a_head_takes_memory_whatever_a_forged_card_says() -> None:
+    forged = card(layers=2, layer_bytes=(0, 9 * MIB), other_bytes=0, size_bytes=1)
+    shape = shape_of(replace(forged, kv_bytes_per_token=0, kv_layer_bytes=()), context=512)
+    assert shape.need(0, 0) >= 128 * MIB
+    assert choose([head("a", 0, heads=shape), one("b", 2 * GIB)], split=2) is None
+
+
+@pytest.mark.parametrize(("count", "layers"), [(2, 1000), (3, 1000), (5, 200), (5, 1000)])
+def test_a_deep_model_is_cut_between_groups_of_layers(count: int, layers: int) -> None:
+    each = GIB // layers
+    deep = Shape((each,) * layers, (each,) * layers, GIB, GIB, hop_bytes=0)
+    speeds = {"a": 9000, "b": 8000, "c": 7000, "d": 6000, "e": 5000}
+    some = list(speeds)[:count]
+    found = choose(
+        [head(name, 3 * GIB // 2 - ord(name), heads=deep, memory_mib_per_s=speeds[name])
+         for name in some],
+        split=count,
+    )  # fmt: skip
+    assert found is not None
+    assert [stage.first_layer for stage in found[1:]] == [s.last_layer + 1 for s in found[:-1]]
+    assert (found[0].first_layer, found[-1].last_layer) == (0, layers - 1)
+    assert [stage.need_bytes for stage in found] == [deep.need(*stage[1:3]) for stage in found]
+    step = -(-layers // CUTS_MAX.get(count, CUTS_OF_MANY_MAX))
+    assert step > 1
+    assert all(stage.first_layer % step == 0 for stage in found)
 
 
 # What is chosen
