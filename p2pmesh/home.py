@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import platformdirs
 
@@ -224,11 +224,31 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     Raises:
         LocalError: Disk full, no permission; the old file is untouched.
     """
+    with replacing(path, mode) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(
+    path: Path, mode: int = 0o644, *, advice: str = "make room, or choose another --home"
+) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path`, durably, when the block ends.
+
+    A block that raises leaves the old file, or none, and nothing beside it.
+
+    Args:
+        path: The file; its directory must exist.
+        mode: Permission bits of the file.
+        advice: What the user can do when the system does not let it be written.
+
+    Raises:
+        LocalError: Disk full, no permission; the old file is untouched.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(mode)
@@ -238,9 +258,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as exc:
-        raise LocalError(
-            f"Cannot write {path} ({exc.strerror}); make room, or choose another --home"
-        ) from exc
+        raise LocalError(f"Cannot write {path} ({exc.strerror}); {advice}") from exc
 
 
 def _sync_directory(path: Path) -> None:

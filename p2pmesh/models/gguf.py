@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -107,6 +107,8 @@ class Header:
         alignment: Bytes; each tensor begins at a multiple of it.
         data_offset: Bytes from the start of the file to the first tensor.
         size_bytes: Of the whole file.
+        entries: For each metadata key, where its entry (key, type and value) begins and ends, in
+            bytes from the start of the file: what copies a header need not understand its values.
     """
 
     version: int
@@ -115,6 +117,7 @@ class Header:
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     size_bytes: int
+    entries: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class ShortReadError(ModelError):
@@ -152,11 +155,14 @@ class _Scan:
         tensor_count = self._count("tensors", TENSOR_COUNT_MAX)
         key_count = self._count("metadata keys", KEY_COUNT_MAX)
         metadata: dict[str, Value] = {}
+        entries: dict[str, tuple[int, int]] = {}
         for _ in range(key_count):
+            start = self._at
             key = self._name("a metadata key", KEY_BYTES_MAX)
             if key in metadata:
                 raise ModelError(f"its header has the key {key!r} twice; it is damaged or forged")
             metadata[key] = self._value(key)
+            entries[key] = (start, self._at)
         alignment = _alignment(metadata)
         tensors = tuple(self._tensor() for _ in range(tensor_count))
         data_offset = -(-self._at // alignment) * alignment
@@ -168,6 +174,7 @@ class _Scan:
             tensors=tensors,
             data_offset=data_offset,
             size_bytes=self._size_bytes,
+            entries=entries,
         )
 
     def _preamble(self) -> int:

@@ -93,7 +93,7 @@ def tiny_gguf(
         writer.add_uint32(f"{arch}.pooling_type", POOLING[pooling])
     if pooling == "rank":
         writer.add_array(f"{arch}.classifier.output_labels", ["yes", "no"])
-    _add_vocabulary(writer, vocab)
+    add_vocabulary(writer, vocab)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     for key, value in (extra or {}).items():
@@ -129,7 +129,7 @@ def _byte_tokens() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocab: int) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, vocab: int) -> None:
     assert vocab >= VOCABULARY_MIN, "the bytes and the special tokens need room"
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     pairs = [(a, b) for a in letters for b in letters][: vocab - VOCABULARY_MIN]

@@ -1,0 +1,138 @@
+"""Writing the file of an expert shard.
+
+Shell: synchronous, for threads. shard_file.py decides what the file holds; here its bytes are
+copied, through one small buffer whatever the size of the model. The file appears whole or not at
+all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from p2pmesh.errors import ConfigError, LocalError, ModelError
+from p2pmesh.home import replacing
+from p2pmesh.models.experts import ExpertLayout, ExpertLists, layout_of
+from p2pmesh.models.shard_file import ShardFile, Span, shard_file
+from p2pmesh.models.store import ModelFile, Progress, read_header
+
+COPY_STEP_BYTES = 8 * 2**20  # progress some 100 times a second, and the disks stay busy
+
+
+def read_layout(model: ModelFile) -> ExpertLayout:
+    """Return the experts of a model; reads the headers of its files.
+
+    Raises:
+        ModelError: It has no experts, or no shard of it would be right.
+        LocalError: The system does not let it be read.
+    """
+    headers = [read_header(path) for path in model.parts]
+    try:
+        return layout_of(headers)
+    except ModelError as exc:
+        raise _uncut(model, exc) from exc
+
+
+def write_shard(
+    model: ModelFile, lists: ExpertLists, output: Path, progress: Progress | None = None
+) -> int:
+    """Write the shard of a model that keeps these experts, and return its size in bytes.
+
+    Args:
+        model: As the store opened it.
+        lists: The experts to keep in each layer that has any.
+        output: The file, replaced if it is there; nothing is left of it when this raises.
+        progress: Called with bytes written and bytes in all; what it raises stops the work.
+
+    Raises:
+        ConfigError: No shard can be made of these lists, or `output` is the model itself.
+        ModelError: The model cannot be cut, is damaged, or changed meanwhile.
+        LocalError: The system does not let the model be read or the shard be written.
+    """
+    if os.path.realpath(output) in {os.path.realpath(part) for part in model.parts}:
+        raise ConfigError(f"{output} is the model itself; choose another file for the shard")
+    before = _stamps(model)
+    headers = [read_header(path) for path in model.parts]
+    try:
+        shard = shard_file(headers, lists)
+    except ModelError as exc:
+        raise _uncut(model, exc) from exc
+    size_bytes = shard.size_bytes
+    _check_room(output, size_bytes)
+    report = progress or (lambda _done, _total: None)
+    with replacing(output, advice="make room, or choose another place") as file:
+        _copy(model.parts, shard, file, size_bytes, report)
+        if _stamps(model) != before:
+            raise _changed(model.parts[0])
+    return size_bytes
+
+
+def _copy(
+    parts: Sequence[Path], shard: ShardFile, file: BinaryIO, total: int, report: Progress
+) -> None:
+    buffer = memoryview(bytearray(COPY_STEP_BYTES))
+    done = 0
+    report(done, total)
+    for piece in shard.pieces():
+        chunks = _chunks(parts[piece.part], piece, buffer) if isinstance(piece, Span) else [piece]
+        for chunk in chunks:
+            done += file.write(chunk)
+            report(done, total)
+
+
+def _chunks(path: Path, span: Span, buffer: memoryview) -> Iterator[memoryview]:
+    """The bytes of a range, in a buffer that the next step overwrites."""
+    left = span.end - span.start
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(span.start)
+            while left:
+                count = file.readinto(buffer[: min(left, len(buffer))])
+                if not count:
+                    raise _changed(path)
+                yield buffer[:count]
+                left -= count
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+
+
+def _check_room(output: Path, size_bytes: int) -> None:
+    """Say at once what would otherwise show after minutes of copying."""
+    try:
+        free = shutil.disk_usage(output.parent).free
+    except OSError as exc:
+        raise LocalError(
+            f"Cannot write {output} ({exc.strerror}); choose another place for the shard"
+        ) from exc
+    if free < size_bytes:
+        raise LocalError(
+            f"Cannot write {output}: it needs {size_bytes >> 20} MiB and {free >> 20} MiB are free "
+            "there; make room, or choose another place"
+        )
+
+
+def _stamps(model: ModelFile) -> list[tuple[int, int]]:
+    """Size in bytes and modification time in ns of each part."""
+    stamps: list[tuple[int, int]] = []
+    for path in model.parts:
+        try:
+            status = path.stat()
+        except OSError as exc:
+            raise _unreadable(path, exc) from exc
+        stamps.append((status.st_size, status.st_mtime_ns))
+    return stamps
+
+
+def _uncut(model: ModelFile, exc: ModelError) -> ModelError:
+    return ModelError(f"{model.parts[0]} cannot be cut into shards: {exc}")
+
+
+def _changed(path: Path) -> ModelError:
+    return ModelError(f"{path} changed while it was read; try again when its download is done")
+
+
+def _unreadable(path: Path, exc: OSError) -> LocalError:
+    return LocalError(f"Cannot read {path} ({exc.strerror}); check its permissions and its disk")
