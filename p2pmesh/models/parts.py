@@ -5,13 +5,15 @@ shard of its experts. Its name says which, and for a stage or shard of which uni
 the model, the nodes and the exact ranges, so that two plans never share a process by accident.
 
 Stage 0 of a pipeline is its head: it keeps the first layers, the embedding and the output, and is
-the only part of its unit that takes requests.
+the only part of its unit that takes requests. A shard answers alone, so its name covers only what
+it holds: it stays the same part when others come and go.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from enum import StrEnum
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -24,7 +26,29 @@ NAME_CHARACTERS_MAX = 32
 # More stages never made one stream faster, and each is one more machine that must not fail.
 STAGES_MAX = 8
 UNIT_BYTES = 8
+PLACES_MAX = 1024  # of experts in a layer; the largest published models have 512
+RANKING_CHARACTERS = 64
+UNMEASURED = -1
+MILLION = 1_000_000
+DIVERGENCE_MAX = MILLION // 10  # what shards may diverge where nobody says otherwise
+_SHARD = re.compile(rf"shard-[0-9a-f]{{{2 * UNIT_BYTES}}}")
 _STAGE = re.compile(rf"stage-([0-9a-f]{{{2 * UNIT_BYTES}}})-([0-{STAGES_MAX - 1}])")
+
+
+class Sharing(StrEnum):
+    """How nodes may share a model of experts that fits on none of them."""
+
+    AUTO = "auto"
+    EXPERTS = "experts"
+    LAYERS = "layers"
+
+
+def strictest(asked: Collection[Sharing]) -> Sharing:
+    """Return what all who asked can live with best: layers answer as the whole model does."""
+    for one in (Sharing.LAYERS, Sharing.EXPERTS):
+        if one in asked:
+            return one
+    return Sharing.AUTO
 
 
 class PartId(NamedTuple):
@@ -62,6 +86,71 @@ class StageName(NamedTuple):
         return f"stage-{self.unit}-{self.number}"
 
 
+class Shard(NamedTuple):
+    """The experts that a shard holds, by their places in a ranking of all experts.
+
+    A ranking orders the experts of each layer, where they are in groups those of each group. A
+    shard holds the experts of the same places in each of them.
+
+    Attributes:
+        ranking: Its digest.
+        places: How many there are.
+        critical: So many of the first places are in every shard of the model.
+        kept: The places that this shard holds, the critical ones among them: bit i for place i.
+    """
+
+    ranking: str
+    places: int
+    critical: int
+    kept: int
+
+    @property
+    def size(self) -> int:
+        """Return how many places it holds."""
+        return self.kept.bit_count()
+
+    @property
+    def kept_bytes(self) -> bytes:
+        """Return the places as bytes, the first eight in the first one."""
+        return self.kept.to_bytes(-(-self.places // 8), "little")
+
+
+class ShardQuality(NamedTuple):
+    """How good shards are that hold at least the first places of a ranking.
+
+    Attributes:
+        ranking: Its digest.
+        places: How many it has for the experts of each layer, or of each group.
+        critical: So many of the first ones the shards hold, and perhaps others.
+        divergence: Of their answers from the whole model's, on the kind of text where that is
+            largest: Kullback-Leibler divergence per token in millionths of a nat; `UNMEASURED`.
+        coverage: How much of the importance of a layer they hold, on the kind of text and the layer
+            where that is least, in millionths.
+    """
+
+    ranking: str
+    places: int
+    critical: int
+    divergence: int
+    coverage: int
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the divergence was measured."""
+        return self.divergence != UNMEASURED
+
+
+def shard_name(digest: ModelDigest, shard: Shard) -> str:
+    """The name of a shard: BLAKE2b-8 over the model, the ranking and the places that it holds."""
+    data = encode([digest, shard.ranking, shard.places, shard.critical, shard.kept_bytes])
+    return f"shard-{blake2b(data, digest_size=UNIT_BYTES).hexdigest()}"
+
+
+def is_shard(name: str) -> bool:
+    """Whether a part of this name is a shard."""
+    return _SHARD.fullmatch(name) is not None
+
+
 def unit_id(digest: ModelDigest, stages: Sequence[StageRange]) -> str:
     """The id of a pipeline: BLAKE2b-8 over the model, the nodes in order and the exact ranges."""
     data = encode([digest, [list(stage) for stage in stages]])
@@ -83,12 +172,17 @@ def parse_part(text: str) -> PartId | None:
 
 def is_known(name: str) -> bool:
     """Whether this version knows what a part of this name is."""
-    return name == WHOLE or _STAGE.fullmatch(name) is not None
+    return name == WHOLE or _STAGE.fullmatch(name) is not None or is_shard(name)
 
 
 def takes_requests(name: str) -> bool:
-    """Whether requests are sent to parts of this name: whole models and the heads of pipelines."""
+    """Whether requests are sent to parts of this name: all but the stages behind a head."""
     if name == WHOLE:  # nearly all are, and this is asked for every replica at each change
         return True
     stage = parse_stage(name)
-    return stage is not None and stage.number == 0
+    return is_shard(name) if stage is None else stage.number == 0
+
+
+def is_full(name: str) -> bool:
+    """Whether a part of this name answers as the whole model does."""
+    return takes_requests(name) and not is_shard(name)

@@ -8,10 +8,20 @@ from dataclasses import dataclass
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import WHOLE, StageRange, parse_stage, unit_id
-from p2pmesh.placement.assignment import Assignment, Reason, Refusal
+from p2pmesh.models.parts import (
+    DIVERGENCE_MAX,
+    WHOLE,
+    Shard,
+    ShardQuality,
+    Sharing,
+    StageRange,
+    parse_stage,
+    unit_id,
+)
+from p2pmesh.placement.assignment import Assignment, Reason, Refusal, ShardRefusal
+from p2pmesh.placement.experts import Host, extended, fresh_set, good_enough, shard_bytes
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resident
-from p2pmesh.placement.layout import Pipeline, Whole
+from p2pmesh.placement.layout import Experts, Pipeline, PlacedShard, Whole
 from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking, lacking_together
 from p2pmesh.placement.rendezvous import rank
 
@@ -32,6 +42,8 @@ class Demand:
     copies: int
     priority: int
     split: int = 0
+    moe: Sharing = Sharing.AUTO
+    divergence_max: int = DIVERGENCE_MAX
 
 
 class Allocation:
@@ -45,6 +57,8 @@ class Allocation:
         self._pipelines: dict[ModelDigest, tuple[Stage, ...]] = {}
         self._running: dict[tuple[ModelDigest, str], list[NodeId]] = {}
         self._units: dict[ModelDigest, dict[tuple[StageRange, ...], list[str]]] = {}
+        self._shards: dict[ModelDigest, Experts] = {}
+        self._running_shards: dict[ModelDigest, dict[NodeId, Resident]] = {}
         for part in facts.residents:
             if part.node not in self._budgets:
                 continue
@@ -53,6 +67,11 @@ class Allocation:
             elif _is_own_stage(part):
                 units = self._units.setdefault(part.digest, {})
                 units.setdefault(part.stages, []).append(part.state)
+            elif part.shard is not None:
+                # Of two on one node, in the order of the facts, the later one that is ready.
+                shards = self._running_shards.setdefault(part.digest, {})
+                if part.node not in shards or part.state == "ready":
+                    shards[part.node] = part
         self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
 
     def serve(self, demands: Iterable[Demand]) -> list[Assignment]:
@@ -65,15 +84,16 @@ class Allocation:
         for demand in equals:
             self.keep(demand)
         while True:
-            kept = self._places, self._pipelines, self._room
+            kept = self._places, self._pipelines, self._shards, self._room
             self._places = {digest: [*nodes] for digest, nodes in self._places.items()}
-            self._pipelines, self._room = dict(self._pipelines), dict(self._room)
+            self._pipelines, self._shards = dict(self._pipelines), dict(self._shards)
+            self._room = dict(self._room)
             replaced = self._place(equals)
             if replaced is None:
                 return [self.assignment(demand) for demand in equals]
             demand, node = replaced
-            self._places, self._pipelines, self._room = kept
-            self._take_stages(demand)
+            self._places, self._pipelines, self._shards, self._room = kept
+            self._take_back(demand)
             self._give(demand, [node])
 
     def _place(self, equals: Sequence[Demand]) -> tuple[Demand, NodeId] | None:
@@ -88,8 +108,22 @@ class Allocation:
                 self.extend(demand)
         for demand in equals:
             if not demand.split and not self._places[demand.model.digest]:
-                self.split(demand)
+                self._share(demand)
         return None
+
+    def _share(self, demand: Demand) -> None:
+        """Have several nodes serve a model that is whole on none: in shards or as a pipeline."""
+        digest = demand.model.digest
+        if digest in self._shards:
+            self._extend_shards(demand)
+        elif demand.moe is Sharing.EXPERTS:
+            _ = self._make_shards(demand) or self._make_shards(demand, measured=False)
+        elif demand.moe is Sharing.LAYERS or digest in self._pipelines:
+            self.split(demand)
+        elif not self._make_shards(demand):
+            self.split(demand)
+            if digest not in self._pipelines:
+                self._make_shards(demand, measured=False)
 
     def keep(self, demand: Demand) -> None:
         """Gives what runs its place as far as it fits: copies or a unit, as it is wanted."""
@@ -97,6 +131,8 @@ class Allocation:
         self._places[digest] = []
         if not demand.split:
             self._keep_copies(demand)
+        if not self._places[digest] and self._keep_shards(demand):
+            return
         units = self._units.get(digest, {}) if not self._places[digest] else {}
         for ranges in sorted(
             units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
@@ -104,6 +140,88 @@ class Allocation:
             if stages := self._feasible(demand, ranges):
                 self._give_stages(demand, stages)
                 return
+
+    def _keep_shards(self, demand: Demand) -> bool:
+        """Give running shards their place, as far as they fit and are good enough.
+
+        New ones go before a pipeline that runs where an owner asks for shards.
+        """
+        digest, model = demand.model.digest, demand.model
+        running = self._running_shards.get(digest, {})
+        if demand.split or demand.moe is Sharing.LAYERS:
+            return False
+        if not running and demand.moe is Sharing.EXPERTS and digest in self._units:
+            return self._make_shards(demand)
+        hosts = {one.node: one for one in self._hosts(demand)}
+        for quality in self._good_enough(demand):
+            kept = {
+                node: one.shard
+                for node, one in running.items()
+                if one.shard is not None
+                and _is_of(one.shard, quality)
+                and node in hosts
+                and one.shard.size <= hosts[node].capacity(quality.places)
+            }
+            if kept:
+                self._give_shards(model, quality, kept, hosts)
+                return True
+        return False
+
+    def _make_shards(self, demand: Demand, *, measured: bool = True) -> bool:
+        """Make a set of shards of which none runs; whether there is one."""
+        model = demand.model
+        hosts = {one.node: one for one in self._hosts(demand)}
+        for quality in good_enough(model.qualities, demand.divergence_max, measured=measured):
+            if found := fresh_set(quality, hosts.values()):
+                self._give_shards(model, quality, found, hosts)
+                return True
+        return False
+
+    def _extend_shards(self, demand: Demand) -> None:
+        """Have further nodes join the shards that run."""
+        model = demand.model
+        kept = self._shards[model.digest]
+        self._take_back(demand)
+        running = {one.node: one.shard for one in kept.shards}
+        residents = self._running_shards.get(model.digest, {})
+        hosts = {
+            one.node: one._replace(
+                running=running.get(one.node),
+                is_ready=one.node in residents and residents[one.node].state == "ready",
+            )
+            for one in self._hosts(demand)
+        }
+        found = extended(kept.quality, tuple(hosts.values()))
+        self._give_shards(model, kept.quality, found, hosts)
+
+    def _good_enough(self, demand: Demand) -> list[ShardQuality]:
+        """Return what shards that run may be of, the measured ones first."""
+        known, most = demand.model.qualities, demand.divergence_max
+        return good_enough(known, most) + good_enough(known, most, measured=False)
+
+    def _hosts(self, demand: Demand) -> list[Host]:
+        """The nodes that have the file and say what its experts take, with their room."""
+        experts = dict(demand.model.expert_bytes)
+        return [
+            Host(node, self._room[node], self._need(demand, node), experts[node])
+            for node in self._holders(demand.model)
+            if experts.get(node)
+        ]
+
+    def _give_shards(
+        self,
+        model: ModelFacts,
+        quality: ShardQuality,
+        shards: Mapping[NodeId, Shard],
+        hosts: Mapping[NodeId, Host],
+    ) -> None:
+        placed = tuple(
+            PlacedShard(node, one, shard_bytes(*hosts[node][2:4], one))
+            for node, one in sorted(shards.items())
+        )
+        self._shards[model.digest] = Experts(digest=model.digest, quality=quality, shards=placed)
+        for each in placed:
+            self._room[each.node] -= each.need_bytes
 
     def split(self, demand: Demand) -> None:
         """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs."""
@@ -121,16 +239,17 @@ class Allocation:
             self._give(demand, self._fitting(demand, self._room))
 
     def _instead(self, demand: Demand) -> NodeId | None:
-        """The node for a copy instead of a unit that runs, if there is one.
+        """The node for a copy instead of a unit or shards that run, if there is one.
 
-        It fits beside the unit, which answers until the copy does, or without it and with room
-        to spare.
+        It fits beside them, which answer until the copy does, or without them and with room to
+        spare.
         """
-        if demand.model.digest not in self._pipelines:
+        held = self._held(demand)
+        if not held:
             return None
         without = dict(self._room)
-        for stage in self._pipelines[demand.model.digest]:
-            without[stage.node] += stage.need_bytes
+        for node, need_bytes in held:
+            without[node] += need_bytes
         fitting = self._fitting(demand, self._room)
         fitting = fitting or self._fitting(demand, without, slack_share=SLACK_SHARE)
         return fitting[0] if fitting else None
@@ -152,6 +271,8 @@ class Allocation:
             return self._of_split(demand)
         if demand.model.digest in self._pipelines:
             return self._of_pipeline(demand)
+        if demand.model.digest in self._shards:
+            return self._of_shards(demand)
         return self._of_copies(demand)
 
     def _of_copies(self, demand: Demand) -> Assignment:
@@ -174,6 +295,44 @@ class Allocation:
             roomiest=roomiest,
             room_bytes=0 if roomiest is None else offers[roomiest],
             refusal=self._refusal(demand) if demand.model.shapes and not places else None,
+            shard_refusal=None if places else self._shard_refusal(demand),
+        )
+
+    def _of_shards(self, demand: Demand) -> Assignment:
+        layout = self._shards[demand.model.digest]
+        return Assignment(
+            digest=demand.model.digest,
+            layout=layout,
+            reason=Reason.PLACED,
+            copies=1,
+            need_bytes=sum(one.need_bytes for one in layout.shards),
+            holders=len(self._holders(demand.model)),
+        )
+
+    def _shard_refusal(self, demand: Demand) -> ShardRefusal | None:
+        """Why a model of experts is not in shards; None for others, and where nobody wants them."""
+        model, most = demand.model, demand.divergence_max
+        if not model.expert_bytes or demand.split or demand.moe is Sharing.LAYERS:
+            return None
+        known = model.qualities
+        good = self._good_enough(demand)
+        if not good:
+            measured = [one for one in known if one.is_measured] or list(known)
+            best = min(measured, key=lambda one: (one.divergence, -one.coverage), default=None)
+            return ShardRefusal(best, most)
+        [smallest, *_] = good
+        hosts = self._hosts(demand)
+        if not hosts:
+            return ShardRefusal(smallest, most)
+        first = max(hosts, key=lambda one: (one.capacity(smallest.places), one.node))
+        size = min(smallest.critical + 1, smallest.places)
+        least = Shard(*smallest[:3], (1 << size) - 1)
+        return ShardRefusal(
+            smallest,
+            most,
+            need_bytes=shard_bytes(first.need_bytes, first.expert_bytes, least),
+            room_bytes=max(first.room_bytes, 0),
+            hosts=sum(one.capacity(smallest.places) > smallest.critical for one in hosts),
         )
 
     def _of_pipeline(self, demand: Demand) -> Assignment:
@@ -187,6 +346,7 @@ class Allocation:
             need_bytes=sum(stage.need_bytes for stage in stages),
             holders=len(self._holders(demand.model)),
             split=demand.split,
+            shard_refusal=self._shard_refusal(demand),
         )
 
     def _of_split(self, demand: Demand) -> Assignment:
@@ -320,9 +480,20 @@ class Allocation:
         for stage in stages:
             self._room[stage.node] -= stage.need_bytes
 
-    def _take_stages(self, demand: Demand) -> None:
-        for stage in self._pipelines.pop(demand.model.digest):
-            self._room[stage.node] += stage.need_bytes
+    def _held(self, demand: Demand) -> list[tuple[NodeId, int]]:
+        """The memory that the stages or shards of a model have been given, by node."""
+        digest = demand.model.digest
+        held = [(stage.node, stage.need_bytes) for stage in self._pipelines.get(digest, ())]
+        if digest in self._shards:
+            held += [(shard.node, shard.need_bytes) for shard in self._shards[digest].shards]
+        return held
+
+    def _take_back(self, demand: Demand) -> None:
+        """Take the memory back that stages or shards of a model have."""
+        for node, need_bytes in self._held(demand):
+            self._room[node] += need_bytes
+        self._pipelines.pop(demand.model.digest, None)
+        self._shards.pop(demand.model.digest, None)
 
     def _give(self, demand: Demand, nodes: list[NodeId]) -> None:
         places = self._places.setdefault(demand.model.digest, [])
@@ -356,6 +527,11 @@ def _is_own_stage(part: Resident) -> bool:
     if stage is None or stage.number >= len(part.stages):
         return False
     return part.stages[stage.number].node == part.node
+
+
+def _is_of(shard: Shard, quality: ShardQuality) -> bool:
+    """Whether a shard is one of a set of this quality."""
+    return (shard.ranking, shard.places, shard.critical) == quality[:3]
 
 
 def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:

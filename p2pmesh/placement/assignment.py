@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import PartId, ReplicaKey, ShardQuality
 from p2pmesh.placement.layout import Layout
 
 
@@ -46,6 +46,25 @@ class Refusal(NamedTuple):
     room_bytes: int = 0
 
 
+class ShardRefusal(NamedTuple):
+    """Why there are no expert shards of a model.
+
+    Attributes:
+        best: The best that is known of its shards; None when nothing is.
+        divergence_max: What they may diverge, in millionths of a nat.
+        need_bytes: The memory of the smallest shard with the critical experts alone; 0 when quality
+            is in the way.
+        room_bytes: What the node with the most of it has for a shard.
+        hosts: How many nodes have room for one.
+    """
+
+    best: ShardQuality | None
+    divergence_max: int
+    need_bytes: int = 0
+    room_bytes: int = 0
+    hosts: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The places of one model, and the figures behind the reason for them.
@@ -61,6 +80,7 @@ class Assignment:
         room_bytes: What `roomiest` has to offer.
         split: How many nodes should share it; 0 where that was not asked for.
         refusal: Why a model without a place is not split either, where nobody asked for that.
+        shard_refusal: Why a model of experts that is not placed whole is not in shards.
     """
 
     digest: ModelDigest
@@ -73,6 +93,7 @@ class Assignment:
     room_bytes: int = 0
     split: int = 0
     refusal: Refusal | None = None
+    shard_refusal: ShardRefusal | None = None
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:

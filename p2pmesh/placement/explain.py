@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pmesh.identity.keys import NodeId, show_id
-from p2pmesh.placement.assignment import Assignment, Reason
-from p2pmesh.placement.layout import Pipeline
+from p2pmesh.models.parts import MILLION, ShardQuality
+from p2pmesh.placement.assignment import Assignment, Reason, ShardRefusal
+from p2pmesh.placement.layout import Experts, Pipeline
 from p2pmesh.placement.pipeline import Stage
 
 MIB = 2**20
@@ -32,7 +33,17 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
                 f"{_show_layers(one)} on {name_of(one.node)}" for one in a.layout.stages
             )
             why = "" if a.split else "it fits on no node: "
-            return f"{why}split over {len(a.nodes)} nodes: layers {shares}"
+            nor = _nor_sharded(a.shard_refusal)
+            return f"{why}split over {len(a.nodes)} nodes: layers {shares}{nor}"
+        case Reason.PLACED if isinstance(a.layout, Experts):
+            shares = ", ".join(
+                f"{one.shard.size} on {name_of(one.node)}" for one in a.layout.shards
+            )
+            return (
+                f"it fits on no node: expert shards on {len(a.nodes)} nodes, of"
+                f" {a.layout.quality.places} experts of a layer {shares};"
+                f" {quality(a.layout.quality)}"
+            )
         case Reason.PLACED:
             return f"{len(a.nodes)} of {a.copies} {'copy' if a.copies == 1 else 'copies'}"
         case Reason.UNWANTED:
@@ -45,13 +56,13 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
             return (
                 f"needs {need}, the largest budget of a node that holds it is {offer} on {node}:"
                 " it takes more memory, a smaller quantisation or a shorter context"
-                f"{_nor_split(a, name_of)}"
+                f"{_nor_split(a, name_of)}{_nor_sharded(a.shard_refusal)}"
             )
         case Reason.NO_ROOM:
             return (
                 f"needs {need}, the largest free budget of a node that holds it is {offer} on"
                 f" {node}: the rest is taken by models that run there or have a higher priority"
-                f"{_nor_split(a, name_of)}"
+                f"{_nor_split(a, name_of)}{_nor_sharded(a.shard_refusal)}"
             )
         case Reason.FEW_HOLDERS:
             return f"{short}: {have} the file"
@@ -75,6 +86,41 @@ def _nor_split(assignment: Assignment, name_of: Callable[[NodeId], str]) -> str:
     need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
     lack = f"its layers need {need}, all nodes that could share it have {offer} for them"
     return f"; not split over several nodes either: {_why_not_split(refusal.reason, node, lack)}"
+
+
+def quality(known: ShardQuality) -> str:
+    """How good shards are, as a person reads it."""
+    if known.is_measured:
+        return f"measured divergence {_millionths(known.divergence)}"
+    return f"unmeasured, predicted to cover {known.coverage * 100 // MILLION} % of the importance"
+
+
+def _nor_sharded(refusal: ShardRefusal | None) -> str:
+    """Say why a model of experts is not in shards."""
+    if refusal is None:
+        return ""
+    best, most = refusal.best, _millionths(refusal.divergence_max)
+    if best is None:
+        why = "nothing is known of their quality: `p2pmesh experts rank` and `measure` change that"
+    elif refusal.need_bytes:
+        need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
+        why = (
+            f"the smallest that is good enough takes {need}, {refusal.hosts} nodes with the file"
+            f" have room for one, the largest room is {offer}"
+        )
+    elif not best.is_measured:
+        why = f"{quality(best)}: `p2pmesh experts measure` may change that"
+    else:
+        why = (
+            f"{_millionths(best.divergence)} is their least measured divergence, more than the"
+            f" {most} of `--moe-quality`"
+        )
+    return f"; not in expert shards: {why}"
+
+
+def _millionths(number: int) -> str:
+    """A number of millionths with three decimals."""
+    return f"{number / MILLION:.3f}"
 
 
 def _why_not_split(reason: Reason, node: str, lack: str) -> str:

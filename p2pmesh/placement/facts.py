@@ -15,11 +15,19 @@ from typing import Any, Literal, TypeVar
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import BYTES_MAX, ModelDigest
-from p2pmesh.models.parts import WHOLE, PartId, StageRange
+from p2pmesh.models.parts import (
+    DIVERGENCE_MAX,
+    WHOLE,
+    PartId,
+    Shard,
+    ShardQuality,
+    Sharing,
+    StageRange,
+)
 from p2pmesh.placement.pipeline import Shape
 from p2pmesh.wire.codec import encode
 
-FORMAT = 6
+FORMAT = 7
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -62,6 +70,9 @@ class ModelFacts:
         own_needs: The holders that say of themselves that a copy takes another amount there.
         shapes: What it takes in stages, by the card of each holder; only where stages of it run, or
             it is wanted.
+        expert_bytes: Of what a copy takes, the experts, by the card of each holder; as `shapes`,
+            and only for models that have experts.
+        qualities: How good shards of it are, by what holders say, sorted.
     """
 
     digest: ModelDigest
@@ -70,6 +81,8 @@ class ModelFacts:
     fallback: bool = False
     own_needs: tuple[tuple[NodeId, int], ...] = ()
     shapes: tuple[tuple[NodeId, Shape], ...] = ()
+    expert_bytes: tuple[tuple[NodeId, int], ...] = ()
+    qualities: tuple[ShardQuality, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
@@ -77,6 +90,9 @@ class ModelFacts:
         object.__setattr__(self, "own_needs", tuple(own.items()))
         if self.shapes:  # for few models
             object.__setattr__(self, "shapes", tuple(sorted(dict(self.shapes).items())))
+        if self.expert_bytes:
+            object.__setattr__(self, "expert_bytes", tuple(sorted(dict(self.expert_bytes).items())))
+            object.__setattr__(self, "qualities", tuple(sorted(set(self.qualities))))
 
     def need_on(self, node: NodeId) -> int:
         """Memory in bytes that a copy takes on `node`, by what that node says itself."""
@@ -91,6 +107,8 @@ class PlacementRequest:
         replicas: Copies wanted; less than one counts as one.
         priority: The higher one gets memory first.
         split: Nodes that share it as one pipeline; below 2 each copy lies on one node.
+        moe: How a model of experts may be shared where it fits on no node.
+        divergence_max: The largest divergence of its shards, in millionths of a nat.
     """
 
     digest: ModelDigest
@@ -98,6 +116,8 @@ class PlacementRequest:
     replicas: int = 1
     priority: int = 0
     split: int = 0
+    moe: Sharing = Sharing.AUTO
+    divergence_max: int = DIVERGENCE_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -106,6 +126,7 @@ class Resident:
 
     Attributes:
         stages: Of a stage, all stages of its pipeline.
+        shard: Of a shard, what it holds.
     """
 
     digest: ModelDigest
@@ -113,6 +134,7 @@ class Resident:
     state: ResidentState
     name: str = WHOLE
     stages: tuple[StageRange, ...] = ()
+    shard: Shard | None = None
 
     @property
     def part(self) -> PartId:
@@ -180,11 +202,19 @@ class PlacementInputs:
                     [
                         *(m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs),
                         [[node, *shape] for node, shape in m.shapes],
+                        [m.expert_bytes, [list(one) for one in m.qualities]],
                     ]
                     for m in self.models
                 ],
-                [[w.owner, w.digest, w.replicas, w.priority, w.split] for w in self.wants],
                 [
+                    [
+                        *(w.owner, w.digest, w.replicas, w.priority, w.split),
+                        *(w.moe.value, w.divergence_max),
+                    ]
+                    for w in self.wants
+                ],
+                [
+                    # A shard's name covers what it holds.
                     [one.node, *one.part, one.state, [list(stage) for stage in one.stages]]
                     for one in self.residents
                 ],

@@ -12,7 +12,7 @@ from statistics import median_low
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
-from p2pmesh.models.parts import WHOLE
+from p2pmesh.models.parts import WHOLE, ShardQuality
 from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
     ModelFacts,
@@ -172,16 +172,22 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
     digest = model.digest
     needs: dict[NodeId, int] = {}
     shapes: dict[NodeId, Shape] = {}
-    # A model that fits on no node may become a pipeline, and which fits is up to the plan.
-    in_stages = model.wanted is not None or any(served.stages for _, served in model.replicas)
+    experts: dict[NodeId, int] = {}
+    qualities: set[ShardQuality] = set()
+    # A model that fits on no node may be shared by several, and which fit is up to the plan.
+    is_shared = model.wanted is not None or any(
+        served.name != WHOLE for _, served in model.replicas
+    )
     for node in model.holders:
         if node.node not in gone:
             card = node.held[digest].card
             context = launch_context(model.wanted, card, node.budget_bytes)
             needs[node.node] = need_bytes(card, context=context)
-            if in_stages:
+            if is_shared:
                 context = pipeline_context(model.wanted, card)
                 shapes[node.node] = shape_of(card, context=context)
+                experts[node.node] = min(card.expert_bytes, card.size_bytes)
+                qualities.update(node.held[digest].qualities)
     facts = None
     if needs:
         facts = ModelFacts(
@@ -191,6 +197,8 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
             fallback=demo,
             own_needs=tuple(needs.items()),
             shapes=tuple(shapes.items()),
+            expert_bytes=tuple(experts.items()) if any(experts.values()) else (),
+            qualities=_worst(qualities),
         )
     owners = len(model.wishes)
     return _OfModel(
@@ -201,6 +209,8 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
                 digest=digest,
                 replicas=min(one.wanted.replicas, owners),
                 split=one.wanted.split,
+                moe=one.wanted.moe,
+                divergence_max=one.wanted.divergence_max,
             )
             for one in model.wishes
         ),
@@ -211,8 +221,26 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
                 state="ready" if served.state == "ready" else "loading",
                 name=served.name,
                 stages=served.stages,
+                shard=served.shard,
             )
             for node, served in model.replicas
             if node.node not in gone and served.state in ("ready", "loading")
         ),
     )
+
+
+def _worst(claims: Iterable[ShardQuality]) -> tuple[ShardQuality, ...]:
+    """Return one claim for equal shards: the largest divergence, and the least coverage.
+
+    What is measured and what is not are told apart.
+    """
+    found: dict[tuple[str, int, int, bool], ShardQuality] = {}
+    for one in claims:
+        key = (*one[:3], one.is_measured)
+        known = found.get(key, one)
+        found[key] = ShardQuality(
+            *one[:3],
+            divergence=max(one.divergence, known.divergence),
+            coverage=min(one.coverage, known.coverage),
+        )
+    return tuple(found.values())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import WHOLE, StageName, unit_id
+from p2pmesh.models.parts import WHOLE, Shard, ShardQuality, StageName, shard_name, unit_id
 from p2pmesh.placement.pipeline import Stage
 
 
@@ -64,4 +64,45 @@ class Pipeline:
         return ["pipeline", self.unit, self.nodes]
 
 
-Layout = Whole | Pipeline
+class PlacedShard(NamedTuple):
+    """A shard on its node, with the memory that it takes there."""
+
+    node: NodeId
+    shard: Shard
+    need_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A model in expert shards, each of which answers alone.
+
+    Attributes:
+        digest: Of the model.
+        quality: How good each of them is at least.
+        shards: In the order of their nodes.
+    """
+
+    digest: ModelDigest
+    quality: ShardQuality
+    shards: tuple[PlacedShard, ...]
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """Return its nodes, sorted by id."""
+        return tuple(one.node for one in self.shards)
+
+    def shard_on(self, node: NodeId) -> Shard | None:
+        """The shard that `node` should run; None for none."""
+        return next((one.shard for one in self.shards if one.node == node), None)
+
+    def part_on(self, node: NodeId) -> str | None:
+        """The name of the part that `node` should run; None for none."""
+        shard = self.shard_on(node)
+        return None if shard is None else shard_name(self.digest, shard)
+
+    def decision(self) -> list[Any]:
+        """Return the values that nodes have to agree on; names cover what the shards hold."""
+        return ["experts", self.nodes, [self.part_on(node) for node in self.nodes]]
+
+
+Layout = Whole | Pipeline | Experts

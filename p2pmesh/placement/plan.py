@@ -1,14 +1,18 @@
 """`plan(facts)`: which nodes should serve which model.
 
-Pure, and the same function on every node. There are two layouts. `Whole`: each copy lies on one
+Pure, and the same function on every node. There are three layouts. `Whole`: each copy lies on one
 node. `Pipeline`: the nodes share one copy, each with some of its layers (`pipeline.py`); that is
 for models whose owners ask for it, and for those that fit on no node, and there is one of it.
+`Experts`: each of several nodes has all of a model but some of its experts, and answers alone
+(`experts.py`); that is for models of experts that fit on no node, where shards are good enough.
 
 The rules. Higher priority goes first and sees nothing of what is below it. Among models of one
 priority, what runs keeps its place as long as it fits: copies (ready ones before loading ones) and
 pipelines. Then come pipelines that owners ask for, then missing copies, larger models first, each
 on the nodes that have the file and the room, in the order of weighted rendezvous; and in the end
-pipelines of models that found no place for any copy.
+shards and pipelines of models that found no place for any copy. Shards that are measured to be good
+enough go before a pipeline; where there is neither, shards that are predicted to be so will do. A
+pipeline that runs stays, unless its owner asks for shards.
 
 Why a plan does not chase its own tail: carry out any part of it, in any order, and planning again
 gives the same plan. Take one priority, everything above it being settled. Copies that the plan
@@ -22,7 +26,8 @@ none while its pipeline runs, since what that takes counts against it or was fre
 Two exceptions. A copy of a model whose owner asks for a split keeps its memory, so that it answers
 until the pipeline does: a node that stops it sooner may make room for a better pipeline. A
 pipeline that a copy is to replace tells where: a node that stops it before the copy is loading may
-make room for a larger model there.
+make room for a larger model there. And shards that take the experts of a node that has left change
+one after the other, each when the one before it is ready.
 
 The embedded model comes last of all, and only when nothing that is wanted has a place: it takes
 room from nobody, and a wish that cannot be met leaves nobody without a model.
@@ -37,13 +42,13 @@ from itertools import groupby
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import DIVERGENCE_MAX, PartId, Sharing, strictest
 from p2pmesh.placement.allocation import Allocation, Demand
 from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 8
+ALGORITHM = 9
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16
@@ -114,17 +119,25 @@ def _demands(facts: PlacementInputs) -> tuple[list[Demand], list[ModelFacts]]:
     copies: dict[ModelDigest, int] = {}
     priority: dict[ModelDigest, int] = {}
     split: dict[ModelDigest, int] = {}
+    sharing: dict[ModelDigest, set[Sharing]] = {}
+    divergence: dict[ModelDigest, int] = {}
     for want in facts.wants:
         copies[want.digest] = max(copies.get(want.digest, 1), want.replicas)
         priority[want.digest] = max(priority.get(want.digest, want.priority), want.priority)
         if want.split > 1:
             split[want.digest] = max(split.get(want.digest, 0), want.split)
+        sharing.setdefault(want.digest, set()).add(want.moe)
+        divergence[want.digest] = min(
+            divergence.get(want.digest, want.divergence_max), want.divergence_max
+        )
     demands = [
         Demand(
             model=models[digest],
             copies=count,
             priority=priority.get(digest, 0),
             split=split.get(digest, 0),
+            moe=strictest(sharing.get(digest, ())),
+            divergence_max=divergence.get(digest, DIVERGENCE_MAX),
         )
         for digest, count in copies.items()
     ]

@@ -39,22 +39,25 @@ own back-off. A node that the facts do not count as live may be cut off: it chan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import (
+    WHOLE,
     PartId,
     ReplicaKey,
+    Shard,
     StageName,
-    StageRange,
     parse_stage,
     takes_requests,
 )
-from p2pmesh.placement.facts import PlacementInputs
-from p2pmesh.placement.layout import Pipeline
+from p2pmesh.placement.assignment import Assignment
+from p2pmesh.placement.experts import shard_bytes
+from p2pmesh.placement.facts import PlacementInputs, Resident
+from p2pmesh.placement.layout import Experts, Pipeline
 from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Plan
 
@@ -75,10 +78,12 @@ class Start:
 
     Attributes:
         stages: For a stage all stages of its unit, the head first.
+        shard: For a shard what it holds.
     """
 
     part: PartId
     stages: tuple[Stage, ...] = ()
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +156,11 @@ class _Turn:
         }
         self._needs = {PartId(model.digest): model.need_on(me) for model in facts.models}
         for part in self._here:
-            layout = self._assignments[part.digest].layout
-            if isinstance(layout, Pipeline):
-                (self._needs[part],) = (s.need_bytes for s in layout.stages if s.node == me)
+            self._needs[part] = self._sizes.planned(self._assignments[part.digest], me)
         if any(part not in self._needs for part in running):
             for one in facts.residents:
-                if one.node == me and one.part not in self._needs and one.stages:
-                    need_bytes = self._sizes.of(me, one.part, one.stages)
+                if one.node == me and one.part not in self._needs:
+                    need_bytes = self._sizes.of(one)
                     if need_bytes:
                         self._needs[one.part] = need_bytes
 
@@ -220,18 +223,16 @@ class _Turn:
             here = [one for one in self._facts.residents if one.node == replica.node]
             if any(one.part == replica.part for one in here):
                 continue
-            used = sum(self._sizes.of(one.node, one.part, one.stages) for one in here)
-            stages = assignment.layout.stages if isinstance(assignment.layout, Pipeline) else ()
-            ranges = tuple(stage.range for stage in stages)
-            need_bytes = self._sizes.of(replica.node, replica.part, ranges)
+            used = sum(map(self._sizes.of, here))
+            need_bytes = self._sizes.planned(assignment, replica.node)
             if used + need_bytes > self._sizes.budgets[replica.node]:
                 return True
         return False
 
     def starts(self) -> list[Start]:
         """Return the starts that fit beside all that holds memory now, the most important first."""
-        if any(one not in self._needs and parse_stage(one.name) for one in self._running):
-            return []  # a stage that ends, of which no record tells any more what it takes
+        if any(one not in self._needs and one.name != WHOLE for one in self._running):
+            return []  # a part that ends, of which no record tells any more what it takes
         room = self._budget_bytes - self._size(self._running)
         starts = []
         for part in self._here:
@@ -240,7 +241,8 @@ class _Turn:
             room -= self._size([part])
             layout = self._assignments[part.digest].layout
             stages = layout.stages if isinstance(layout, Pipeline) else ()
-            starts.append(Start(part=part, stages=stages))
+            shard = layout.shard_on(self._me) if isinstance(layout, Experts) else None
+            starts.append(Start(part=part, stages=stages, shard=shard))
         return starts
 
     def _size(self, parts: Iterable[PartId]) -> int:
@@ -308,16 +310,29 @@ class _Sizes:
         self.budgets = {one.node: one.budget_bytes for one in facts.nodes}
         self._models = {model.digest: model for model in facts.models}
 
-    def of(self, node: NodeId, part: PartId, stages: Sequence[StageRange]) -> int:
-        """Return the memory of a part in bytes; 0 for what nobody describes."""
-        model = self._models.get(part.digest)
-        name = parse_stage(part.name)
+    def of(self, one: Resident) -> int:
+        """Return the memory of a running part in bytes; 0 for what nobody describes."""
+        model = self._models.get(one.digest)
+        name = parse_stage(one.name)
         if model is None:
             return 0
+        if one.shard is not None:
+            experts = dict(model.expert_bytes).get(one.node, 0)
+            return shard_bytes(model.need_on(one.node), experts, one.shard)
         if name is None:
-            return model.need_on(node)
-        shape = dict(model.shapes).get(stages[0].node) if stages else None
+            return model.need_on(one.node)
+        shape = dict(model.shapes).get(one.stages[0].node) if one.stages else None
         if shape is None:
             return 0
-        _, first, last = stages[name.number]
+        _, first, last = one.stages[name.number]
         return shape.need(first, last)
+
+    def planned(self, assignment: Assignment, node: NodeId) -> int:
+        """Return the memory in bytes of the part that the plan has on a node."""
+        match assignment.layout:
+            case Pipeline(stages=stages):
+                return next(one.need_bytes for one in stages if one.node == node)
+            case Experts(shards=shards):
+                return next(one.need_bytes for one in shards if one.node == node)
+        model = self._models.get(assignment.digest)
+        return 0 if model is None else model.need_on(node)

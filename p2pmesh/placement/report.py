@@ -16,7 +16,7 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.distance import Distances
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs
-from p2pmesh.placement.layout import Pipeline
+from p2pmesh.placement.layout import Experts, Pipeline
 from p2pmesh.placement.pipeline import Candidate, Shape, token_us
 from p2pmesh.placement.plan import Plan
 
@@ -257,12 +257,14 @@ def _parts(
     shape: Shape | None,
 ) -> Iterable[PartReport]:
     layout = assignment.layout
+    last = len(shape.layer_reads) - 1 if shape else -1
     if isinstance(layout, Pipeline):
         places = [
             (one.node, one.first_layer, one.last_layer, one.need_bytes) for one in layout.stages
         ]
+    elif isinstance(layout, Experts):
+        places = [(one.node, 0, last, one.need_bytes) for one in layout.shards]
     else:
-        last = len(shape.layer_reads) - 1 if shape else -1
         need = described.need_on if described else lambda _: assignment.need_bytes
         places = [(node, 0, last, need(node)) for node in layout.nodes]
     for node, first, last, need_bytes in places:

@@ -76,6 +76,7 @@ def _without(model: ModelFacts, gone: frozenset[NodeId]) -> ModelFacts | None:
         holders=tuple(needs),
         own_needs=tuple(needs.items()),
         shapes=tuple((node, shape) for node, shape in model.shapes if node in needs),
+        expert_bytes=tuple((node, size) for node, size in model.expert_bytes if node in needs),
     )
 
 
@@ -103,10 +104,12 @@ def _add(facts: PlacementInputs, added: list[ImaginedNode]) -> PlacementInputs:
 
 def _given_to(model: ModelFacts, ids: tuple[NodeId, ...]) -> ModelFacts:
     """Return the facts of a model whose file these nodes have too."""
-    shapes = model.shapes
+    shapes, experts = model.shapes, model.expert_bytes
     if shapes:
         shapes += tuple((node, shapes[0][1]) for node in ids)
-    return replace(model, holders=model.holders + ids, shapes=shapes)
+    if experts:
+        experts += tuple((node, experts[0][1]) for node in ids)
+    return replace(model, holders=model.holders + ids, shapes=shapes, expert_bytes=experts)
 
 
 def _usual_rpc(nodes: Iterable[NodeFacts]) -> str:

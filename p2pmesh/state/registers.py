@@ -21,12 +21,22 @@ from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
 from p2pmesh.models.metadata import CONTEXT_MAX, LAYERS_MAX
 from p2pmesh.models.parts import (
+    DIVERGENCE_MAX,
+    MILLION,
+    PLACES_MAX,
+    RANKING_CHARACTERS,
     STAGES_MAX,
+    UNMEASURED,
     WHOLE,
     PartId,
+    Shard,
+    ShardQuality,
+    Sharing,
     StageRange,
     is_known,
+    is_shard,
     parse_stage,
+    shard_name,
     unit_id,
 )
 from p2pmesh.wire.codec import encode
@@ -41,6 +51,8 @@ TOKEN_US_MAX = 3600 * 10**6  # an hour: no model is as slow
 FAR_MAX = 64  # a node has links with some ten others
 MEMORY_MIB_PER_S_MAX = 2**24  # 16 TiB/s: twice what the fastest accelerator has
 SERVES_MAX = 64
+QUALITIES_MAX = 8  # of the shards of one model
+DIVERGENCE_LIMIT = 100 * MILLION  # a model of 10^43 tokens that answers at random
 WANTS_MAX = 16
 REPLICAS_MAX = 1024
 PRIORITY_MAX = 1000
@@ -158,6 +170,7 @@ class Served:
         name: Which part of the model it is.
         stages: For a stage all stages of its pipeline, the head first: one record tells the unit.
         token_us: How long a token of its latest answers took, roughly; 0 when it does not say.
+        shard: For a shard what it holds.
     """
 
     digest: ModelDigest
@@ -166,6 +179,7 @@ class Served:
     name: str = WHOLE
     stages: tuple[StageRange, ...] = ()
     token_us: int = 0
+    shard: Shard | None = None
 
     @property
     def part(self) -> PartId:
@@ -190,7 +204,9 @@ def serves_to_wire(served: Iterable[Served]) -> dict[str, Any]:
         row: list[Any] = [one.digest, one.name, one.state]
         row.append(plain_text(one.detail, DETAIL_CHARS_MAX))
         stages = [[stage.node, stage.last_layer] for stage in one.stages]
-        if one.token_us:
+        if one.shard is not None:
+            row += [stages, one.token_us, _shard_row(one.shard)]
+        elif one.token_us:
             row += [stages, one.token_us]
         elif stages:
             row.append(stages)
@@ -217,6 +233,7 @@ def _served(row: Any) -> Served:
                 detail=plain_text(detail, DETAIL_CHARS_MAX),
                 stages=stages,
                 token_us=_token_us(rest[2:]),
+                shard=_shard(ModelDigest(digest), name, rest[3] if len(rest) > 3 else []),
             )
         case _:
             raise PeerError("a part, or a state, of an unknown kind")
@@ -226,6 +243,42 @@ def _token_us(rest: list[Any]) -> int:
     """Return a speed that is only shown: what cannot be one says nothing."""
     said = rest[0] if rest else 0
     return said if type(said) is int and 0 < said <= TOKEN_US_MAX else 0
+
+
+def _shard_row(shard: Shard) -> list[Any]:
+    return [bytes.fromhex(shard.ranking), shard.places, shard.critical, shard.kept_bytes]
+
+
+def _shard(digest: ModelDigest, name: str, row: Any) -> Shard | None:
+    """The shard that `name` means, by its row; None for other parts."""
+    if not is_shard(name):
+        return None
+    match row:
+        case [bytes(ranking), int(places), int(critical), bytes(kept), *_] if (
+            len(ranking) * 2 == RANKING_CHARACTERS
+            and 0 < critical <= places <= PLACES_MAX
+            and len(kept) == -(-places // 8)
+        ):
+            shard = Shard(ranking.hex(), places, critical, int.from_bytes(kept, "little"))
+            if shard_name(digest, shard) == name and shard.kept < 1 << places:
+                return shard
+    raise PeerError("a shard without its experts")
+
+
+def _quality_row(one: ShardQuality) -> list[Any]:
+    return [bytes.fromhex(one.ranking), *one[1:]]
+
+
+def _quality(row: Any) -> ShardQuality:
+    match row:
+        case [bytes(ranking), int(places), int(critical), int(divergence), int(coverage), *_] if (
+            len(ranking) * 2 == RANKING_CHARACTERS
+            and 0 < critical < places <= PLACES_MAX
+            and UNMEASURED <= divergence <= DIVERGENCE_LIMIT
+            and 0 <= coverage <= MILLION
+        ):
+            return ShardQuality(ranking.hex(), places, critical, divergence, coverage)
+    raise PeerError("a quality of shards of an unknown kind")
 
 
 def _stages(digest: ModelDigest, name: str, rows: Any) -> tuple[StageRange, ...]:
@@ -257,12 +310,14 @@ class HeldModel:
     Attributes:
         stem: The file's name without its ending and part number.
         demo: It is the embedded one: served only while nobody wants another.
+        qualities: How good shards of it are, as far as the node knows; at most `QUALITIES_MAX`.
     """
 
     digest: ModelDigest
     stem: str
     card: Card
     demo: bool = False
+    qualities: tuple[ShardQuality, ...] = ()
 
 
 def held_pages(held: Iterable[HeldModel]) -> list[dict[str, Any]]:
@@ -277,6 +332,8 @@ def held_pages(held: Iterable[HeldModel]) -> list[dict[str, Any]]:
             "card": card_to_wire(one.card),
             "demo": one.demo,
         }
+        if one.qualities:
+            row["shards"] = [_quality_row(each) for each in one.qualities[:QUALITIES_MAX]]
         row_bytes = len(encode(row))
         if rows and size + row_bytes > PAGE_BYTES_MAX:
             pages.append({"held": rows})
@@ -298,6 +355,7 @@ def _held(row: Any) -> HeldModel:
         stem=_plain(fields, "stem", STEM_CHARACTERS_MAX) or UNNAMED,
         card=card_from_wire(as_map(fields.get("card"), "a card")),
         demo=take(fields, "demo", bool, default=False),
+        qualities=tuple(take_rows(fields, "shards", _quality, count_max=QUALITIES_MAX)),
     )
 
 
@@ -314,6 +372,8 @@ class ModelRequest:
         context: Tokens of context that its engine shares among requests.
         slots: Requests at the same time.
         split: Nodes that share it as one pipeline; below 2 each copy lies on one node.
+        moe: How a model of experts may be shared where it fits on no node.
+        divergence_max: How far shards may be from the whole model, in millionths of a nat.
     """
 
     digest: ModelDigest
@@ -323,6 +383,8 @@ class ModelRequest:
     context: int
     slots: int
     split: int = 0
+    moe: Sharing = Sharing.AUTO
+    divergence_max: int = DIVERGENCE_MAX
 
 
 def wants_to_wire(wanted: Iterable[ModelRequest]) -> dict[str, Any]:
@@ -336,6 +398,8 @@ def wants_to_wire(wanted: Iterable[ModelRequest]) -> dict[str, Any]:
             "context": one.context,
             "slots": one.slots,
             "split": one.split,
+            "moe": one.moe.value,
+            "divergence_max": one.divergence_max,
         }
         for one in sorted(wanted, key=lambda one: one.digest)
     ]
@@ -361,7 +425,14 @@ def _wanted(row: Any) -> ModelRequest:
         context=_number(fields, "context", CONTEXT_MAX),
         slots=_number(fields, "slots", SLOTS_MAX),
         split=_number(fields, "split", STAGES_MAX),
+        moe=_sharing(take(fields, "moe", str, default="")),
+        divergence_max=_number(fields, "divergence_max", DIVERGENCE_LIMIT, default=DIVERGENCE_MAX),
     )
+
+
+def _sharing(text: str) -> Sharing:
+    """Return a way of sharing; one that is not known here leaves the choice to the plan."""
+    return Sharing(text) if text in set(Sharing) else Sharing.AUTO
 
 
 def _number(body: dict[str, Any], name: str, most: int, *, default: int = 0) -> int:

@@ -20,7 +20,7 @@ from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import PartId, strictest
 from p2pmesh.state.document import Document
 from p2pmesh.state.registers import (
     HELD_PAGES_MAX,
@@ -327,7 +327,7 @@ def read(document: Document, *, me: NodeId | None = None) -> MeshView:
 
 
 def merge_wants(wishes: Iterable[ModelRequest]) -> ModelRequest | None:
-    """One wish for all of one model: the largest of each number, so that it serves them all."""
+    """One wish for all of one model, that serves them all: the largest of nearly each number."""
     merged: ModelRequest | None = None
     for one in wishes:
         other = merged or one
@@ -339,6 +339,8 @@ def merge_wants(wishes: Iterable[ModelRequest]) -> ModelRequest | None:
             context=max(one.context, other.context),
             slots=max(one.slots, other.slots),
             split=max(one.split, other.split),
+            moe=strictest((one.moe, other.moe)),
+            divergence_max=min(one.divergence_max, other.divergence_max),
         )
     return merged
 

@@ -8,11 +8,15 @@ from p2pmesh.models.parts import (
     STAGES_MAX,
     WHOLE,
     PartId,
+    Shard,
     StageName,
     StageRange,
+    is_full,
     is_known,
+    is_shard,
     parse_part,
     parse_stage,
+    shard_name,
     takes_requests,
     unit_id,
 )
@@ -53,6 +57,30 @@ def test_stages_are_known_by_their_unit_and_number() -> None:
         stage = StageName(UNIT, number)
         assert is_known(str(stage))
         assert parse_stage(str(stage)) == stage
+
+
+def test_a_shard_is_named_by_all_that_it_holds() -> None:
+    shard = Shard("ab" * 32, 10, 2, 0b1000000011)
+    name = shard_name(DIGEST, shard)
+    assert is_known(name)
+    assert is_shard(name)
+    assert takes_requests(name)
+    assert not is_full(name)
+    assert parse_stage(name) is None
+    others = [
+        shard_name(ModelDigest("b" * 64), shard),
+        *(
+            shard_name(DIGEST, shard._replace(**change))
+            for change in ({"ranking": "cd" * 32}, {"places": 11}, {"critical": 1}, {"kept": 7})
+        ),
+    ]
+    assert len({name, *others}) == 6
+    assert (shard.size, shard.kept_bytes) == (3, b"\x03\x02")
+
+
+def test_only_whole_models_and_heads_answer_in_full() -> None:
+    names = [WHOLE, str(StageName(UNIT, 0)), str(StageName(UNIT, 1))]
+    assert [is_full(name) for name in names] == [True, True, False]
 
 
 def test_requests_go_to_whole_models_and_heads() -> None:

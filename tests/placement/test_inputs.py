@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from p2pmesh.identity.credentials import Credential
 from p2pmesh.models.cards import need_bytes
-from p2pmesh.models.parts import StageName, StageRange, unit_id
+from p2pmesh.models.parts import (
+    DIVERGENCE_MAX,
+    UNMEASURED,
+    Shard,
+    ShardQuality,
+    Sharing,
+    StageName,
+    StageRange,
+    shard_name,
+    unit_id,
+)
 from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
     ModelFacts,
@@ -94,6 +104,41 @@ class World:
             self.say(owner, held_register(number), page)
         self.say(owner, SERVING, serves_to_wire(serves))
         self.say(owner, WANTS, wants_to_wire(wants))
+
+
+# Experts
+
+
+def test_of_equal_shards_the_worst_that_holders_say_counts() -> None:
+    quality = ShardQuality("ab" * 32, 16, 8, 50_000, 930_000)
+    guess = quality._replace(divergence=UNMEASURED)
+    worse = quality._replace(divergence=70_000, coverage=950_000)
+    described = card(expert_bytes=1 << 20, size_bytes=4 << 20)
+    world = World()
+    world.node(0, holds=[held(1, card=described, qualities=(quality, guess))], wants=[wanted()])
+    world.node(1, holds=[held(1, card=described, qualities=(worse,))])
+    forged = replace(described, expert_bytes=1 << 60)
+    world.node(2, holds=[held(1, card=forged)])
+    [model] = facts_of(world.view(), ()).models
+    assert model.qualities == (guess, quality._replace(divergence=70_000))
+    assert dict(model.expert_bytes) == {A: 1 << 20, B: 1 << 20, C: 4 << 20}
+    [want] = facts_of(world.view(), ()).wants
+    assert (want.moe, want.divergence_max) == (Sharing.AUTO, DIVERGENCE_MAX)
+
+
+def test_experts_are_looked_at_only_where_a_model_is_wanted_or_shared() -> None:
+    quality = ShardQuality("ab" * 32, 16, 8, 50_000, 930_000)
+    shard = Shard("ab" * 32, 16, 8, 0xFF)
+    described = held(1, card=card(expert_bytes=1 << 20, size_bytes=4 << 20), qualities=(quality,))
+    world = World()
+    world.node(0, holds=[described])
+    [model] = facts_of(world.view(), ()).models
+    assert (model.expert_bytes, model.qualities) == ((), ())
+    served = Served(digest=ALPHA, state="ready", name=shard_name(ALPHA, shard), shard=shard)
+    world.node(1, serves=[served])
+    facts = facts_of(world.view(), ())
+    assert facts.models[0].qualities == (quality,)
+    assert [one.shard for one in facts.residents] == [shard]
 
 
 # Context

@@ -12,7 +12,18 @@ from p2pmesh.config import SLOTS_MAX, Address
 from p2pmesh.errors import PeerError
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.metadata import CONTEXT_MAX
-from p2pmesh.models.parts import STAGES_MAX, PartId, StageName, StageRange, unit_id
+from p2pmesh.models.parts import (
+    STAGES_MAX,
+    UNMEASURED,
+    PartId,
+    Shard,
+    ShardQuality,
+    Sharing,
+    StageName,
+    StageRange,
+    shard_name,
+    unit_id,
+)
 from p2pmesh.state import registers
 from p2pmesh.state.registers import (
     Caps,
@@ -26,8 +37,18 @@ from p2pmesh.wire.records import RECORD_BYTES_MAX
 from tests.state.builders import NODES, NOW, card, digest, held, member, record
 
 WANTED = ModelRequest(
-    digest=digest(1), stem="m", replicas=2, priority=1, context=4096, slots=4, split=2
+    digest=digest(1),
+    stem="m",
+    replicas=2,
+    priority=1,
+    context=4096,
+    slots=4,
+    split=2,
+    moe=Sharing.EXPERTS,
+    divergence_max=500_000,
 )
+QUALITY = ShardQuality("ab" * 32, 128, 40, 50_000, 930_000)
+SHARD = Shard("ab" * 32, 10, 2, 0b1000000011)
 
 
 WISH = {"digest": digest(1), "stem": "m", "replicas": 1, "priority": 0, "context": 1, "slots": 1}
@@ -55,6 +76,61 @@ def test_each_register_survives_the_wire() -> None:
     served = (Served(digest=digest(1), state="ready"), Served(digest=digest(2), state="failed"))
     assert registers.serves_from_wire(over_the_wire(registers.serves_to_wire(served))) == served
     assert registers.wants_from_wire(over_the_wire(registers.wants_to_wire([WANTED]))) == (WANTED,)
+
+
+def test_shards_survive_the_wire() -> None:
+    served = Served(
+        digest=digest(1), state="ready", name=shard_name(digest(1), SHARD), shard=SHARD, token_us=9
+    )
+    body = over_the_wire(registers.serves_to_wire([served]))
+    assert registers.serves_from_wire(body) == (served,)
+    guessed = QUALITY._replace(divergence=UNMEASURED)
+    known = held(1, qualities=(QUALITY, guessed))
+    [page] = registers.held_pages([known])
+    assert list(registers.held_from_wire(over_the_wire(page))) == [known]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [],
+        [b"", 10, 2, b"\x03\x02"],
+        [b"\xab" * 32, 10, 0, b"\x03\x02"],
+        [b"\xab" * 32, 1 << 40, 2, b"\x03\x02"],
+        [b"\xab" * 32, 10, 2, b"\x03\xff"],
+        [b"\xab" * 32, 10, 2, b"\x07\x02"],
+    ],
+)
+def test_a_shard_that_does_not_say_what_it_holds_is_skipped(row: list[Any]) -> None:
+    name = shard_name(digest(1), SHARD)
+    served = Served(digest=digest(1), state="ready", name=name, shard=SHARD)
+    body = registers.serves_to_wire([served])
+    body["serves"][0][-1] = row
+    assert registers.serves_from_wire(over_the_wire(body)) == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"places": 1 << 20},
+        {"critical": 0},
+        {"critical": 128},
+        {"divergence": -2},
+        {"divergence": 1 << 60},
+        {"coverage": 1_000_001},
+    ],
+)
+def test_an_impossible_quality_is_skipped(change: dict[str, Any]) -> None:
+    [page] = registers.held_pages([held(1, qualities=(QUALITY._replace(**change),))])
+    [one] = registers.held_from_wire(over_the_wire(page))
+    assert one.qualities == ()
+
+
+def test_a_way_of_sharing_that_is_not_known_leaves_the_choice_to_the_plan() -> None:
+    body = registers.wants_to_wire([WANTED])
+    body["wants"][0]["moe"] = "vertically"
+    [one] = registers.wants_from_wire(over_the_wire(body))
+    assert one.moe is Sharing.AUTO
 
 
 @given(st.integers(0, 80), st.integers(1, 200))

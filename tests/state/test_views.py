@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import PartId, Sharing
 from p2pmesh.state import registers
 from p2pmesh.state.document import Document
 from p2pmesh.state.fingerprint import fingerprint_of
@@ -170,6 +170,17 @@ def test_of_several_wishes_the_largest_of_each_number_counts() -> None:
     assert merge_wants(wishes) == largest
     assert merge_wants(wishes[:1]) == wishes[0]
     assert merge_wants([]) is None
+
+
+def test_of_several_wishes_the_strictest_way_of_sharing_counts() -> None:
+    wishes = [
+        wish(divergence_max=500_000),
+        wish(moe=Sharing.EXPERTS, divergence_max=50_000),
+        wish(moe=Sharing.LAYERS),
+    ]
+    merged = merge_wants(wishes)
+    assert merged == wish(moe=Sharing.LAYERS, divergence_max=50_000)
+    assert merge_wants(wishes[:2]) == wish(moe=Sharing.EXPERTS, divergence_max=50_000)
 
 
 # Keeping a view up to date

@@ -1,0 +1,157 @@
+"""Expert shards: which node holds which experts of a model that fits on none of them whole. Pure.
+
+Every shard holds the model apart from its experts, the critical experts of each layer, which are
+the first places of a ranking, and a share of the others, so that together the shards hold every
+expert. Each answers alone: nothing passes between nodes while tokens are made. How many experts are
+critical is chosen by quality: the fewest with which a shard is known to be good enough even if it
+holds no others. So no shard of the set is worse, whoever joins or leaves, and a further node makes
+the shares smaller and never bigger.
+
+The others are dealt out in the order of the ranking by the method of D'Hondt, a place to the node
+with the largest quotient of its spare places and its places so far plus one. Nodes get shares in
+proportion to their memory, the important experts are spread evenly, no node gets more than it has
+room for, and with one node more each other gets a share that is no larger.
+
+A shard that runs stays as it is while it fits. A node that joins gets the share that it would have
+in a new set, and nobody else changes. When a node has left and its experts are nowhere else, a node
+that joins takes them if it has the room; else those that stayed take their shares of the new set
+one after the other, so that some of them answer all the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.parts import Shard, ShardQuality
+
+SHARDS_MAX = 8  # more of them cost files and memory, and each is one more place for conversations
+SHARDS_MIN = 2
+COVERAGE_MIN = 900_000  # millionths of the importance; where no quality can be measured
+
+
+class Host(NamedTuple):
+    """A node that has a model's file.
+
+    Attributes:
+        room_bytes: Free for a shard, what its own one takes among them.
+        need_bytes: What the whole model takes there.
+        expert_bytes: Of that, what the experts take.
+        running: The shard that runs there.
+        is_ready: Whether that answers.
+    """
+
+    node: NodeId
+    room_bytes: int
+    need_bytes: int
+    expert_bytes: int
+    running: Shard | None = None
+    is_ready: bool = False
+
+    def capacity(self, places: int) -> int:
+        """How many places a shard here can hold; 0 for none, or where there are no experts."""
+        each = self.expert_bytes // max(places, 1)
+        if not each:
+            return 0
+        lacking = max(self.need_bytes - self.room_bytes, 0)
+        return max(places - -(-lacking // each), 0)
+
+
+def shard_bytes(need_bytes: int, expert_bytes: int, shard: Shard) -> int:
+    """Return the memory of a shard in bytes.
+
+    Args:
+        need_bytes: What the whole model takes.
+        expert_bytes: Of that, what the experts take.
+        shard: What it holds.
+    """
+    return need_bytes - expert_bytes // shard.places * (shard.places - shard.size)
+
+
+def good_enough(
+    qualities: Iterable[ShardQuality], divergence_max: int, *, measured: bool = True
+) -> list[ShardQuality]:
+    """Return what is known to be good enough, that with the smallest shards first.
+
+    Args:
+        qualities: All that is known.
+        divergence_max: The largest divergence, in millionths of a nat.
+        measured: Whether a measured divergence counts; else the coverage of what was not measured.
+    """
+
+    def is_good(one: ShardQuality) -> bool:
+        if measured:
+            return one.is_measured and one.divergence <= divergence_max
+        return not one.is_measured and one.coverage >= COVERAGE_MIN
+
+    return sorted(filter(is_good, qualities), key=_size)
+
+
+def _size(one: ShardQuality) -> tuple[int, int, ShardQuality]:
+    """Return the order among those that are good enough: the share of experts, then quality."""
+    return one.critical * 10**6 // max(one.places, 1), one.divergence, one
+
+
+def fresh_set(quality: ShardQuality, hosts: Iterable[Host]) -> dict[NodeId, Shard]:
+    """Return a new set of shards over all hosts that have room for one; empty when there is none.
+
+    Args:
+        quality: The ranking, and how many of its places are critical.
+        hosts: Each node once.
+    """
+    places, critical = quality.places, quality.critical
+    able = [(one, one.capacity(places) - critical) for one in hosts]
+    able = [pair for pair in able if pair[1] > 0]
+    able.sort(key=lambda pair: (pair[0].running is None, -pair[1], pair[0].node))
+    del able[SHARDS_MAX:]
+    if len(able) < SHARDS_MIN or sum(spare for _, spare in able) < places - critical:
+        return {}
+    kept = {one.node: (1 << critical) - 1 for one, _ in able}
+    spare = {one.node: more for one, more in able}
+    for place, node in zip(range(critical, places), _dealt(spare, places - critical), strict=True):
+        kept[node] |= 1 << place
+    return {node: Shard(quality.ranking, places, critical, mask) for node, mask in kept.items()}
+
+
+def _dealt(spare: Mapping[NodeId, int], count: int) -> Iterable[NodeId]:
+    """The nodes that get one place after the other (D'Hondt); the smaller id where two are equal.
+
+    Invariant: none gets more than it has to spare, as there are `count` quotients of at least 1.
+    """
+    got = dict.fromkeys(sorted(spare), 0)
+    for _ in range(count):
+        best: NodeId | None = None
+        for node in got:
+            if best is None or spare[node] * (got[best] + 1) > spare[best] * (got[node] + 1):
+                best = node
+        assert best is not None, "there is a node"
+        got[best] += 1
+        yield best
+
+
+def extended(quality: ShardQuality, hosts: Sequence[Host]) -> dict[NodeId, Shard]:
+    """Return the set that a running one becomes: see the module.
+
+    Args:
+        quality: What the shards that run are of.
+        hosts: Each node once; those that run a shard of another set count as running none.
+    """
+    fresh = fresh_set(quality, hosts)
+    running = {one.node: one.running for one in hosts if one.running is not None}
+    result = {**fresh, **running}
+    missing = (1 << quality.places) - 1
+    for shard in result.values():
+        missing &= ~shard.kept
+    if not missing:
+        return result
+    for one in sorted(hosts):
+        if one.node in fresh and one.running is None:
+            whole_share = fresh[one.node].kept | missing
+            if whole_share.bit_count() <= one.capacity(quality.places):
+                return {**result, one.node: fresh[one.node]._replace(kept=whole_share)}
+    if all(one.is_ready for one in hosts if one.running is not None):
+        for node in sorted(running):
+            if node in fresh and fresh[node].kept & ~running[node].kept:
+                return {**result, node: fresh[node]}
+    return result

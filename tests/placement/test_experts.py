@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.parts import (
+    DIVERGENCE_MAX,
+    UNMEASURED,
+    Shard,
+    ShardQuality,
+    Sharing,
+    is_shard,
+    shard_name,
+)
+from p2pmesh.placement.assignment import Assignment, Reason
+from p2pmesh.placement.experts import (
+    SHARDS_MAX,
+    Host,
+    extended,
+    fresh_set,
+    good_enough,
+    shard_bytes,
+)
+from p2pmesh.placement.explain import explain
+from p2pmesh.placement.facts import (
+    ModelFacts,
+    NodeFacts,
+    PlacementInputs,
+    PlacementRequest,
+    Resident,
+    ResidentState,
+)
+from p2pmesh.placement.layout import Experts, Pipeline, Whole
+from p2pmesh.placement.pipeline import Shape
+from p2pmesh.placement.plan import Plan, plan
+from p2pmesh.placement.reconcile import Start, Stop, reconcile
+from tests.placement.placement_strategies import GIB, STATES, model, node, only
+
+A, B, C, D = (node(name) for name in "abcd")
+MOE = model("moe")
+OTHER = model("other")
+RANKING, NEWER = "ab" * 32, "cd" * 32
+PLACES = 16
+GOOD = ShardQuality(RANKING, PLACES, 8, 50_000, 930_000)
+SHAPE = Shape((2 * GIB,) * 8, (GIB,) * 8, 4 * GIB, GIB, 4096)
+NEED, EXPERTS = 20 * GIB, 16 * GIB  # a place is 1 GiB, and all else 4
+
+
+def host(name: str, room: int, running: Shard | None = None, *, ready: bool = True) -> Host:
+    return Host(node(name), room * GIB, NEED, EXPERTS, running, ready)
+
+
+def sizes(shards: dict[NodeId, Shard]) -> dict[NodeId, int]:
+    return {node: shard.size for node, shard in shards.items()}
+
+
+def union(shards: dict[NodeId, Shard]) -> int:
+    kept = 0
+    for shard in shards.values():
+        kept |= shard.kept
+    return kept
+
+
+rooms = st.lists(st.integers(0, 24), min_size=1, max_size=10)
+qualities = st.builds(lambda critical: GOOD._replace(critical=critical), st.integers(1, PLACES - 1))
+
+
+# A new set.
+
+
+def test_each_has_the_critical_experts_and_a_share_of_the_others() -> None:
+    shards = fresh_set(GOOD, [host("a", 16), host("b", 16), host("c", 16)])
+    assert sorted(sizes(shards).values()) == [10, 11, 11]
+    assert union(shards) == 0xFFFF
+    assert all(shard.kept & 0xFF == 0xFF for shard in shards.values())
+    others = [shard.kept >> 8 for shard in shards.values()]
+    assert sum(others) == 0xFF, "none of them twice"
+
+
+def test_shares_follow_the_memory_of_the_nodes() -> None:
+    shards = fresh_set(GOOD, [host("a", 14), host("b", 18)])  # room for 10 and 14
+    assert sizes(shards) == {node("a"): 10, node("b"): 14}
+
+
+def test_there_is_no_set_where_experts_would_live_nowhere() -> None:
+    assert fresh_set(GOOD, [host("a", 15), host("b", 16)]) == {}  # 3 + 4 of 8 places
+    assert fresh_set(GOOD, [host("a", 30)]) == {}, "one node"
+    assert fresh_set(GOOD, []) == {}
+    assert fresh_set(GOOD, [Host(A, 9 * GIB, NEED, 0), Host(B, 9 * GIB, NEED, 3)]) == {}
+
+
+@given(quality=qualities, rooms=rooms)
+def test_a_set_fits_and_is_whole(quality: ShardQuality, rooms: list[int]) -> None:
+    hosts = [host(f"{number}", room) for number, room in enumerate(rooms)]
+    shards = fresh_set(quality, hosts)
+    assert not shards or union(shards) == 0xFFFF
+    assert len(shards) <= SHARDS_MAX
+    for one in hosts:
+        if shard := shards.get(one.node):
+            assert shard_bytes(NEED, EXPERTS, shard) <= one.room_bytes
+            assert shard.kept & ((1 << quality.critical) - 1) == (1 << quality.critical) - 1
+
+
+@given(quality=qualities, rooms=rooms, more=st.integers(0, 24))
+def test_a_further_node_makes_no_shard_bigger(
+    quality: ShardQuality, rooms: list[int], more: int
+) -> None:
+    hosts = [host(f"{number}", room) for number, room in enumerate(rooms)]
+    before = sizes(fresh_set(quality, hosts))
+    after = sizes(fresh_set(quality, [*hosts, host("new", more)]))
+    assert all(after.get(one, 0) <= size for one, size in before.items())
+
+
+# One that runs.
+
+
+def running_set(*names: str, room: int = 16) -> dict[NodeId, Shard]:
+    return fresh_set(GOOD, [host(name, room) for name in names])
+
+
+def test_a_node_that_joins_gets_its_share_and_moves_nothing() -> None:
+    old = running_set("a", "b", "c")
+    hosts = [host(name, 16, old[node(name)]) for name in "abc"]
+    new = extended(GOOD, [*hosts, host("d", 16)])
+    assert {one: shard for one, shard in new.items() if one != D} == old
+    assert new[D].size == GOOD.critical + 2, "its share of eight others among four"
+
+
+def test_of_those_that_stay_one_after_the_other_takes_what_is_lost() -> None:
+    old = running_set("a", "b", "c")
+    left = {name: old[node(name)] for name in "ab"}
+    first = extended(GOOD, [host(name, 16, one) for name, one in left.items()])
+    changed = [name for name in "ab" if first[node(name)] != left[name]]
+    assert len(changed) == 1
+    loading = [host(name, 16, first[node(name)], ready=name not in changed) for name in "ab"]
+    assert extended(GOOD, loading) == first, "the other one waits"
+    done = first
+    for _ in range(2):
+        done = extended(GOOD, [host(name, 16, done[node(name)]) for name in "ab"])
+    assert union(done) == 0xFFFF
+    assert extended(GOOD, [host(name, 16, done[node(name)]) for name in "ab"]) == done
+
+
+def test_a_node_that_joins_takes_what_is_lost() -> None:
+    old = running_set("a", "b", "c")
+    new = extended(GOOD, [*(host(name, 16, old[node(name)]) for name in "ab"), host("d", 16)])
+    assert union(new) == 0xFFFF
+    assert all(new[node(name)] == old[node(name)] for name in "ab")
+
+
+def test_what_runs_goes_on_where_no_whole_set_fits_any_more() -> None:
+    old = running_set("a", "b", "c", room=15)
+    left = [host("a", 15, old[A])]
+    assert extended(GOOD, left) == {A: old[A]}
+
+
+@given(
+    quality=qualities,
+    rooms=rooms,
+    started=st.sets(st.integers(0, 9)),
+)
+def test_any_part_of_a_set_that_runs_leads_to_the_same_set(
+    quality: ShardQuality, rooms: list[int], started: set[int]
+) -> None:
+    hosts = [host(f"{number}", room) for number, room in enumerate(rooms)]
+    shards = fresh_set(quality, hosts)
+    some = [
+        one._replace(running=shards.get(one.node)) if number in started else one
+        for number, one in enumerate(hosts)
+    ]
+    if any(one.running for one in some):
+        assert extended(quality, some) == shards
+
+
+# Which quality.
+
+
+def test_the_smallest_shards_that_are_good_enough_come_first() -> None:
+    bad = GOOD._replace(critical=4, divergence=170_000)
+    large = GOOD._replace(critical=12, divergence=10_000)
+    guessed = GOOD._replace(critical=6, divergence=UNMEASURED)
+    poor = GOOD._replace(critical=2, divergence=UNMEASURED, coverage=700_000)
+    known = [large, bad, GOOD, guessed, poor]
+    assert good_enough(known, DIVERGENCE_MAX) == [GOOD, large]
+    assert good_enough(known, 200_000) == [bad, GOOD, large]
+    assert good_enough(known, DIVERGENCE_MAX, measured=False) == [guessed]
+
+
+# Plans.
+
+
+def moe(
+    *holders: NodeId, known: tuple[ShardQuality, ...] = (GOOD,), deep: bool = True
+) -> ModelFacts:
+    shape = SHAPE if deep else SHAPE._replace(layer_bytes=(), layer_reads=())
+    return ModelFacts(
+        digest=MOE,
+        need_bytes=NEED,
+        holders=holders,
+        shapes=tuple((one, shape) for one in holders),
+        expert_bytes=tuple((one, EXPERTS) for one in holders),
+        qualities=known,
+    )
+
+
+def facts(
+    *budgets: int,
+    described: ModelFacts | None = None,
+    wish: PlacementRequest | None = None,
+    residents: tuple[Resident, ...] = (),
+) -> PlacementInputs:
+    ids = [A, B, C, D][: len(budgets)]
+    return PlacementInputs(
+        nodes=tuple(
+            NodeFacts(node=one, budget_bytes=budget * GIB, rpc="7.0.0", may_head=True)
+            for one, budget in zip(ids, budgets, strict=True)
+        ),
+        models=(described or moe(*ids),),
+        wants=(wish or PlacementRequest(digest=MOE, owner=A),),
+        residents=residents,
+    )
+
+
+def residents_of(
+    assignment: Assignment, state: ResidentState = "ready", *, where: tuple[NodeId, ...] = ()
+) -> tuple[Resident, ...]:
+    assert isinstance(assignment.layout, Experts)
+    return tuple(
+        Resident(
+            digest=MOE,
+            node=one.node,
+            state=state,
+            name=shard_name(MOE, one.shard),
+            shard=one.shard,
+        )
+        for one in assignment.layout.shards
+        if not where or one.node in where
+    )
+
+
+def shards_of(result: Plan) -> dict[NodeId, Shard]:
+    layout = only(result, MOE).layout
+    return {one.node: one.shard for one in layout.shards} if isinstance(layout, Experts) else {}
+
+
+def test_a_model_of_experts_that_fits_on_no_node_is_served_in_shards() -> None:
+    row = only(plan(facts(16, 16, 16)), MOE)
+    assert isinstance(row.layout, Experts)
+    assert row.reason is Reason.PLACED
+    assert explain(row).startswith("it fits on no node: expert shards on 3 nodes, of 16 experts")
+    assert explain(row).endswith("measured divergence 0.050")
+    assert all(is_shard(one.part.name) for one in row.replicas())
+
+
+def test_one_that_fits_is_whole_and_one_that_fits_later_becomes_whole() -> None:
+    assert isinstance(only(plan(facts(16, 16, 20)), MOE).layout, Whole)
+    sharded = facts(16, 16, 16)
+    running = residents_of(only(plan(sharded), MOE))
+    row = only(plan(facts(16, 16, 16, 20, residents=running)), MOE)
+    assert (row.layout, row.reason) == (Whole(nodes=(D,)), Reason.PLACED)
+
+
+def test_shards_that_are_not_good_enough_leave_it_to_a_pipeline() -> None:
+    bad = GOOD._replace(divergence=170_000)
+    row = only(plan(facts(16, 16, 16, described=moe(A, B, C, known=(bad,)))), MOE)
+    assert isinstance(row.layout, Pipeline)
+    assert "0.170 is their least measured divergence, more than the 0.100" in explain(row)
+    without = facts(16, 16, 16, described=moe(A, B, C, known=(bad,), deep=False))
+    row = only(plan(without), MOE)
+    assert row.nodes == ()
+    assert "0.170 is their least measured divergence, more than the 0.100" in explain(row)
+
+
+def test_the_owner_says_how_good_they_have_to_be_and_whether_there_may_be_any() -> None:
+    bad = GOOD._replace(divergence=170_000)
+    described = moe(A, B, C, known=(bad,))
+    wish = PlacementRequest(digest=MOE, owner=A, divergence_max=500_000)
+    assert shards_of(plan(facts(16, 16, 16, described=described, wish=wish)))
+    wish = replace(wish, moe=Sharing.LAYERS)
+    row = only(plan(facts(16, 16, 16, described=described, wish=wish)), MOE)
+    assert isinstance(row.layout, Pipeline)
+    assert row.shard_refusal is None
+    wish = PlacementRequest(digest=MOE, owner=A, moe=Sharing.EXPERTS)
+    row = only(plan(facts(16, 16, 16, described=described, wish=wish)), MOE)
+    assert row.nodes == (), "a pipeline is not what was asked for"
+
+
+def test_the_strictest_owner_counts() -> None:
+    lax = PlacementRequest(digest=MOE, owner=A, divergence_max=500_000)
+    base = facts(16, 16, 16, described=moe(A, B, C, known=(GOOD._replace(divergence=170_000),)))
+    both = replace(base, wants=(lax, PlacementRequest(digest=MOE, owner=B)))
+    assert isinstance(only(plan(both), MOE).layout, Pipeline)
+
+
+def test_what_is_not_measured_will_do_only_where_the_model_can_run_nowhere() -> None:
+    guessed = GOOD._replace(divergence=UNMEASURED)
+    row = only(plan(facts(16, 16, 16, described=moe(A, B, C, known=(guessed,)))), MOE)
+    assert isinstance(row.layout, Pipeline)
+    flat = moe(A, B, C, known=(guessed,), deep=False)
+    row = only(plan(facts(16, 16, 16, described=flat)), MOE)
+    assert isinstance(row.layout, Experts)
+    assert "unmeasured, predicted to cover 93 % of the importance" in explain(row)
+
+
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ((), "nothing is known of their quality: `p2pmesh experts rank`"),
+        ((GOOD._replace(divergence=UNMEASURED, coverage=800_000),), "experts measure"),
+        ((GOOD._replace(critical=14),), "the smallest that is good enough takes 19.0 GiB, 0 nodes"),
+    ],
+)
+def test_it_says_why_there_are_no_shards(known: tuple[ShardQuality, ...], says: str) -> None:
+    described = moe(A, B, C, known=known, deep=False)
+    row = only(plan(facts(16, 16, 16, described=described)), MOE)
+    assert row.nodes == ()
+    assert says in explain(row)
+
+
+def test_a_pipeline_that_runs_stays_unless_shards_are_asked_for() -> None:
+    pipeline = only(plan(facts(16, 16, 16, described=moe(A, B, C, known=()))), MOE)
+    assert isinstance(pipeline.layout, Pipeline)
+    stages = tuple(one.range for one in pipeline.layout.stages)
+    running = tuple(
+        Resident(digest=MOE, node=one.node, state="ready", name=one.part.name, stages=stages)
+        for one in pipeline.replicas()
+    )
+    assert isinstance(only(plan(facts(16, 16, 16, residents=running)), MOE).layout, Pipeline)
+    wish = PlacementRequest(digest=MOE, owner=A, moe=Sharing.EXPERTS)
+    asked = plan(facts(16, 16, 16, residents=running, wish=wish))
+    assert isinstance(only(asked, MOE).layout, Experts)
+    started = residents_of(only(asked, MOE), "loading", where=(A,))
+    some = facts(16, 16, 16, residents=(*running, *started), wish=wish)
+    assert plan(some) == asked
+
+
+def test_shards_of_an_older_ranking_stay_while_it_is_good_enough() -> None:
+    old = plan(facts(16, 16, 16))
+    running = residents_of(only(old, MOE))
+    newer = ShardQuality(NEWER, PLACES, 6, 20_000, 950_000)
+    both = facts(16, 16, 16, described=moe(A, B, C, known=(GOOD, newer)), residents=running)
+    assert shards_of(plan(both)) == shards_of(old)
+    alone = facts(16, 16, 16, described=moe(A, B, C, known=(newer,)), residents=running)
+    assert {one.ranking for one in shards_of(plan(alone)).values()} == {NEWER}
+
+
+def test_a_dead_node_leaves_the_others_as_they_are_but_one() -> None:
+    before = plan(facts(16, 16, 16))
+    running = residents_of(only(before, MOE), where=(A, B))
+    after = shards_of(plan(facts(16, 16, described=moe(A, B), residents=running)))
+    old = shards_of(before)
+    assert sum(after[one] == old[one] for one in (A, B)) == 1
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_part_of_a_plan_with_shards_leads_to_the_same_plan(seed: int) -> None:
+    rng = Random(seed)
+    base = facts(*(rng.randint(6, 18) for _ in range(rng.randint(2, 4))))
+    small = ModelFacts(
+        digest=OTHER, need_bytes=rng.randint(1, 8) * GIB, holders=tuple(n.node for n in base.nodes)
+    )
+    base = replace(
+        base,
+        models=(*base.models, small),
+        wants=(*base.wants, PlacementRequest(digest=OTHER, owner=B, replicas=rng.randint(1, 2))),
+    )
+    result = plan(base)
+    row, other = only(result, MOE), only(result, OTHER)
+    started = [
+        replace(one, state=rng.choice(STATES))
+        for one in (residents_of(row) if isinstance(row.layout, Experts) else ())
+        if rng.random() < 0.5
+    ] + [
+        Resident(digest=OTHER, node=one, state=rng.choice(STATES))
+        for one in other.nodes
+        if rng.random() < 0.5
+    ]
+    assert plan(replace(base, residents=tuple(started))) == result
+
+
+# What a node does about it.
+
+
+def test_a_node_starts_its_shard_and_leaves_the_one_that_it_runs() -> None:
+    base = facts(16, 16, 16)
+    result = plan(base)
+    [start] = reconcile(me=A, plan=result, facts=base, running={}, proven=())
+    assert isinstance(start, Start)
+    assert start.shard == shards_of(result)[A]
+    assert start.part.name == shard_name(MOE, shards_of(result)[A])
+    running = residents_of(only(result, MOE), where=(A,))
+    some = replace(base, residents=running)
+    assert (
+        reconcile(me=A, plan=plan(some), facts=some, running={start.part: "ready"}, proven=()) == ()
+    )
+
+
+def test_a_node_stops_a_shard_that_has_no_room_beside_the_one_that_replaces_it() -> None:
+    base = facts(16, 16, 16)
+    old = residents_of(only(plan(base), MOE), where=(A, B))
+    some = facts(16, 16, described=moe(A, B), residents=old)
+    result = plan(some)
+    [changed] = (one for one in old if one.shard != shards_of(result)[one.node])
+    running = {changed.part: "ready"}
+    actions = reconcile(me=changed.node, plan=result, facts=some, running=running, proven=())
+    assert [type(one) for one in actions] == [Stop]
