@@ -6,6 +6,7 @@ import json
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import pytest
@@ -21,7 +22,8 @@ from tests.engine.samples import native
 from tests.engine.supervised import DEADLINE_S, is_ready, supervised, tiny
 from tests.models.layouts import LAYOUTS, moe_gguf
 
-TOKENS = 8
+TOKENS = 16
+NEAR_TIE = 0.05  # nats; experts in another order are added in another order, which moved 0.013
 QUICK = ("deepseek-v3", "gpt-oss")  # groups, shared experts and a dense layer; biases
 
 
@@ -35,7 +37,14 @@ def cut(path: Path, *, keep: int | Sequence[int]) -> Path:
     return output
 
 
-async def answer(folder: Path, model: Path) -> str:
+class Step(NamedTuple):
+    """A token of an answer, and by how much the model preferred it to the next best, in nats."""
+
+    token: int
+    margin: float
+
+
+async def answer(folder: Path, model: Path) -> list[Step]:
     """Return what llama-server says on this model, at temperature 0."""
     server = (str(native() / SERVER),)
     async with supervised(folder, tiny(server, model=model)) as watched:
@@ -43,11 +52,12 @@ async def answer(folder: Path, model: Path) -> str:
         return await trio.to_thread.run_sync(complete, status)
 
 
-def complete(status: EngineStatus) -> str:
+def complete(status: EngineStatus) -> list[Step]:
     body = {
         "prompt": "The capital of",
         "n_predict": TOKENS,
         "temperature": 0,
+        "n_probs": 2,
         "cache_prompt": False,
     }
     request = urllib.request.Request(
@@ -56,7 +66,18 @@ def complete(status: EngineStatus) -> str:
         headers={"Authorization": f"Bearer {status.api_key}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:
-        return str(json.load(reply)["content"])
+        steps = json.load(reply)["completion_probabilities"]
+    tops = [[one["logprob"] for one in step["top_logprobs"]] for step in steps]
+    return [Step(step["id"], best - next_) for step, (best, next_) in zip(steps, tops, strict=True)]
+
+
+def assert_equal(one: list[Step], other: list[Step]) -> None:
+    """The same tokens, up to one that is nearly as good as another."""
+    for left, right in zip(one, other, strict=True):
+        if left.token != right.token:
+            assert min(left.margin, right.margin) < NEAR_TIE
+            return
+        assert abs(left.margin - right.margin) < NEAR_TIE
 
 
 @pytest.mark.parametrize(
@@ -65,7 +86,7 @@ def complete(status: EngineStatus) -> str:
 )
 async def test_a_shard_of_every_layout_answers(layout: str, tmp_path: Path) -> None:
     shard = cut(moe_gguf(tmp_path / "model.gguf", layout), keep=8)
-    assert len(await answer(tmp_path, shard)) >= TOKENS
+    assert len(await answer(tmp_path, shard)) == TOKENS
 
 
 @pytest.mark.full
@@ -75,7 +96,7 @@ async def test_a_shard_with_fewer_experts_than_were_used_answers(
 ) -> None:
     grouped = layout == "deepseek-v3"
     shard = cut(moe_gguf(tmp_path / "model.gguf", layout), keep=8 if grouped else 2)
-    assert len(await answer(tmp_path, shard)) >= TOKENS
+    assert len(await answer(tmp_path, shard)) == TOKENS
 
 
 @pytest.mark.full
@@ -83,17 +104,17 @@ async def test_a_shard_with_fewer_experts_than_were_used_answers(
 async def test_a_shard_of_quantised_experts_answers(kind: str, tmp_path: Path) -> None:
     number = gguf.GGMLQuantizationType[kind]
     shard = cut(moe_gguf(tmp_path / "model.gguf", "qwen3moe", kind=number), keep=5)
-    assert len(await answer(tmp_path, shard)) >= TOKENS
+    assert len(await answer(tmp_path, shard)) == TOKENS
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 async def test_all_experts_in_another_order_say_the_same(layout: str, tmp_path: Path) -> None:
-    """Within groups, whose order is kept; equal up to rounding, so in the tokens chosen."""
+    """Equal up to rounding. The order changes within groups."""
     model = moe_gguf(tmp_path / "model.gguf", layout)
     order = [group + at for group in range(0, 16, 4) for at in (2, 0, 3, 1)]
     shard = cut(model, keep=order)
-    assert await answer(tmp_path, shard) == await answer(tmp_path, model)
+    assert_equal(await answer(tmp_path, shard), await answer(tmp_path, model))
 
 
 @pytest.mark.full
@@ -103,4 +124,4 @@ async def test_a_trained_model_with_its_experts_in_another_order_says_the_same(
     model = tmp_path / "model.gguf"
     model.write_bytes(EMBEDDED.read_bytes())
     shard = cut(model, keep=range(15, -1, -1))
-    assert await answer(tmp_path, shard) == await answer(tmp_path, model)
+    assert_equal(await answer(tmp_path, shard), await answer(tmp_path, model))

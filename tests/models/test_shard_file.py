@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +60,33 @@ def test_experts_are_kept_in_every_quantisation(
     model = source("qwen3moe", kind=kind, split_tensors=split_tensors)
     lists = {0: (3, 1), 1: (15, 0), 2: (7, 8)}
     assert_kept(model, cut(model, lists), lists)
+
+
+@pytest.mark.parametrize("kind", gguf.GGML_QUANT_SIZES)
+def test_experts_are_kept_in_every_type_that_there_is(
+    kind: gguf.GGMLQuantizationType, tmp_path: Path
+) -> None:
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    row = np.random.default_rng(1).integers(0, 256, (EXPERTS, 3, 2 * block_bytes), np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3moe")
+    writer.add_block_count(1)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_expert_count(EXPERTS)
+    writer.add_expert_used_count(2)
+    writer.add_tensor("blk.0.ffn_gate_inp.weight", np.ones((EXPERTS, 64), np.float32))
+    writer.add_tensor("blk.0.ffn_down_exps.weight", row, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = (tmp_path / "m.gguf").read_bytes()
+    shard = tensors(cut(Source((data,), (scan(data),)), {0: (9, 4, 12)}))
+    assert shard["blk.0.ffn_down_exps.weight"] == (
+        (2 * block, 3, 3),
+        kind,
+        row[[9, 4, 12]].tobytes(),
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
