@@ -17,8 +17,9 @@ from p2pmesh.engine.supervisor import EngineStatus
 from p2pmesh.home import Home
 from p2pmesh.models.experts import first_experts, same_experts
 from p2pmesh.models.slice import read_layout, write_shard
-from p2pmesh.models.store import EMBEDDED, Store
-from tests.engine.samples import native
+from p2pmesh.models.store import EMBEDDED as DEMO
+from p2pmesh.models.store import Store
+from tests.engine.samples import EMBEDDED, native
 from tests.engine.supervised import DEADLINE_S, is_ready, supervised, tiny
 from tests.models.layouts import LAYOUTS, moe_gguf
 
@@ -44,10 +45,10 @@ class Step(NamedTuple):
     margin: float
 
 
-async def answer(folder: Path, model: Path) -> list[Step]:
-    """Return what llama-server says on this model, at temperature 0."""
-    server = (str(native() / SERVER),)
-    async with supervised(folder, tiny(server, model=model)) as watched:
+async def answer(folder: Path, model: Path, command: tuple[str, ...] | None = None) -> list[Step]:
+    """Return what an engine, stock llama-server at first, says on this model at temperature 0."""
+    command = command or (str(native() / SERVER),)
+    async with supervised(folder, tiny(command, model=model)) as watched:
         status = await watched.wait(is_ready)
         return await trio.to_thread.run_sync(complete, status)
 
@@ -78,6 +79,13 @@ def assert_equal(one: list[Step], other: list[Step]) -> None:
             assert min(left.margin, right.margin) < NEAR_TIE
             return
         assert abs(left.margin - right.margin) < NEAR_TIE
+
+
+async def test_a_shard_of_the_small_model_answers_in_the_embedded_engine(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(DEMO.read_bytes())
+    shard = cut(model, keep=8)
+    assert len(await answer(tmp_path, shard, EMBEDDED)) == TOKENS
 
 
 @pytest.mark.parametrize(
@@ -122,6 +130,6 @@ async def test_a_trained_model_with_its_experts_in_another_order_says_the_same(
     tmp_path: Path,
 ) -> None:
     model = tmp_path / "model.gguf"
-    model.write_bytes(EMBEDDED.read_bytes())
+    model.write_bytes(DEMO.read_bytes())
     shard = cut(model, keep=range(15, -1, -1))
     assert_equal(await answer(tmp_path, shard), await answer(tmp_path, model))
