@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pmesh.errors import ConfigError
+from p2pmesh.sharing import DIVERGENCE_LIMIT, DIVERGENCE_MAX, MILLION, Sharing
 from p2pmesh.web_policy import parse_host, parse_origin
 
 ENV_PREFIX = "P2PMESH_"
@@ -30,6 +31,7 @@ SLOTS_MAX = 64  # each takes a thread of the engine; more only wait for each oth
 SPLIT_MAX = 8  # more stages never made one stream faster
 SIZE_BYTES_MAX = 2**60  # far above any machine, and still a number that the wire format takes
 
+_DIVERGENCE = re.compile(r"kl=(\d{1,4}(?:\.\d{1,9})?)", re.ASCII)
 _SIZE = re.compile(
     r"(?P<number>\d{1,18}(\.\d{1,18})?)\s?(?P<unit>([KMGT](I?B)?|B)?)", re.ASCII | re.IGNORECASE
 )
@@ -129,6 +131,25 @@ def _parse_split(text: str) -> int:
     if not re.fullmatch("[0-9]{1,2}", text.strip()) or not 2 <= int(text) <= SPLIT_MAX:
         raise ValueError(f"{text!r} is not a number of nodes from 2 to {SPLIT_MAX}")
     return int(text)
+
+
+def _parse_sharing(text: str) -> Sharing:
+    if text.strip() not in set(Sharing):
+        raise ValueError(f"{text!r} is not one of {', '.join(Sharing)}")
+    return Sharing(text.strip())
+
+
+def _parse_divergence(text: str) -> int:
+    """Read how far shards may be from the whole model: `kl=0.10` -> 100000 millionths of a nat."""
+    match = _DIVERGENCE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is not a largest divergence: write it like kl=0.10, in nats per token"
+        )
+    divergence = int(Fraction(match[1]) * MILLION)
+    if divergence > DIVERGENCE_LIMIT:
+        raise ValueError(f"{text!r} is more than any model diverges from another")
+    return divergence
 
 
 def _parse_path(text: str) -> Path:
@@ -320,6 +341,20 @@ SETTINGS: tuple[Setting, ...] = (
         help="Nodes that share each --model as one pipeline, this one with its first layers.",
     ),
     Setting(
+        name="moe",
+        unit="WAY",
+        default="auto",
+        parse=_parse_sharing,
+        help="How a model of experts that fits on no node is shared: experts, layers, or auto.",
+    ),
+    Setting(
+        name="moe-quality",
+        unit="BOUND",
+        default="kl=0.10",
+        parse=_parse_divergence,
+        help="How far the answers of expert shards may be from those of the whole model.",
+    ),
+    Setting(
         name="hosts",
         unit="NAME",
         default="",
@@ -360,6 +395,8 @@ class Settings:
     context: int | None = None
     slots: int = 4
     split: int | None = None
+    moe: Sharing = Sharing.AUTO
+    moe_quality: int = DIVERGENCE_MAX
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()

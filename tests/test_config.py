@@ -26,6 +26,7 @@ from p2pmesh.config import (
     variable,
 )
 from p2pmesh.errors import ConfigError
+from p2pmesh.sharing import Sharing
 
 DEFAULT = Address("127.0.0.1", 9338)
 
@@ -43,6 +44,8 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "no-discovery": ("true", True),
     "model": ("tiny", ("tiny",)),
     "engine": ("bin/llama-server", Path("bin/llama-server")),
+    "moe": ("experts", Sharing.EXPERTS),
+    "moe-quality": ("kl=0.5", 500_000),
     "memory": ("8GiB", 8 * 2**30),
     "context": ("4096", 4096),
     "slots": ("2", 2),

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "p2pmesh.home",
         "p2pmesh.log",
         "p2pmesh.metrics",
+        "p2pmesh.sharing",
         "p2pmesh.watchable",
         "p2pmesh.web_policy",
     ),

@@ -12,8 +12,7 @@ it holds: it stays the same part when others come and go.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -29,26 +28,8 @@ UNIT_BYTES = 8
 PLACES_MAX = 1024  # of experts in a layer; the largest published models have 512
 RANKING_CHARACTERS = 64
 UNMEASURED = -1
-MILLION = 1_000_000
-DIVERGENCE_MAX = MILLION // 10  # what shards may diverge where nobody says otherwise
 _SHARD = re.compile(rf"shard-[0-9a-f]{{{2 * UNIT_BYTES}}}")
 _STAGE = re.compile(rf"stage-([0-9a-f]{{{2 * UNIT_BYTES}}})-([0-{STAGES_MAX - 1}])")
-
-
-class Sharing(StrEnum):
-    """How nodes may share a model of experts that fits on none of them."""
-
-    AUTO = "auto"
-    EXPERTS = "experts"
-    LAYERS = "layers"
-
-
-def strictest(asked: Collection[Sharing]) -> Sharing:
-    """Return what all who asked can live with best: layers answer as the whole model does."""
-    for one in (Sharing.LAYERS, Sharing.EXPERTS):
-        if one in asked:
-            return one
-    return Sharing.AUTO
 
 
 class PartId(NamedTuple):

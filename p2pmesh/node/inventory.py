@@ -92,6 +92,8 @@ def open_models(
             context=settings.context or default_context(file.card),
             slots=settings.slots,
             split=settings.split or 0,
+            moe=settings.moe,
+            divergence_max=settings.moe_quality,
         )
     return Opened(files=files, demo=demo, wanted=tuple(wanted.values()))
 

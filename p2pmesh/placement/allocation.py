@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import (
-    DIVERGENCE_MAX,
     WHOLE,
     Shard,
     ShardQuality,
-    Sharing,
     StageRange,
     parse_stage,
     unit_id,
@@ -24,6 +22,7 @@ from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resi
 from p2pmesh.placement.layout import Experts, Pipeline, PlacedShard, Whole
 from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking, lacking_together
 from p2pmesh.placement.rendezvous import rank
+from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 
 # In the rank of a model more memory than this many of its copies take counts no more: nobody draws
 # all models by claiming a huge budget.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pmesh.identity.keys import NodeId, show_id
-from p2pmesh.models.parts import MILLION, ShardQuality
+from p2pmesh.models.parts import ShardQuality
 from p2pmesh.placement.assignment import Assignment, Reason, ShardRefusal
 from p2pmesh.placement.layout import Experts, Pipeline
 from p2pmesh.placement.pipeline import Stage
+from p2pmesh.sharing import MILLION
 
 MIB = 2**20
 GIB = 2**30
@@ -120,7 +121,7 @@ def _nor_sharded(refusal: ShardRefusal | None) -> str:
 
 def _millionths(number: int) -> str:
     """A number of millionths with three decimals."""
-    return f"{number / MILLION:.3f}"
+    return f"{number // MILLION}.{number % MILLION // 1000:03}"
 
 
 def _why_not_split(reason: Reason, node: str, lack: str) -> str:

@@ -42,10 +42,11 @@ from itertools import groupby
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import DIVERGENCE_MAX, PartId, Sharing, strictest
+from p2pmesh.models.parts import PartId
 from p2pmesh.placement.allocation import Allocation, Demand
 from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.facts import ModelFacts, PlacementInputs
+from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.wire.codec import encode
 
 ALGORITHM = 9
@@ -136,7 +137,7 @@ def _demands(facts: PlacementInputs) -> tuple[list[Demand], list[ModelFacts]]:
             copies=count,
             priority=priority.get(digest, 0),
             split=split.get(digest, 0),
-            moe=strictest(sharing.get(digest, ())),
+            moe=Sharing.strictest(sharing.get(digest, ())),
             divergence_max=divergence.get(digest, DIVERGENCE_MAX),
         )
         for digest, count in copies.items()

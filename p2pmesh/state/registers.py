@@ -21,8 +21,6 @@ from p2pmesh.models.cards import to_wire as card_to_wire
 from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
 from p2pmesh.models.metadata import CONTEXT_MAX, LAYERS_MAX
 from p2pmesh.models.parts import (
-    DIVERGENCE_MAX,
-    MILLION,
     PLACES_MAX,
     RANKING_CHARACTERS,
     STAGES_MAX,
@@ -31,7 +29,6 @@ from p2pmesh.models.parts import (
     PartId,
     Shard,
     ShardQuality,
-    Sharing,
     StageRange,
     is_known,
     is_shard,
@@ -39,6 +36,7 @@ from p2pmesh.models.parts import (
     shard_name,
     unit_id,
 )
+from p2pmesh.sharing import DIVERGENCE_LIMIT, DIVERGENCE_MAX, MILLION, Sharing
 from p2pmesh.wire.codec import encode
 from p2pmesh.wire.fields import as_map, take, take_rows
 from p2pmesh.wire.records import RECORD_BYTES_MAX
@@ -52,7 +50,6 @@ FAR_MAX = 64  # a node has links with some ten others
 MEMORY_MIB_PER_S_MAX = 2**24  # 16 TiB/s: twice what the fastest accelerator has
 SERVES_MAX = 64
 QUALITIES_MAX = 8  # of the shards of one model
-DIVERGENCE_LIMIT = 100 * MILLION  # a model of 10^43 tokens that answers at random
 WANTS_MAX = 16
 REPLICAS_MAX = 1024
 PRIORITY_MAX = 1000

@@ -20,7 +20,8 @@ from p2pmesh.identity.credentials import Credential
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
-from p2pmesh.models.parts import PartId, strictest
+from p2pmesh.models.parts import PartId
+from p2pmesh.sharing import Sharing
 from p2pmesh.state.document import Document
 from p2pmesh.state.registers import (
     HELD_PAGES_MAX,
@@ -339,7 +340,7 @@ def merge_wants(wishes: Iterable[ModelRequest]) -> ModelRequest | None:
             context=max(one.context, other.context),
             slots=max(one.slots, other.slots),
             split=max(one.split, other.split),
-            moe=strictest((one.moe, other.moe)),
+            moe=Sharing.strictest((one.moe, other.moe)),
             divergence_max=min(one.divergence_max, other.divergence_max),
         )
     return merged

@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.parts import (
-    DIVERGENCE_MAX,
-    UNMEASURED,
-    Shard,
-    ShardQuality,
-    Sharing,
-    is_shard,
-    shard_name,
-)
+from p2pmesh.models.parts import UNMEASURED, Shard, ShardQuality, is_shard, shard_name
 from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.experts import (
     SHARDS_MAX,
@@ -39,6 +31,7 @@ from p2pmesh.placement.layout import Experts, Pipeline, Whole
 from p2pmesh.placement.pipeline import Shape
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Start, Stop, reconcile
+from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from tests.placement.placement_strategies import GIB, STATES, model, node, only
 
 A, B, C, D = (node(name) for name in "abcd")

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from p2pmesh.identity.credentials import Credential
 from p2pmesh.models.cards import need_bytes
 from p2pmesh.models.parts import (
-    DIVERGENCE_MAX,
     UNMEASURED,
     Shard,
     ShardQuality,
-    Sharing,
     StageName,
     StageRange,
     shard_name,
@@ -43,6 +41,7 @@ from p2pmesh.placement.inputs import (
     pipeline_context,
 )
 from p2pmesh.placement.pipeline import shape_of
+from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.state.document import Document
 from p2pmesh.state.registers import (
     Caps,

@@ -18,12 +18,12 @@ from p2pmesh.models.parts import (
     PartId,
     Shard,
     ShardQuality,
-    Sharing,
     StageName,
     StageRange,
     shard_name,
     unit_id,
 )
+from p2pmesh.sharing import Sharing
 from p2pmesh.state import registers
 from p2pmesh.state.registers import (
     Caps,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pmesh.models.parts import PartId, Sharing
+from p2pmesh.models.parts import PartId
+from p2pmesh.sharing import Sharing
 from p2pmesh.state import registers
 from p2pmesh.state.document import Document
 from p2pmesh.state.fingerprint import fingerprint_of
