@@ -119,6 +119,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def rankings(self) -> Path:
+        """Rankings of the experts of models, each named by its digest."""
+        return self.root / "rankings"
+
+    @property
     def engine(self) -> Path:
         """Engines that `p2pmesh engine install` built."""
         return self.cache / "engine"

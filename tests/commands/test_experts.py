@@ -10,4 +10,5 @@ from p2pmesh.commands.experts import experts
 def test_help_lists_the_commands() -> None:
     result = CliRunner().invoke(experts, ["--help"])
     assert result.exit_code == 0
+    assert "\n  rank " in result.stdout
     assert "\n  slice " in result.stdout

@@ -1,0 +1,135 @@
+"""Rankings of experts as files of this node, each named by the digest of its bytes.
+
+Shell: reads and writes files. A ranking of `importance.py` is `DIGEST.ranking`. The scores of
+neurons that it names are `DIGEST.neurons`: little-endian 32 bit floats [layers, domains, experts,
+width], in the order of the ranking, so that any part of it can be read by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from p2pmesh.errors import LocalError, ModelError, PeerError
+from p2pmesh.home import replacing, write_atomic
+from p2pmesh.models.imatrix import Floats
+from p2pmesh.models.importance import (
+    DIGEST_BYTES,
+    RANKING_BYTES_MAX,
+    Neurons,
+    Ranking,
+    RankingDigest,
+    digest_of,
+    from_bytes,
+    to_bytes,
+)
+
+SUFFIX = ".ranking"
+NEURONS_SUFFIX = ".neurons"
+FLOATS = np.dtype("<f4")
+
+
+def save(folder: Path, ranking: Ranking) -> Path:
+    """Keep a ranking, whose neurons were saved before; returns its file.
+
+    Raises:
+        LocalError: Disk full, no permission.
+    """
+    _create(folder)
+    path = folder / f"{digest_of(ranking)}{SUFFIX}"
+    write_atomic(path, to_bytes(ranking))
+    return path
+
+
+def load(folder: Path, digest: RankingDigest) -> Ranking | None:
+    """Return the ranking with this digest; None when it is not here.
+
+    Raises:
+        ModelError: The file was changed.
+        LocalError: The system does not let it be read.
+    """
+    path = folder / f"{digest}{SUFFIX}"
+    try:
+        with path.open("rb") as file:
+            data = file.read(RANKING_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    if blake2b(data, digest_size=DIGEST_BYTES).hexdigest() != digest:
+        raise _damaged(path)
+    try:
+        return from_bytes(data)
+    except PeerError as exc:
+        raise ModelError(f"{path} cannot be used: {exc}") from exc
+
+
+def save_neurons(folder: Path, layers: Sequence[Floats]) -> Neurons:
+    """Keep the scores of neurons, and return what a ranking says of them.
+
+    Args:
+        folder: The home's rankings.
+        layers: For each layer, [domains, experts, width].
+
+    Raises:
+        LocalError: Disk full, no permission.
+    """
+    _create(folder)
+    hasher = blake2b(digest_size=DIGEST_BYTES)
+    for scores in layers:
+        hasher.update(scores.astype(FLOATS).tobytes())
+    digest = hasher.hexdigest()
+    with replacing(folder / f"{digest}{NEURONS_SUFFIX}") as file:
+        for scores in layers:
+            file.write(scores.astype(FLOATS).tobytes())
+    return Neurons(digest, layers[0].shape[-1])
+
+
+def load_neurons(folder: Path, ranking: Ranking) -> Floats | None:
+    """Return the scores of neurons of a ranking, [layers, domains, experts, width].
+
+    They stay on the disk until they are used. None when the ranking has none, or they are not here.
+
+    Raises:
+        ModelError: The file was changed.
+        LocalError: The system does not let it be read.
+    """
+    if ranking.neurons is None:
+        return None
+    path = folder / f"{ranking.neurons.digest}{NEURONS_SUFFIX}"
+    shape = (len(ranking.layers), len(ranking.domains), ranking.experts, ranking.neurons.width)
+    try:
+        if path.stat().st_size != FLOATS.itemsize * np.prod(shape, dtype=np.int64):
+            raise _damaged(path)
+        scores: Floats = np.memmap(path, FLOATS, mode="r", shape=shape)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    hasher = blake2b(digest_size=DIGEST_BYTES)
+    for layer in scores:
+        hasher.update(layer.tobytes())
+    if hasher.hexdigest() != ranking.neurons.digest:
+        raise _damaged(path)
+    return scores
+
+
+def _create(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise LocalError(f"Cannot create {folder} ({exc.strerror}); choose another --home") from exc
+
+
+def _damaged(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} is damaged: its bytes are not those that its name says; delete it and run "
+        "p2pmesh experts rank again"
+    )
+
+
+def _unreadable(path: Path, exc: OSError) -> LocalError:
+    return LocalError(f"Cannot read {path} ({exc.strerror}); check its permissions")
