@@ -20,7 +20,7 @@ from p2pmesh.gateway.backends import Backends
 from p2pmesh.gateway.bodies import BodyBudget
 from p2pmesh.gateway.client import ClientConnection, ClientGoneError
 from p2pmesh.gateway.dialects import error_body
-from p2pmesh.gateway.headers import PART, WHERE, Header, cors_headers, preflight_headers
+from p2pmesh.gateway.headers import PART, QUALITY, WHERE, Header, cors_headers, preflight_headers
 from p2pmesh.gateway.limits import (
     PROCESSING_INTERVAL_S,
     RETRY_AFTER_S,
@@ -34,7 +34,7 @@ from p2pmesh.gateway.openai import (
     InferenceEndpoint,
     ambiguous_model,
     find_endpoint,
-    requested_model,
+    read_request,
     unknown_model,
     wrong_modality,
 )
@@ -229,7 +229,7 @@ class Api:
         body = await client.read_body(bodies, length)
         try:
             part = _chosen_part(head) if caller.kind == "peer" else None
-            models = await self._models_for(head, body, endpoint, part)
+            models, beginning = await self._models_for(head, body, endpoint, part)
             stays = caller.kind != "peer" and _stays_here(head)
             if stays and caller.is_guest:
                 message = "The node that was asked runs no models, and the request may not leave it"
@@ -245,6 +245,8 @@ class Api:
                 here_only=here_only,
                 part=part,
                 wait=not here_only,
+                full_only=caller.kind != "peer" and _wants_full(head),
+                beginning=beginning,
             )
             with client.work():
                 async with self._places[caller.kind].place():
@@ -274,20 +276,23 @@ class Api:
 
     async def _models_for(
         self, head: h11.Request, body: Body, endpoint: InferenceEndpoint, part: PartId | None
-    ) -> Sequence[ServedModel]:
-        """The model of the part that a peer chose, or those that a request may mean, best first."""
+    ) -> tuple[Sequence[ServedModel], object]:
+        """The models that a request may mean, best first, and how its conversation begins.
+
+        That is the model of the part that a peer chose, if one did.
+        """
         if part is not None:
-            return [self._checked(self._by_digest(part.digest), endpoint)]
+            return [self._checked(self._by_digest(part.digest), endpoint)], None
         content_type = _header(head, b"content-type") or ""
         if len(body) > PARSE_BYTES_MAX:
-            name = await trio.to_thread.run_sync(
-                requested_model, body, content_type, limiter=self._scanners
+            asked = await trio.to_thread.run_sync(
+                read_request, body, content_type, limiter=self._scanners
             )
         else:
-            name = requested_model(body, content_type)
-        if name is None:
-            return self._auto(endpoint)
-        return [self._checked(self._resolve(name), endpoint)]
+            asked = read_request(body, content_type)
+        if asked.model is None:
+            return self._auto(endpoint), asked.beginning
+        return [self._checked(self._resolve(asked.model), endpoint)], asked.beginning
 
     def _checked(self, model: ServedModel, endpoint: InferenceEndpoint) -> ServedModel:
         """Refuse what the model cannot do; without its file that is left to the owner."""
@@ -352,9 +357,18 @@ def _chosen_part(head: h11.Request) -> PartId:
 
 def _stays_here(head: h11.Request) -> bool:
     """Whether the client forbids that its request leaves this machine."""
-    where = _header(head, WHERE) or "mesh"
-    if where.lower() not in ("local", "mesh"):
-        raise ApiError(
-            400, f"X-P2PMesh-Where is local or mesh, not {where[:50]!r}", code="bad_header"
-        )
-    return where.lower() == "local"
+    return _choice(head, WHERE, "X-P2PMesh-Where", "mesh", "local")
+
+
+def _wants_full(head: h11.Request) -> bool:
+    """Whether the client takes answers of the whole model only."""
+    return _choice(head, QUALITY, "X-P2PMesh-Quality", "any", "full")
+
+
+def _choice(head: h11.Request, header: bytes, shown: str, usual: str, other: str) -> bool:
+    """Whether a header that has two values has the other one than the usual."""
+    said = _header(head, header) or usual
+    if said.lower() not in (usual, other):
+        message = f"{shown} is {other} or {usual}, not {said[:50]!r}"
+        raise ApiError(400, message, code="bad_header")
+    return said.lower() == other

@@ -15,6 +15,7 @@ Header = tuple[bytes, bytes]
 
 SERVED_BY = b"x-p2pmesh-served-by"
 WHERE = b"x-p2pmesh-where"
+QUALITY = b"x-p2pmesh-quality"
 # From entry node to owner only: the part that the entry node chose for the model's name.
 PART = b"x-p2pmesh-part"
 

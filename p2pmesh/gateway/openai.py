@@ -7,9 +7,9 @@ is what the engine gets. Every refusal is an `ApiError`; `dialects.py` knows its
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import unquote
 
 from p2pmesh.errors import MeshError
@@ -19,6 +19,8 @@ from p2pmesh.models.catalogue import AUTO
 
 # Longer bodies are scanned instead of parsed, and not on the event loop.
 PARSE_BYTES_MAX = 256 * 1024
+
+BEGINNING_BYTES = 4096  # of a prompt without messages, or a long body
 
 # How many names an error lists; the rest is in /v1/models.
 LISTED_MAX = 20
@@ -140,8 +142,21 @@ def find_endpoint(target: str) -> tuple[Endpoint, str]:
     raise ApiError(404, f"There is no {path[:200]} here; there are {known}", code="unknown_url")
 
 
-def requested_model(body: Body, content_type: str) -> str | None:
-    """The model that a request names; None when it leaves the choice to the mesh.
+class Asked(NamedTuple):
+    """What routing reads of a request.
+
+    Attributes:
+        model: The model that it names; None when it leaves the choice to the mesh.
+        beginning: How its conversation begins, which all turns of it share: bytes or JSON; None
+            where nothing tells.
+    """
+
+    model: str | None
+    beginning: Any
+
+
+def read_request(body: Body, content_type: str) -> Asked:
+    """Read of a request what routing needs.
 
     Long bodies take time: call it in a thread for more than `PARSE_BYTES_MAX` bytes.
 
@@ -158,7 +173,7 @@ def requested_model(body: Body, content_type: str) -> str | None:
     if isinstance(body, bytes) and not body.strip():
         raise ApiError(400, "The request has no body; send a JSON object", code="invalid_json")
     try:
-        model = _read_model(body)
+        model, beginning = _read(body)
     except json.JSONDecodeError as exc:
         place = f"line {exc.lineno} column {exc.colno}"
         raise ApiError(
@@ -167,19 +182,40 @@ def requested_model(body: Body, content_type: str) -> str | None:
     except (ValueError, RecursionError) as exc:
         raise ApiError(400, f"The body is not JSON: {exc}", code="invalid_json") from exc
     if model is None or model == "":
-        return None
+        return Asked(None, beginning)
     if not isinstance(model, str):
         raise ApiError(400, "model must be a string", param="model", code="invalid_type")
-    return None if model == AUTO else model
+    return Asked(None if model == AUTO else model, beginning)
 
 
-def _read_model(body: Body) -> Any:
+def _read(body: Body) -> tuple[Any, Any]:
+    """The model that a body names, whatever that is, and how its conversation begins.
+
+    The beginning of a long body stands for that of its conversation: clients write each turn in
+    the same order, and long ones begin with long messages.
+    """
     if len(body) > PARSE_BYTES_MAX:
-        return top_level(body, frozenset({"model"})).get("model")
+        return top_level(body, frozenset({"model"})).get("model"), bytes(body[:BEGINNING_BYTES])
     value = json.loads(bytes(body))
     if not isinstance(value, dict):
         raise ValueError("it must be an object")  # noqa: TRY004 - one kind for all that JSON can be
-    return value.get("model")
+    return value.get("model"), _beginning(value)
+
+
+def _beginning(value: Mapping[str, Any]) -> Any:
+    """What does not change from turn to turn: all up to the first message of the user."""
+    for key in ("messages", "input", "prompt"):
+        said = value.get(key)
+        if isinstance(said, str):
+            return said[:BEGINNING_BYTES]
+        if isinstance(said, list):
+            ends = (
+                place
+                for place, one in enumerate(said, 1)
+                if isinstance(one, dict) and one.get("role") == "user"
+            )
+            return said[: next(ends, 1)]
+    return None
 
 
 def unknown_model(name: str, models: Sequence[ServedModel]) -> ApiError:
@@ -201,6 +237,15 @@ def wrong_modality(model: ServedModel, endpoint: InferenceEndpoint) -> ApiError:
     given = " and ".join(sorted(model.gives)) or "something else"
     message = f"{model.id} is a model for {given}; {endpoint.path} needs one for {wanted}"
     return ApiError(400, message, param="model", code="model_not_supported")
+
+
+def not_full(model: ServedModel, *, retry_after_s: int) -> ApiError:
+    """503 for a request that only the whole model may answer, where that is not served."""
+    message = (
+        f"{model.id} is served in expert shards only, and the request asks for full quality: "
+        "no node runs it whole, and none as a pipeline"
+    )
+    return ApiError(503, message, code="full_quality_not_served", retry_after_s=retry_after_s)
 
 
 def not_ready(model: ServedModel, why: str, *, retry_after_s: int) -> ApiError:
@@ -228,6 +273,8 @@ def model_entry(model: ServedModel) -> dict[str, Any]:
             "context": model.context_tokens,
             "size_bytes": model.size_bytes,
             "nodes": list(model.nodes),
+            "layout": model.layout,
+            "shards": None if model.shards is None else asdict(model.shards),
         },
     }
 

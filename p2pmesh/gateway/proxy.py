@@ -34,13 +34,13 @@ from p2pmesh.gateway.limits import (
     STALL_S,
     Limits,
 )
-from p2pmesh.gateway.openai import ApiError, not_ready
+from p2pmesh.gateway.openai import ApiError, not_full, not_ready
 from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target, choose
 from p2pmesh.gateway.scan import Body
 from p2pmesh.gateway.statistics import Counters
 from p2pmesh.gateway.suspicion import Deadline, SilenceError, SuspicionWatch
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import PartId, ReplicaKey, is_full
 
 # A long answer that is not streamed says nothing until it is done; an hour is a broken engine.
 ANSWER_DEADLINE_S = 3600.0
@@ -84,6 +84,8 @@ class InferenceRequest:
         here_only: Only a local engine may answer: a peer asked, or the client wants it so.
         part: The part that has to answer: a peer chose it; None for any.
         wait: Whether to wait for a replica when there is none; a peer would rather go elsewhere.
+        full_only: Whether only the whole model may answer, and no shard of it.
+        beginning: Of its conversation; see `route.choose`.
     """
 
     method: str
@@ -95,6 +97,8 @@ class InferenceRequest:
     here_only: bool
     wait: bool
     part: PartId | None = None
+    full_only: bool = False
+    beginning: object = None
 
 
 class BusyError(LinkError):
@@ -146,6 +150,7 @@ class Proxy:
                 self._rng,
                 tried=tried,
                 is_avoided=partial(self.breaker.is_avoided, now=began),
+                beginning=request.beginning,
             )
             if target is None:
                 waiting_since = min(waiting_since, trio.current_time())
@@ -189,6 +194,11 @@ class Proxy:
 
     def _candidates(self, request: InferenceRequest) -> Sequence[Target]:
         targets = self._backends.targets(request.model.digest)
+        if request.full_only:
+            full = [one for one in targets if is_full(one.part.name)]
+            if targets and not full:
+                raise not_full(request.model, retry_after_s=RETRY_AFTER_S)
+            targets = full
         if not request.here_only:
             return targets
         return [one for one in targets if one.local and request.part in (None, one.part)]

@@ -7,13 +7,15 @@ HTTP, of connections, or of how a replica is reached.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from random import Random
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import PartId, ReplicaKey, is_full
 
 READY = "ready"
 LOADING = "loading"
@@ -51,6 +53,24 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardsServed:
+    """The expert shards of a model.
+
+    Attributes:
+        experts: Of each layer, in the whole model; where they are in groups, of each group.
+        kept: How many of them each shard holds, in the order of the nodes.
+        divergence: Of each shard from the whole model, at most, in nats per token; None where that
+            was not measured.
+        coverage: Of the importance of the experts, which each shard holds at least, 0 to 1.
+    """
+
+    experts: int
+    kept: tuple[int, ...]
+    divergence: float | None
+    coverage: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """One model that somebody in the mesh serves or wants served.
 
@@ -67,6 +87,8 @@ class ServedModel:
         context_tokens: The context that a request gets, prompt and answer together; 0 when that is
             not known.
         created_s: Unix time shown as its creation; 0 when not known.
+        layout: How it is served, or will be: `whole`, `pipeline` or `experts`; "" for not at all.
+        shards: In `experts`, what the shards hold and how good they are at least.
     """
 
     digest: ModelDigest
@@ -81,6 +103,8 @@ class ServedModel:
     context_tokens: int = 0
     size_bytes: int = 0
     created_s: int = 0
+    layout: str = ""
+    shards: ShardsServed | None = None
 
     def fit(self, modalities: Sequence[str]) -> int | None:
         """The place among `modalities` of the first that the model gives; None for none."""
@@ -94,12 +118,15 @@ def choose(
     *,
     tried: Collection[ReplicaKey] = (),
     is_avoided: Callable[[ReplicaKey], bool] | None = None,
+    beginning: object = None,
 ) -> Target | None:
     """The replica that should answer next, or None when all were tried.
 
     The local one while it has a free slot; else the less busy of two drawn at random, which
-    keeps entry nodes that do not talk to each other from all choosing the same one. Those that
-    are avoided come last.
+    keeps entry nodes that do not talk to each other from all choosing the same one. Of shards,
+    which answer in different ways, a conversation draws always the same while it is there: that
+    with the largest digest of both (rendezvous), whichever node was asked. Those that are avoided
+    come last.
 
     Args:
         candidates: Ready replicas of one model.
@@ -107,17 +134,26 @@ def choose(
         rng: Draws the two.
         tried: Replicas that already failed this request.
         is_avoided: Whether a replica failed other requests a moment ago.
+        beginning: What all requests of a conversation have in common, bytes or JSON; None when that
+            is not known.
     """
     left = [target for target in candidates if target.key not in tried]
     if is_avoided is not None and len(left) > 1:
         left = [target for target in left if not is_avoided(target.key)] or left
     if len(left) <= 1:
         return left[0] if left else None
+    if beginning is not None and not all(is_full(target.part.name) for target in left):
+        said = beginning if isinstance(beginning, bytes) else json.dumps(beginning).encode()
+        return max(left, key=lambda target: (_draw(said, target.key), target.key))
     for target in left:
         if target.local and _has_room(target, in_flight):
             return target
     first, second = rng.sample(left, 2)
     return second if _busier(first, second, in_flight) else first
+
+
+def _draw(said: bytes, key: ReplicaKey) -> bytes:
+    return blake2b(said + key.node + str(key.part).encode(), digest_size=8).digest()
 
 
 def _has_room(target: Target, in_flight: Mapping[ReplicaKey, int]) -> bool:

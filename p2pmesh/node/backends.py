@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target
+from p2pmesh.gateway.route import LOADING, READY, ServedModel, ShardsServed, Target
 from p2pmesh.gossip.events import Health
 from p2pmesh.identity.hello import HTTP
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
-from p2pmesh.models.parts import PartId, ReplicaKey, takes_requests
+from p2pmesh.models.parts import WHOLE, PartId, ReplicaKey, is_full, takes_requests
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.placement.assignment import Assignment
 from p2pmesh.placement.explain import explain
 from p2pmesh.placement.inputs import launch_context, launch_slots, part_context
+from p2pmesh.placement.layout import Experts
 from p2pmesh.placement.plan import Plan
+from p2pmesh.sharing import MILLION
 from p2pmesh.state.registers import Served
 from p2pmesh.state.views import ModelView, NodeView
 
@@ -210,6 +212,8 @@ class MeshBackends:
             nodes=tuple(node.member.name for node in ready),
             context_tokens=_context(model, claiming),
             size_bytes=card.size_bytes if card else 0,
+            layout=_layout([one.name for _, one in claiming], assignment),
+            shards=_shards(assignment),
         )
 
     def _targets(self, digest: ModelDigest) -> tuple[Target, ...]:
@@ -247,6 +251,28 @@ class _Made:
     catalogue: Catalogue
     models: tuple[ServedModel, ...]
     targets: dict[ModelDigest, tuple[Target, ...]]
+
+
+def _layout(ready: Sequence[str], assignment: Assignment | None) -> str:
+    """How a model is served by its parts that are ready, or else how the plan has it served."""
+    if ready:
+        full = [name for name in ready if is_full(name)]
+        return "experts" if not full else WHOLE if WHOLE in full else "pipeline"
+    if assignment is None or not assignment.nodes:
+        return ""
+    return str(assignment.layout.decision()[0])
+
+
+def _shards(assignment: Assignment | None) -> ShardsServed | None:
+    if assignment is None or not isinstance(assignment.layout, Experts):
+        return None
+    layout = assignment.layout
+    return ShardsServed(
+        experts=layout.quality.places,
+        kept=tuple(one.shard.size for one in layout.shards),
+        divergence=layout.quality.divergence / MILLION if layout.quality.is_measured else None,
+        coverage=layout.quality.coverage / MILLION,
+    )
 
 
 def _context(model: ModelView, ready: Sequence[tuple[NodeView, Served]]) -> int:

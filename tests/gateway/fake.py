@@ -24,7 +24,7 @@ from p2pmesh.identity.hello import HTTP, VERSIONS, Peer
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.catalogue import Catalogue, Named
-from p2pmesh.models.parts import PartId, ReplicaKey
+from p2pmesh.models.parts import WHOLE, PartId, ReplicaKey
 from p2pmesh.web_policy import THIS_MACHINE, WebPolicy
 from tests.identity.builders import credential
 
@@ -63,11 +63,13 @@ def model(
     )
 
 
-def target(node: NodeId = HERE, digest: ModelDigest = ALPHA, *, slots: int = 0) -> Target:
+def target(
+    node: NodeId = HERE, digest: ModelDigest = ALPHA, *, slots: int = 0, part: str = WHOLE
+) -> Target:
     return Target(
         node=node,
         node_name=NAMES[node],
-        part=PartId(digest),
+        part=PartId(digest, part),
         model_id="alpha",
         local=node == HERE,
         slots=slots,

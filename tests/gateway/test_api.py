@@ -414,6 +414,52 @@ async def test_a_get_with_a_body_does_not_confuse_the_next_request() -> None:
         assert isinstance(caller.http, h11.Connection)
 
 
+# --- expert shards --------------------------------------------------------------------------------
+
+SHARD, OTHER_SHARD, HEAD = "shard-00112233aabbccdd", "shard-ffeeddcc00112233", f"stage-{'a' * 16}-0"
+
+
+async def test_full_quality_comes_from_the_whole_model_or_a_pipeline_only() -> None:
+    async with open_world(model()) as world:
+        shard = world.engine(hello, target(part=SHARD))
+        ask = {"x-p2pmesh-quality": "full"}
+        head, body = await world.caller().ask("POST", CHAT, BODY, **ask)
+        error = json.loads(body)["error"]
+        assert (head.status_code, error["code"]) == (503, "full_quality_not_served")
+        assert "expert shards only" in error["message"]
+        assert not shard.asked
+        head, _ = await world.caller().ask("POST", CHAT, BODY)
+        assert field_of(head, "x-p2pmesh-served-by") == f"here/{SHARD}"
+        world.engine(hello, target(THERE, part=HEAD))
+        for _ in range(5):
+            head, _ = await world.caller().ask("POST", CHAT, BODY, **ask)
+            assert field_of(head, "x-p2pmesh-served-by") == f"there/{HEAD}"
+
+
+async def test_a_conversation_moves_when_its_shard_fails() -> None:
+    async with open_world(model()) as world:
+        parts = {"here": target(part=SHARD), "there": target(THERE, part=OTHER_SHARD)}
+        for one in parts.values():
+            world.engine(hello, one)
+
+        async def answered_by() -> str:
+            head, _ = await world.caller().ask("POST", CHAT, BODY)
+            return str(field_of(head, "x-p2pmesh-served-by")).partition("/")[0]
+
+        first = await answered_by()
+        assert {await answered_by() for _ in range(5)} == {first}
+        del world.backends.ways[parts[first].key]
+        assert {await answered_by() for _ in range(5)} == {*parts} - {first}
+
+
+async def test_a_quality_that_is_none_is_refused() -> None:
+    async with open_world(model()) as world:
+        world.engine()
+        head, body = await world.caller().ask("POST", CHAT, BODY, **{"x-p2pmesh-quality": "best"})
+        assert head.status_code == 400
+        assert "X-P2PMesh-Quality is full or any" in json.loads(body)["error"]["message"]
+
+
 # --- guests ---------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from p2pmesh.gateway.bodies import (
     IncomingBody,
 )
 from p2pmesh.gateway.limits import BODY_BYTES_MAX, BODY_STALL_S, Limits
-from p2pmesh.gateway.openai import ApiError, requested_model
+from p2pmesh.gateway.openai import ApiError, read_request
 from p2pmesh.gateway.scan import Body
 
 MIB = 1024 * 1024
@@ -99,9 +99,9 @@ def test_a_body_is_what_came(size_bytes: int, piece_bytes: int, declared: str) -
 def test_the_model_of_a_large_body_is_read() -> None:
     padding = b"y" * (2 * MIB)
     data = b'{"x": "%s", "model": "alpha", "z": ["}"]}' % padding
-    assert requested_model(received(data, 100_000, len(data)), "") == "alpha"
+    assert read_request(received(data, 100_000, len(data)), "").model == "alpha"
     with pytest.raises(ApiError, match="not JSON"):
-        requested_model(received(b" " * (2 * MIB), 100_000, 0), "")
+        read_request(received(b" " * (2 * MIB), 100_000, 0), "")
 
 
 def test_a_large_bodys_memory_goes_back_to_the_system() -> None:

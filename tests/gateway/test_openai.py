@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.gateway.openai import (
+    BEGINNING_BYTES,
     ENDPOINTS,
     MODEL,
     PARSE_BYTES_MAX,
@@ -15,9 +18,10 @@ from p2pmesh.gateway.openai import (
     model_entry,
     model_list,
     not_ready,
-    requested_model,
+    read_request,
     unknown_model,
 )
+from p2pmesh.gateway.route import ShardsServed
 from tests.gateway.fake import BETA, model
 
 JSON = "application/json"
@@ -71,10 +75,10 @@ def test_other_paths_are_404_with_the_list(path: str) -> None:
     ],
 )
 def test_the_model_of_a_request(body: bytes, name: str | None) -> None:
-    assert requested_model(body, JSON) == name
+    assert read_request(body, JSON).model == name
     padding = b'"x": "%s", ' % (b"y" * PARSE_BYTES_MAX)
     if body.strip() != b"{}":
-        assert requested_model(body.replace(b"{", b"{" + padding, 1), "") == name
+        assert read_request(body.replace(b"{", b"{" + padding, 1), "").model == name
 
 
 @pytest.mark.parametrize(
@@ -94,21 +98,21 @@ def test_the_model_of_a_request(body: bytes, name: str | None) -> None:
 )
 def test_a_bad_body_is_400_and_says_where(body: bytes, says: str) -> None:
     with pytest.raises(ApiError, match=says) as caught:
-        requested_model(body, JSON)
+        read_request(body, JSON)
     assert caught.value.status == 400
 
 
 def test_a_form_is_415_and_curls_default_type_is_not() -> None:
-    assert requested_model(b'{"model": "a"}', "application/x-www-form-urlencoded") == "a"
+    assert read_request(b'{"model": "a"}', "application/x-www-form-urlencoded").model == "a"
     with pytest.raises(ApiError) as caught:
-        requested_model(b"--x", "Multipart/form-data; boundary=x")
+        read_request(b"--x", "Multipart/form-data; boundary=x")
     assert caught.value.status == 415
 
 
 @given(st.binary())
 def test_junk_is_400_or_read(body: bytes) -> None:
     try:
-        requested_model(body, "")
+        read_request(body, "")
     except ApiError as exc:
         status, message = exc.status, exc.message
     else:
@@ -157,6 +161,56 @@ def test_the_model_list_has_openais_fields_and_the_ready_first() -> None:
 def test_a_model_says_the_context_under_the_names_that_clients_read() -> None:
     entry = model_entry(model(context_tokens=8192))
     assert entry["context_length"] == entry["max_model_len"] == entry["p2pmesh"]["context"] == 8192
+
+
+def test_a_model_says_how_it_is_served() -> None:
+    shards = ShardsServed(experts=16, kept=(11, 10), divergence=None, coverage=0.93)
+    entry = model_entry(model(layout="experts", shards=shards))
+    assert entry["p2pmesh"]["layout"] == "experts"
+    assert json.loads(json.dumps(entry["p2pmesh"]["shards"])) == {
+        "experts": 16,
+        "kept": [11, 10],
+        "divergence": None,
+        "coverage": 0.93,
+    }
+    assert model_entry(model(layout="whole"))["p2pmesh"]["shards"] is None
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+FIRST = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
+ANSWER = {"role": "assistant", "content": "Hi"}
+NEXT = {"role": "user", "content": "Bye"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "beginning"),
+    [
+        (
+            [{"messages": [SYSTEM, FIRST]}, {"messages": [SYSTEM, FIRST, ANSWER, NEXT]}],
+            [SYSTEM, FIRST],
+        ),
+        ([{"input": [FIRST, ANSWER]}, {"input": [FIRST], "stream": True}], [FIRST]),
+        ([{"input": "Hello"}], "Hello"),
+        ([{"prompt": "a" * 5000}, {"prompt": "a" * 5000 + "b"}], "a" * BEGINNING_BYTES),
+        ([{"prompt": ["x", "y"]}], ["x"]),
+        ([{}, {"messages": None}, {"messages": 7}], None),
+        ([{"messages": []}], []),
+    ],
+)
+def test_how_a_conversation_begins_stays_the_same_from_turn_to_turn(
+    turns: list[dict[str, object]], beginning: object
+) -> None:
+    for turn in turns:
+        body = json.dumps({"model": "alpha", **turn}).encode()
+        assert read_request(body, JSON).beginning == beginning
+
+
+def test_a_long_body_stands_for_its_conversation_by_its_beginning() -> None:
+    long = {"role": "user", "content": "a" * PARSE_BYTES_MAX}
+    turns = ([long], [long, ANSWER, NEXT])
+    bodies = [json.dumps({"model": "a", "messages": turn}).encode() for turn in turns]
+    first, second = (read_request(body, JSON).beginning for body in bodies)
+    assert first == second == bodies[0][:BEGINNING_BYTES]
 
 
 def test_health_is_200_when_something_can_answer() -> None:

@@ -58,6 +58,42 @@ def test_equally_idle_replicas_share_the_requests() -> None:
     assert min(drawn["there"], drawn["yonder"]) > 150
 
 
+SHARDS = [
+    target(node, part=f"shard-{number:016x}") for number, node in enumerate((HERE, THERE, YONDER))
+]
+
+
+def test_a_conversation_stays_on_its_shard_whoever_is_asked_and_however_busy() -> None:
+    drawn: Counter[str] = Counter()
+    for number in range(300):
+        beginning = [{"role": "user", "content": f"question {number}"}]
+        chosen = choose(SHARDS, {}, RNG, beginning=beginning)
+        assert chosen is not None
+        drawn[chosen.node_name] += 1
+        busy = {chosen.key: 50}
+        assert choose(SHARDS[::-1], busy, RNG, beginning=list(beginning)) == chosen
+        left = [one for one in SHARDS if one != chosen]
+        moved = choose(left, {}, RNG, beginning=beginning)
+        assert moved == choose(SHARDS, {}, RNG, tried={chosen.key}, beginning=beginning)
+        assert choose(SHARDS, {}, RNG, beginning=b"%d" % number) is not None
+    assert min(drawn.values()) > 60, "they share the conversations"
+
+
+def test_the_death_of_one_shard_moves_only_its_conversations() -> None:
+    for number in range(100):
+        before = choose(SHARDS, {}, RNG, beginning=number)
+        after = choose(SHARDS[:2], {}, RNG, beginning=number)
+        assert before in (after, SHARDS[2])
+
+
+def test_conversations_do_not_bind_requests_to_whole_models() -> None:
+    here, there = target(HERE, slots=1), target(THERE, slots=1)
+    assert {choose([here, there], {here.key: busy}, RNG, beginning="x") for busy in (0, 5)} == {
+        here,
+        there,
+    }
+
+
 @given(
     loads=st.lists(st.integers(0, 9), min_size=1, max_size=3),
     tried=st.sets(st.integers(0, 2)),

@@ -73,6 +73,7 @@ async def test_a_model_says_what_the_gateway_needs(parts: Parts) -> None:
             nodes=(),
             context_tokens=1024,
             size_bytes=3000,
+            layout="whole",
         )
 
 
