@@ -107,7 +107,7 @@ def parse_size(text: str) -> int:
     base = 1000 if unit.endswith("B") and "I" not in unit else 1024
     size_bytes = int(Fraction(match["number"]) * base ** _EXPONENT[unit.rstrip("IB")])
     if not 0 < size_bytes < SIZE_BYTES_MAX:
-        raise ValueError(f"{text!r} is no size that memory can have")
+        raise ValueError(f"{text!r} is no size that a machine can have")
     return size_bytes
 
 
@@ -320,6 +320,13 @@ SETTINGS: tuple[Setting, ...] = (
         help="Memory for models, taken exactly, like 8GiB (default: most of what is free).",
     ),
     Setting(
+        name="disk",
+        unit="SIZE",
+        default="",
+        parse=parse_size,
+        help="Disk for the expert shards that are made here (default: half of what is free).",
+    ),
+    Setting(
         name="context",
         unit="TOKENS",
         default="",
@@ -392,6 +399,7 @@ class Settings:
     model: tuple[str, ...] = ()
     engine: Path | None = None
     memory: int | None = None
+    disk: int | None = None
     context: int | None = None
     slots: int = 4
     split: int | None = None

@@ -128,6 +128,11 @@ class Home:
         """Engines that `p2pmesh engine install` built."""
         return self.cache / "engine"
 
+    @property
+    def shards(self) -> Path:
+        """Expert shards that were made of models; none is lost that cannot be made again."""
+        return self.cache / "shards"
+
     def create(self) -> None:
         """Make the directories.
 
@@ -165,29 +170,41 @@ class Home:
                 f"{self.config_file} is not UTF-8 text; save it as such, or delete it"
             ) from exc
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold this home for one node; a second one is told so.
-
-        The lock is the system's and ends with the process, however it ends.
 
         Raises:
             LocalError: Another node has it.
         """
-        path = self.root / "lock"
-        try:
-            file = path.open("ab")
-        except OSError as exc:
-            raise LocalError(
-                f"Cannot write {path} ({exc.strerror}); choose another place with --home"
-            ) from exc
-        with file:
-            if not _try_lock(file):
-                raise LocalError(
-                    f"A node is running in {self.root} already; "
-                    "start a second one with its own --home DIR"
-                )
-            yield
+        return locked(
+            self.root / "lock",
+            f"A node is running in {self.root} already; start a second one with its own --home DIR",
+        )
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock for one process, without waiting for it.
+
+    The lock is the system's and ends with the process, however it ends.
+
+    Args:
+        path: Its file, which is made and stays; its directory must exist.
+        taken: What to say when another process has it.
+
+    Raises:
+        LocalError: Another process has it, or the file cannot be written.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as exc:
+        raise LocalError(
+            f"Cannot write {path} ({exc.strerror}); choose another place with --home"
+        ) from exc
+    with file:
+        if not _try_lock(file):
+            raise LocalError(taken)
+        yield
 
 
 def _try_lock(file: Any) -> bool:

@@ -47,6 +47,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "moe": ("experts", Sharing.EXPERTS),
     "moe-quality": ("kl=0.5", 500_000),
     "memory": ("8GiB", 8 * 2**30),
+    "disk": ("50GB", 50 * 10**9),
     "context": ("4096", 4096),
     "slots": ("2", 2),
     "split": ("3", 3),
@@ -219,7 +220,7 @@ def test_what_is_no_size_is_said_with_an_example(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0GiB", "0.0001", "1048576TiB", "999999999999999999T"])
 def test_a_size_beyond_all_sense_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size that memory can have"):
+    with pytest.raises(ValueError, match="is no size that a machine can have"):
         parse_size(text)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,9 @@ from p2pmesh.models.experts import (
     first_experts,
     same_experts,
 )
+from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.slice import read_layout, write_shard
-from p2pmesh.models.store import ModelFile, Store
+from p2pmesh.models.store import Progress, Store
 
 _IDS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*", re.ASCII)
 _FORM = '{"layers": {"0": [3, 7], "1": [0, 5]}}'
@@ -38,7 +42,13 @@ _FORM = '{"layers": {"0": [3, 7], "1": [0, 5]}}'
     help="The experts that stay: ids for all layers, like 0,3,5-9; a JSON file with a list for "
     "each layer; or a number, for that many of the first ones, to try it out.",
 )
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="What to write.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What to write (default: a file among the shards of this node, which it may delete "
+    "when others need the room).",
+)
 @click.pass_obj
 def slice_model(settings: Settings, *, model: str, keep: str, output: Path | None) -> None:
     """Write a file with some of the experts of MODEL, which runs like any other model.
@@ -46,41 +56,59 @@ def slice_model(settings: Settings, *, model: str, keep: str, output: Path | Non
     MODEL is a GGUF file or the name of a model found on this machine. The shard answers worse than
     the whole model; a smaller quantisation of the whole model is often the better choice.
     """
-    source = Store(Home.of(settings), environ=os.environ).locate(model)
+    home = Home.of(settings)
+    store = Store(home, environ=os.environ)
+    source = store.locate(model)
     layout = read_layout(source)
     lists = _lists(keep, layout)
     kept = check_lists(layout, lists)
-    output = output or Path(f"{source.stem}-{kept}of{layout.count}-experts.gguf")
-    if os.path.lexists(output):
+    if output is not None and os.path.lexists(output):
         raise ConfigError(f"{output} is there already; delete it, or choose another with --output")
-    written = _write(source, lists, output)
+    with _stoppable():
+        if output is None:
+            with _bar("Reading") as show:
+                digest = store.digest(source, show)
+            shards = ShardCache(home.shards, settings.disk)
+            with _bar("Writing") as show:
+                output = shards.make(source, digest, lists, progress=show)
+        else:
+            with _bar("Writing") as show:
+                write_shard(source, lists, output, show)
     click.echo(
-        f"Wrote {line(output)}: {kept} of {layout.count} experts in {len(layout.layers)} layers, "
-        f"{size(written)} of {size(source.size_bytes)}"
+        f"{kept} of {layout.count} experts in {len(layout.layers)} layers, "
+        f"{size(output.stat().st_size)} of {size(source.size_bytes)}: {line(output)}"
     )
     if layout.used_of(kept) != layout.used:
         click.echo(
             f"Each token now uses {_most(layout.used_of(kept))} experts in place of "
             f"{_most(layout.used)}: more are not there."
         )
-    click.echo(f"Run it: p2pmesh up --model {line(output)}")
+    click.echo(f"Run it: p2pmesh up --model {shlex.quote(line(output))}")
 
 
-def _write(source: ModelFile, lists: ExpertLists, output: Path) -> int:
-    """Write with a bar on a terminal; a request to stop ends in order and leaves no file."""
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """A request to stop ends the block in order, so that no unfinished file is left."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with click.progressbar(length=1, label="Writing", file=sys.stderr) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.length = total
-                bar.update(done - bar.pos)
-
-            return write_shard(source, lists, output, show)
+        yield
     except KeyboardInterrupt:
-        raise LocalError(f"Stopped; {output} was not written") from None
+        raise LocalError("Stopped; no shard was written") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _bar(label: str) -> Iterator[Progress]:
+    """A bar on a terminal, full at the end also where there was nothing to do."""
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield show
+        show(bar.length or 1, bar.length or 1)
 
 
 def _lists(keep: str, layout: ExpertLayout) -> ExpertLists:

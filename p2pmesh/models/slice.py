@@ -36,6 +36,11 @@ def read_layout(model: ModelFile) -> ExpertLayout:
         raise _uncut(model, exc) from exc
 
 
+def shard_bytes(model: ModelFile, lists: ExpertLists) -> int:
+    """Return the size in bytes that `write_shard` would give the shard; raises what that does."""
+    return _shard_file(model, lists).size_bytes
+
+
 def write_shard(
     model: ModelFile, lists: ExpertLists, output: Path, progress: Progress | None = None
 ) -> int:
@@ -55,11 +60,7 @@ def write_shard(
     if os.path.realpath(output) in {os.path.realpath(part) for part in model.parts}:
         raise ConfigError(f"{output} is the model itself; choose another file for the shard")
     before = _stamps(model)
-    headers = [read_header(path) for path in model.parts]
-    try:
-        shard = shard_file(headers, lists)
-    except ModelError as exc:
-        raise _uncut(model, exc) from exc
+    shard = _shard_file(model, lists)
     size_bytes = shard.size_bytes
     _check_room(output, size_bytes)
     report = progress or (lambda _done, _total: None)
@@ -68,6 +69,14 @@ def write_shard(
         if _stamps(model) != before:
             raise _changed(model.parts[0])
     return size_bytes
+
+
+def _shard_file(model: ModelFile, lists: ExpertLists) -> ShardFile:
+    headers = [read_header(path) for path in model.parts]
+    try:
+        return shard_file(headers, lists)
+    except ModelError as exc:
+        raise _uncut(model, exc) from exc
 
 
 def _copy(

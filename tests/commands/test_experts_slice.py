@@ -36,28 +36,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(slice_model, list(arguments), obj=Settings(home=Path("home")))
+def call(*arguments: str, disk: int | None = None) -> Result:
+    settings = Settings(home=Path("home"), disk=disk)
+    # Once a test has started the whole program, the command makes its settings itself.
+    environ = {"P2PMESH_HOME": "home", "P2PMESH_DISK": "" if disk is None else str(disk)}
+    return CliRunner().invoke(slice_model, list(arguments), obj=settings, env=environ)
 
 
-def refused(kind: type[MeshError], words: str, *arguments: str) -> None:
-    """The command says what is wrong, and every file stays as it was."""
-    before = {path: path.read_bytes() for path in Path().glob("*.*")}
-    result = call(*arguments)
+def refused(kind: type[MeshError], words: str, *arguments: str, disk: int | None = None) -> None:
+    """The command says what is wrong, and every model file stays as it was."""
+    before = {path: path.read_bytes() for path in Path().rglob("*.gguf")}
+    result = call(*arguments, disk=disk)
     assert isinstance(result.exception, kind), result.exception
     assert words in str(result.exception)
-    assert {path: path.read_bytes() for path in Path().glob("*.*")} == before
+    assert {path: path.read_bytes() for path in Path().rglob("*.gguf")} == before
 
 
 def test_ids_make_a_shard_for_all_layers(folder: Path) -> None:
-    result = call("moe.gguf", "--keep", "0,3,5-7")
+    result = call("moe.gguf", "--keep", "0,3,5-7", "--output", "my shard.gguf")
     assert result.exception is None
-    shard = Path("moe-5of16-experts.gguf")
     lists = dict.fromkeys(range(3), (0, 3, 5, 6, 7))
-    assert_kept(loaded(folder / "moe.gguf"), loaded(shard), lists)
-    lines = result.stdout.splitlines()
-    assert lines[0].startswith("Wrote moe-5of16-experts.gguf: 5 of 16 experts in 3 layers, ")
-    assert lines[1:] == ["Run it: p2pmesh up --model moe-5of16-experts.gguf"]
+    assert_kept(loaded(folder / "moe.gguf"), loaded(folder / "my shard.gguf"), lists)
+    assert result.stdout.splitlines() == [
+        "5 of 16 experts in 3 layers, 1.0 MiB of 2.6 MiB: my shard.gguf",
+        "Run it: p2pmesh up --model 'my shard.gguf'",
+    ]
 
 
 def test_a_number_keeps_the_first_and_says_what_changes() -> None:
@@ -65,6 +68,23 @@ def test_a_number_keeps_the_first_and_says_what_changes() -> None:
     assert result.exception is None
     assert "Each token now uses 3 experts in place of 4: more are not there." in result.stdout
     assert read_layout(Store(Home.at(Path("home")), environ={}).open(Path("small.gguf"))).count == 3
+
+
+def test_shards_are_kept_and_made_once(folder: Path) -> None:
+    shards = Home.at(Path("home")).shards
+    first = call("moe.gguf", "--keep", "3")
+    assert first.exception is None
+    (shard,) = shards.glob("*.gguf")
+    assert first.stdout.splitlines()[0].endswith(f": {shard}")
+    made = shard.stat().st_ino
+    assert call("moe.gguf", "--keep", "0-2").stdout == first.stdout
+    assert shard.stat().st_ino == made
+    lists = dict.fromkeys(range(3), (0, 1, 2))
+    assert_kept(loaded(folder / "moe.gguf"), loaded(shard), lists)
+
+
+def test_shards_take_no_more_disk_than_they_may() -> None:
+    refused(LocalError, "all shards may take 1 MiB", "moe.gguf", "--keep=8", disk=2**20)
 
 
 def test_a_file_has_a_list_for_each_layer(folder: Path) -> None:
@@ -139,5 +159,5 @@ def test_a_request_to_stop_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(module, "write_shard", stopped)
     before = signal.getsignal(signal.SIGTERM)
-    refused(LocalError, "Stopped; moe-3of16-experts.gguf was not written", "moe.gguf", "--keep=3")
+    refused(LocalError, "Stopped; no shard was written", "moe.gguf", "--keep=3", "--output=x.gguf")
     assert signal.getsignal(signal.SIGTERM) is before

@@ -16,7 +16,7 @@ from p2pmesh.errors import ConfigError, LocalError, MeshError, ModelError
 from p2pmesh.models import slice as module
 from p2pmesh.models.experts import ExpertLists
 from p2pmesh.models.gguf import scan
-from p2pmesh.models.slice import read_layout, write_shard
+from p2pmesh.models.slice import read_layout, shard_bytes, write_shard
 from p2pmesh.models.store import ModelFile, Store
 from tests.models.builders import tiny_gguf
 from tests.models.layouts import moe_gguf
@@ -48,7 +48,7 @@ def test_a_shard_is_a_model_with_these_experts(
 ) -> None:
     output = tmp_path / "shard.gguf"
     size = write_shard(model, LISTS, output)
-    assert output.stat().st_size == size
+    assert output.stat().st_size == size == shard_bytes(model, LISTS)
     assert_kept(loaded(*model.parts), loaded(output), LISTS)
     assert store.open(output).card.experts == 2
 

@@ -1,0 +1,138 @@
+"""The shards that a machine keeps: made once, found again, and never more than may be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from p2pmesh.errors import ConfigError, LocalError
+from p2pmesh.home import Home, locked
+from p2pmesh.models.experts import ExpertLists
+from p2pmesh.models.shard_cache import ShardCache
+from p2pmesh.models.slice import shard_bytes
+from p2pmesh.models.store import ModelFile, Store
+from tests.models.layouts import moe_gguf
+from tests.models.sliced import Source, assert_kept
+from tests.models.test_slice import LISTS, loaded
+
+
+@pytest.fixture
+def model(store: Store, tmp_path: Path) -> ModelFile:
+    return store.open(moe_gguf(tmp_path / "model.gguf", "qwen3moe"))
+
+
+class Shards:
+    """A cache of shards of one model, each of the same size."""
+
+    def __init__(self, home: Home, store: Store, model: ModelFile) -> None:
+        self.folder = home.shards
+        self.model, self.digest = model, store.digest(model)
+        self.each = shard_bytes(model, LISTS)
+
+    def make(self, lists: ExpertLists = LISTS, *, room: int | None = None) -> Path:
+        return ShardCache(self.folder, room).make(self.model, self.digest, lists)
+
+    def files(self) -> set[Path]:
+        return set(self.folder.glob("*shard*"))
+
+
+@pytest.fixture
+def shards(home: Home, store: Store, model: ModelFile) -> Shards:
+    return Shards(home, store, model)
+
+
+def pairs(expert: int) -> ExpertLists:
+    return dict.fromkeys(range(3), (expert, expert + 1))
+
+
+def age(path: Path, seconds: int) -> None:
+    os.utime(path, (seconds, seconds))
+
+
+def whole(shards: Shards) -> Source:
+    return loaded(*shards.model.parts)
+
+
+def test_a_shard_is_made_once(shards: Shards) -> None:
+    path = shards.make()
+    made = path.stat().st_ino
+    assert shards.make() == path
+    assert path.stat().st_ino == made
+    assert_kept(whole(shards), loaded(path), LISTS)
+
+
+def test_other_lists_and_rankings_are_other_shards(shards: Shards) -> None:
+    cache = ShardCache(shards.folder, None)
+    cache.make(shards.model, shards.digest, LISTS, ranking="r")
+    shards.make()
+    shards.make({0: (1, 3), 1: (15, 0), 2: (7, 8)})
+    assert len(shards.files()) == 3
+
+
+def test_a_shard_that_was_cut_off_is_made_again(shards: Shards) -> None:
+    path = shards.make()
+    os.truncate(path, 100)
+    assert shards.make() == path
+    assert_kept(whole(shards), loaded(path), LISTS)
+
+
+def test_those_unused_longest_go_first(shards: Shards) -> None:
+    first, second = shards.make(pairs(0)), shards.make(pairs(2))
+    age(first, 1)
+    age(second, 2)
+    room = 2 * shards.each
+    assert shards.make(pairs(0), room=room) == first  # used again
+    third = shards.make(pairs(4), room=room)
+    assert shards.files() == {first, third}
+
+
+def test_a_shard_larger_than_all_may_be_is_refused_and_nothing_deleted(shards: Shards) -> None:
+    first = shards.make()
+    with pytest.raises(LocalError, match="keep fewer experts, or allow more with --disk"):
+        shards.make(pairs(0), room=shards.each - 1)
+    assert shards.files() == {first}
+
+
+def test_bad_lists_delete_nothing(shards: Shards) -> None:
+    first = shards.make()
+    with pytest.raises(ConfigError, match="No list for layer 1"):
+        shards.make({0: (1, 2)}, room=1)
+    assert shards.files() == {first}
+
+
+def test_without_a_bound_half_of_the_free_disk_is_used(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shards.make(pairs(0))
+    free = 2 * shards.each - shards.each  # and twice a shard without the one that is there
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
+    second = shards.make(pairs(2))
+    assert shards.files() == {second} != {first}
+
+
+def test_what_a_killed_process_left_is_deleted(shards: Shards) -> None:
+    first = shards.make(pairs(0))
+    left = shards.folder / f".{first.name}.abc"
+    left.write_bytes(b"half")
+    shards.make(pairs(2))
+    assert not left.exists()
+
+
+def test_one_process_makes_shards_at_a_time(shards: Shards) -> None:
+    shards.folder.mkdir(parents=True)
+    with (
+        locked(shards.folder / "lock", "taken"),
+        pytest.raises(LocalError, match="Another p2pmesh is making a shard"),
+    ):
+        shards.make()
+
+
+def test_a_folder_that_cannot_be_made_is_named(shards: Shards) -> None:
+    shards.folder.parent.mkdir(parents=True, exist_ok=True)
+    shards.folder.write_bytes(b"a file")
+    with pytest.raises(LocalError, match="Cannot keep a shard in"):
+        shards.make()
