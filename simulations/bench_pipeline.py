@@ -43,7 +43,8 @@ from p2pmesh.models.cards import Card, card_of
 from p2pmesh.models.store import read_header
 from p2pmesh.node.engines import compute_threads
 from p2pmesh.node.memory_speed import remember
-from p2pmesh.placement.pipeline import MEMORY_MIB_PER_S, shape_of
+from p2pmesh.placement.pipeline import MEMORY_MIB_PER_S
+from p2pmesh.placement.shape import shape_of
 from simulations.engines import launch_of
 from simulations.load import CHAT, Connection, Place
 from simulations.pipelines import Pipeline, Tunnel, even_layers, own_pipeline, straight_pipeline

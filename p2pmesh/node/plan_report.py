@@ -29,7 +29,6 @@ from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.placement.explain import explain
 from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import default_context
-from p2pmesh.placement.pipeline import Shape, shape_of
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.report import (
     Candidacy,
@@ -43,6 +42,7 @@ from p2pmesh.placement.report import (
     helps,
     report,
 )
+from p2pmesh.placement.shape import Shape, shape_of
 from p2pmesh.placement.what_if import ImaginedNode, change, imagined_id
 from p2pmesh.state.registers import MEMORY_MIB_PER_S_MAX
 from p2pmesh.state.views import MeshView

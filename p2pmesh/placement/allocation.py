@@ -10,17 +10,29 @@ from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import (
     WHOLE,
-    Shard,
-    ShardQuality,
     StageRange,
     parse_stage,
     unit_id,
 )
 from p2pmesh.placement.assignment import Assignment, Reason, Refusal, ShardRefusal
-from p2pmesh.placement.experts import Host, extended, fresh_set, good_enough, shard_bytes
+from p2pmesh.placement.experts import (
+    Host,
+    extended_set,
+    good_enough,
+    kept_set,
+    new_set,
+    why_no_set,
+)
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resident
-from p2pmesh.placement.layout import Experts, Pipeline, PlacedShard, Whole
-from p2pmesh.placement.pipeline import Candidate, Stage, choose, lacking, lacking_together
+from p2pmesh.placement.layout import Experts, Pipeline, Whole
+from p2pmesh.placement.pipeline import (
+    Candidate,
+    Stage,
+    choose,
+    lacking,
+    lacking_together,
+    odd_one,
+)
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 
@@ -145,82 +157,48 @@ class Allocation:
 
         New ones go before a pipeline that runs where an owner asks for shards.
         """
-        digest, model = demand.model.digest, demand.model
-        running = self._running_shards.get(digest, {})
         if demand.split or demand.moe is Sharing.LAYERS:
             return False
-        if not running and demand.moe is Sharing.EXPERTS and digest in self._units:
+        digest, hosts = demand.model.digest, self._hosts(demand)
+        found = kept_set(digest, demand.model.qualities, demand.divergence_max, hosts)
+        if found is None and demand.moe is Sharing.EXPERTS and digest in self._units:
             return self._make_shards(demand)
-        hosts = {one.node: one for one in self._hosts(demand)}
-        for quality in self._good_enough(demand):
-            kept = {
-                node: one.shard
-                for node, one in running.items()
-                if one.shard is not None
-                and _is_of(one.shard, quality)
-                and node in hosts
-                and one.shard.size <= hosts[node].capacity(quality.places)
-            }
-            if kept:
-                self._give_shards(model, quality, kept, hosts)
-                return True
-        return False
+        return self._give_shards(found)
 
     def _make_shards(self, demand: Demand, *, measured: bool = True) -> bool:
         """Make a set of shards of which none runs; whether there is one."""
         model = demand.model
-        hosts = {one.node: one for one in self._hosts(demand)}
-        for quality in good_enough(model.qualities, demand.divergence_max, measured=measured):
-            if found := fresh_set(quality, hosts.values()):
-                self._give_shards(model, quality, found, hosts)
-                return True
-        return False
+        good = good_enough(model.qualities, demand.divergence_max, measured=measured)
+        return self._give_shards(new_set(model.digest, good, self._hosts(demand)))
 
     def _extend_shards(self, demand: Demand) -> None:
         """Have further nodes join the shards that run."""
-        model = demand.model
-        kept = self._shards[model.digest]
+        kept = self._shards[demand.model.digest]
         self._take_back(demand)
-        running = {one.node: one.shard for one in kept.shards}
-        residents = self._running_shards.get(model.digest, {})
-        hosts = {
-            one.node: one._replace(
-                running=running.get(one.node),
-                is_ready=one.node in residents and residents[one.node].state == "ready",
-            )
-            for one in self._hosts(demand)
-        }
-        found = extended(kept.quality, tuple(hosts.values()))
-        self._give_shards(model, kept.quality, found, hosts)
-
-    def _good_enough(self, demand: Demand) -> list[ShardQuality]:
-        """Return what shards that run may be of, the measured ones first."""
-        known, most = demand.model.qualities, demand.divergence_max
-        return good_enough(known, most) + good_enough(known, most, measured=False)
+        self._give_shards(extended_set(kept, self._hosts(demand)))
 
     def _hosts(self, demand: Demand) -> list[Host]:
         """The nodes that have the file and say what its experts take, with their room."""
         experts = dict(demand.model.expert_bytes)
-        return [
-            Host(node, self._room[node], self._need(demand, node), experts[node])
-            for node in self._holders(demand.model)
-            if experts.get(node)
-        ]
+        running = self._running_shards.get(demand.model.digest, {})
+        hosts = []
+        for node in self._holders(demand.model):
+            if experts.get(node):
+                one = running.get(node)
+                shard, is_ready = (one.shard, one.state == "ready") if one else (None, False)
+                need_bytes = self._need(demand, node)
+                hosts.append(
+                    Host(node, self._room[node], need_bytes, experts[node], shard, is_ready)
+                )
+        return hosts
 
-    def _give_shards(
-        self,
-        model: ModelFacts,
-        quality: ShardQuality,
-        shards: Mapping[NodeId, Shard],
-        hosts: Mapping[NodeId, Host],
-    ) -> None:
-        placed = tuple(
-            PlacedShard(node, one, shard_bytes(*hosts[node][2:4], one))
-            for node, one in sorted(shards.items())
-        )
-        self._shards[model.digest] = Experts(digest=model.digest, quality=quality, shards=placed)
-        for each in placed:
+    def _give_shards(self, found: Experts | None) -> bool:
+        if found is None:
+            return False
+        self._shards[found.digest] = found
+        for each in found.shards:
             self._room[each.node] -= each.need_bytes
+        return True
 
     def split(self, demand: Demand) -> None:
         """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs."""
@@ -310,29 +288,10 @@ class Allocation:
 
     def _shard_refusal(self, demand: Demand) -> ShardRefusal | None:
         """Why a model of experts is not in shards; None for others, and where nobody wants them."""
-        model, most = demand.model, demand.divergence_max
+        model = demand.model
         if not model.expert_bytes or demand.split or demand.moe is Sharing.LAYERS:
             return None
-        known = model.qualities
-        good = self._good_enough(demand)
-        if not good:
-            measured = [one for one in known if one.is_measured] or list(known)
-            best = min(measured, key=lambda one: (one.divergence, -one.coverage), default=None)
-            return ShardRefusal(best, most)
-        [smallest, *_] = good
-        hosts = self._hosts(demand)
-        if not hosts:
-            return ShardRefusal(smallest, most)
-        first = max(hosts, key=lambda one: (one.capacity(smallest.places), one.node))
-        size = min(smallest.critical + 1, smallest.places)
-        least = Shard(*smallest[:3], (1 << size) - 1)
-        return ShardRefusal(
-            smallest,
-            most,
-            need_bytes=shard_bytes(first.need_bytes, first.expert_bytes, least),
-            room_bytes=max(first.room_bytes, 0),
-            hosts=sum(one.capacity(smallest.places) > smallest.critical for one in hosts),
-        )
+        return why_no_set(model.qualities, demand.divergence_max, self._hosts(demand))
 
     def _of_pipeline(self, demand: Demand) -> Assignment:
         digest = demand.model.digest
@@ -379,7 +338,7 @@ class Allocation:
         alike = Counter(one.rpc for one in candidates if one.rpc)
         able = [one for one in deep if alike[one.rpc] >= least]
         if not able:
-            return Refusal(Reason.NO_ENGINES, _odd_one(deep, candidates), need_bytes)
+            return Refusal(Reason.NO_ENGINES, odd_one(deep, candidates), need_bytes)
         heads = [one for one in able if sum(map(one.may_use, candidates)) >= least - 1]
         if not heads:
             return Refusal(Reason.NO_RIGHT, able[0].node, need_bytes)
@@ -528,11 +487,6 @@ def _is_own_stage(part: Resident) -> bool:
     return part.stages[stage.number].node == part.node
 
 
-def _is_of(shard: Shard, quality: ShardQuality) -> bool:
-    """Whether a shard is one of a set of this quality."""
-    return (shard.ranking, shard.places, shard.critical) == quality[:3]
-
-
 def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:
     """Whether live nodes, the head first, may be one pipeline."""
     head, *others = nodes
@@ -542,13 +496,3 @@ def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:
         one is not None and one.rpc == head.rpc and (head.may_head or one.confined)
         for one in others
     )
-
-
-def _odd_one(holders: Sequence[Candidate], candidates: Sequence[Candidate]) -> NodeId | None:
-    """The node whose engine should become like the others': one without RPC, else of another build.
-
-    None when every node is alike, and there are too few of them.
-    """
-    head = max(holders, key=lambda one: one.rpc != "")  # the first of the best
-    others = [one for one in candidates if one.rpc != head.rpc]
-    return head.node if not head.rpc else others[0].node if others else None

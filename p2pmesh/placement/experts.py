@@ -24,7 +24,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import Shard, ShardQuality
+from p2pmesh.placement.assignment import ShardRefusal
+from p2pmesh.placement.layout import Experts, PlacedShard
 
 SHARDS_MAX = 8  # more of them cost files and memory, and each is one more place for conversations
 SHARDS_MIN = 2
@@ -91,6 +94,100 @@ def good_enough(
 def _size(one: ShardQuality) -> tuple[int, int, ShardQuality]:
     """Return the order among those that are good enough: the share of experts, then quality."""
     return one.critical * 10**6 // max(one.places, 1), one.divergence, one
+
+
+def new_set(
+    digest: ModelDigest, good: Iterable[ShardQuality], hosts: Iterable[Host]
+) -> Experts | None:
+    """Return the set of the smallest shards that there can be; None when there is none.
+
+    Args:
+        digest: Of the model.
+        good: What is good enough, that with the smallest shards first.
+        hosts: Each node once.
+    """
+    here = tuple(hosts)
+    for quality in good:
+        if found := fresh_set(quality, here):
+            return _placed(digest, quality, found, here)
+    return None
+
+
+def kept_set(
+    digest: ModelDigest,
+    qualities: Iterable[ShardQuality],
+    divergence_max: int,
+    hosts: Iterable[Host],
+) -> Experts | None:
+    """Return the shards that run, as far as they fit and are good enough; None for none."""
+    known, here = tuple(qualities), tuple(hosts)
+    for quality in _any_good(known, divergence_max):
+        kept = {
+            one.node: one.running
+            for one in here
+            if one.running is not None
+            and _is_of(one.running, quality)
+            and one.running.size <= one.capacity(quality.places)
+        }
+        if kept:
+            return _placed(digest, quality, kept, here)
+    return None
+
+
+def extended_set(kept: Experts, hosts: Iterable[Host]) -> Experts:
+    """Return the set that a running one becomes; shards of other sets count as none."""
+    running = {one.node: one.shard for one in kept.shards}
+    here = tuple(one._replace(running=running.get(one.node)) for one in hosts)
+    return _placed(kept.digest, kept.quality, extended(kept.quality, here), here)
+
+
+def why_no_set(
+    qualities: Iterable[ShardQuality], divergence_max: int, hosts: Iterable[Host]
+) -> ShardRefusal:
+    """Return why a model is not in shards: nothing is good enough, or there is no room."""
+    known = tuple(qualities)
+    good, here = _any_good(known, divergence_max), tuple(hosts)
+    if not good or not here:
+        measured = [one for one in known if one.is_measured] or known
+        best = min(measured, key=lambda one: (one.divergence, -one.coverage), default=None)
+        return ShardRefusal(best, divergence_max)
+    [smallest, *_] = good
+    first = max(here, key=lambda one: (one.capacity(smallest.places), one.node))
+    size = min(smallest.critical + 1, smallest.places)
+    least = Shard(*smallest[:3], (1 << size) - 1)
+    return ShardRefusal(
+        smallest,
+        divergence_max,
+        need_bytes=shard_bytes(first.need_bytes, first.expert_bytes, least),
+        room_bytes=max(first.room_bytes, 0),
+        hosts=sum(one.capacity(smallest.places) > smallest.critical for one in here),
+    )
+
+
+def _any_good(qualities: Iterable[ShardQuality], divergence_max: int) -> list[ShardQuality]:
+    """Return what is good enough in any way, the measured ones first."""
+    known = tuple(qualities)
+    guessed = good_enough(known, divergence_max, measured=False)
+    return good_enough(known, divergence_max) + guessed
+
+
+def _is_of(shard: Shard, quality: ShardQuality) -> bool:
+    """Whether a shard is one of a set of this quality."""
+    return (shard.ranking, shard.places, shard.critical) == quality[:3]
+
+
+def _placed(
+    digest: ModelDigest,
+    quality: ShardQuality,
+    shards: Mapping[NodeId, Shard],
+    hosts: Iterable[Host],
+) -> Experts:
+    sizes = {one.node: (one.need_bytes, one.expert_bytes) for one in hosts}
+    placed = tuple(
+        PlacedShard(node, shard, shard_bytes(*sizes[node], shard))
+        for node, shard in sorted(shards.items())
+    )
+    return Experts(digest=digest, quality=quality, shards=placed)
 
 
 def fresh_set(quality: ShardQuality, hosts: Iterable[Host]) -> dict[NodeId, Shard]:

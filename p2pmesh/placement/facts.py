@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import BYTES_MAX, ModelDigest
 from p2pmesh.models.parts import WHOLE, PartId, Shard, ShardQuality, StageRange
-from p2pmesh.placement.pipeline import Shape
+from p2pmesh.placement.shape import Shape
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.wire.codec import encode
 

@@ -21,7 +21,7 @@ from p2pmesh.placement.facts import (
     PlacementRequest,
     Resident,
 )
-from p2pmesh.placement.pipeline import Shape, shape_of
+from p2pmesh.placement.shape import Shape, shape_of
 from p2pmesh.state.registers import ModelRequest
 from p2pmesh.state.views import MeshView, ModelView, NodeView
 

@@ -17,8 +17,9 @@ from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.distance import Distances
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs
 from p2pmesh.placement.layout import Experts, Pipeline
-from p2pmesh.placement.pipeline import Candidate, Shape, token_us
+from p2pmesh.placement.pipeline import Candidate, token_us
 from p2pmesh.placement.plan import Plan
+from p2pmesh.placement.shape import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,9 +28,10 @@ from p2pmesh.placement.facts import (
     Resident,
     ResidentState,
 )
-from p2pmesh.placement.pipeline import Shape, Stage
+from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
+from p2pmesh.placement.shape import Shape
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES
 from tests.placement.split_world import engine
 

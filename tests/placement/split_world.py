@@ -19,8 +19,8 @@ from p2pmesh.placement.facts import (
     ResidentState,
 )
 from p2pmesh.placement.layout import Pipeline, Whole
-from p2pmesh.placement.pipeline import Shape
 from p2pmesh.placement.plan import Plan
+from p2pmesh.placement.shape import Shape
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES, STATES
 
 EVEN = Shape((GIB,) * 8, (GIB,) * 8, head_bytes=GIB, stage_bytes=GIB // 2, hop_bytes=8192)

@@ -28,9 +28,9 @@ from p2pmesh.placement.facts import (
     ResidentState,
 )
 from p2pmesh.placement.layout import Experts, Pipeline, Whole
-from p2pmesh.placement.pipeline import Shape
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Start, Stop, reconcile
+from p2pmesh.placement.shape import Shape
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from tests.placement.placement_strategies import GIB, STATES, model, node, only
 

@@ -40,7 +40,7 @@ from p2pmesh.placement.inputs import (
     part_context,
     pipeline_context,
 )
-from p2pmesh.placement.pipeline import shape_of
+from p2pmesh.placement.shape import shape_of
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.state.document import Document
 from p2pmesh.state.registers import (

@@ -8,7 +8,6 @@ from random import Random
 import pytest
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import need_bytes
 from p2pmesh.models.parts import STAGES_MAX, StageRange
 from p2pmesh.placement.distance import FARTHEST, NEAR, ONE_WAY_NS, Distances
 from p2pmesh.placement.pipeline import (
@@ -17,25 +16,15 @@ from p2pmesh.placement.pipeline import (
     MEMORY_MIB_PER_S,
     NS_PER_S,
     Candidate,
-    Shape,
     Stage,
     choose,
-    shape_of,
     token_us,
 )
+from p2pmesh.placement.shape import Shape, shape_of
 from tests.placement.placement_strategies import GIB, MIB, node
 from tests.state.builders import card
 
 A, B, C, D = (node(name) for name in "abcd")
-CARD = card(
-    layers=4,
-    layer_bytes=(1000, 1000, 1000, 1000),
-    other_bytes=500,
-    size_bytes=4600,
-    kv_bytes_per_token=8,
-    kv_layer_bytes=(2, 2, 2, 2),
-    tensor_bytes_max=300,
-)
 EVEN = Shape((GIB,) * 8, (GIB,) * 8, head_bytes=GIB, stage_bytes=GIB // 2, hop_bytes=8192)
 
 
@@ -61,15 +50,6 @@ def nodes(stages: tuple[Stage, ...] | None) -> list[object]:
 
 def test_the_memory_of_a_stage_is_no_part_of_its_units_id() -> None:
     assert Stage(A, 0, 3, 77).range == Stage(A, 0, 3, 78).range == StageRange(A, 0, 3)
-
-
-def test_all_stages_together_take_what_the_model_takes_whole_and_their_buffers() -> None:
-    shape = shape_of(CARD, context=512)
-    assert shape.layer_bytes == (1000 + 2 * 512,) * 4
-    assert shape.need(0, 3) == need_bytes(CARD, context=512)
-    assert shape.need(0, 1) + shape.need(2, 3) == need_bytes(CARD, context=512) + shape.stage_bytes
-    buffers = 512 * (4 * 8 * CARD.width + 2 * 512)
-    assert shape.stage_bytes == buffers + 300 + 64 * MIB
 
 
 def test_a_model_that_does_not_tell_its_layers_makes_no_pipeline() -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from hypothesis import given
 
 from p2pmesh.placement.facts import PlacementInputs
-from p2pmesh.placement.pipeline import Shape
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.report import (
     Lack,
@@ -16,6 +15,7 @@ from p2pmesh.placement.report import (
     helps,
     report,
 )
+from p2pmesh.placement.shape import Shape
 from p2pmesh.placement.what_if import change
 from tests.placement.placement_strategies import (
     GIB,
