@@ -10,6 +10,7 @@ from enum import StrEnum
 
 MILLION = 1_000_000
 DIVERGENCE_MAX = MILLION // 10  # what shards may diverge where nobody says otherwise
+COVERAGE_MIN = 9 * MILLION // 10  # of the importance; where no divergence can be measured
 DIVERGENCE_LIMIT = 100 * MILLION  # as far as a model of 10^43 tokens that answers at random
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ NAME_CHARACTERS_MAX = 32
 STAGES_MAX = 8
 UNIT_BYTES = 8
 PLACES_MAX = 1024  # of experts in a layer; the largest published models have 512
+MEASURES_MAX = 64  # of the shards of one ranking
 RANKING_CHARACTERS = 64
 UNMEASURED = -1
 _SHARD = re.compile(rf"shard-[0-9a-f]{{{2 * UNIT_BYTES}}}")
@@ -67,19 +69,30 @@ class StageName(NamedTuple):
         return f"stage-{self.unit}-{self.number}"
 
 
+class ShardKind(StrEnum):
+    """What a shard leaves out of a model: whole experts, or neurons of all of them."""
+
+    EXPERTS = "experts"
+    THIN = "thin"
+
+
 class Shard(NamedTuple):
-    """The experts that a shard holds, by their places in a ranking of all experts.
+    """What a shard holds of the experts of a model, by places in a ranking.
 
     A ranking orders the experts of each layer, where they are in groups those of each group. A
-    shard holds the experts of the same places in each of them.
+    shard holds the experts of the same places in each of them. A thin shard holds all experts and
+    of each so many of the first neurons; a place is a block of neurons there.
 
     Attributes:
+        kind: What its places are.
         ranking: Its digest.
         places: How many there are.
         critical: So many of the first places are in every shard of the model.
-        kept: The places that this shard holds, the critical ones among them: bit i for place i.
+        kept: The places that this shard holds, the critical ones among them: bit i for place i. In
+            a thin shard these are all.
     """
 
+    kind: ShardKind
     ranking: str
     places: int
     critical: int
@@ -100,8 +113,10 @@ class ShardQuality(NamedTuple):
     """How good shards are that hold at least the first places of a ranking.
 
     Attributes:
+        kind: What the places are.
         ranking: Its digest.
-        places: How many it has for the experts of each layer, or of each group.
+        places: How many it has for the experts of each layer, or of each group; or for the neurons
+            of each expert.
         critical: So many of the first ones the shards hold, and perhaps others.
         divergence: Of their answers from the whole model's, on the kind of text where that is
             largest: Kullback-Leibler divergence per token in millionths of a nat; `UNMEASURED`.
@@ -109,6 +124,7 @@ class ShardQuality(NamedTuple):
             where that is least, in millionths.
     """
 
+    kind: ShardKind
     ranking: str
     places: int
     critical: int
@@ -123,7 +139,8 @@ class ShardQuality(NamedTuple):
 
 def shard_name(digest: ModelDigest, shard: Shard) -> str:
     """The name of a shard: BLAKE2b-8 over the model, the ranking and the places that it holds."""
-    data = encode([digest, shard.ranking, shard.places, shard.critical, shard.kept_bytes])
+    what = [shard.kind.value, shard.ranking, shard.places, shard.critical, shard.kept_bytes]
+    data = encode([digest, what])
     return f"shard-{blake2b(data, digest_size=UNIT_BYTES).hexdigest()}"
 
 

@@ -1,11 +1,12 @@
 """Expert shards: which node holds which experts of a model that fits on none of them whole. Pure.
 
-Every shard holds the model apart from its experts, the critical experts of each layer, which are
-the first places of a ranking, and a share of the others, so that together the shards hold every
-expert. Each answers alone: nothing passes between nodes while tokens are made. How many experts are
-critical is chosen by quality: the fewest with which a shard is known to be good enough even if it
-holds no others. So no shard of the set is worse, whoever joins or leaves, and a further node makes
-the shares smaller and never bigger.
+Each shard answers alone: nothing passes between nodes while tokens are made. There are two kinds.
+A thin shard holds all experts and of each the most important neurons. A shard of whole experts
+holds the critical experts of each layer, which are the first places of a ranking, and a share of
+the others, so that together the shards hold every expert. How much is critical is chosen by
+quality: the least with which a shard is known to be good enough even if it holds nothing else. So
+no shard of the set is worse, whoever joins or leaves, and a further node makes the shares smaller
+and never bigger. Of the sets that are possible the one with the smallest shards is taken.
 
 The others are dealt out in the order of the ranking by the method of D'Hondt, a place to the node
 with the largest quotient of its spare places and its places so far plus one. Nodes get shares in
@@ -25,13 +26,13 @@ from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import Shard, ShardQuality
+from p2pmesh.models.parts import Shard, ShardKind, ShardQuality
 from p2pmesh.placement.assignment import ShardRefusal
 from p2pmesh.placement.layout import Experts, PlacedShard
+from p2pmesh.sharing import COVERAGE_MIN, MILLION
 
 SHARDS_MAX = 8  # more of them cost files and memory, and each is one more place for conversations
-SHARDS_MIN = 2
-COVERAGE_MIN = 900_000  # millionths of the importance; where no quality can be measured
+SHARDS_MIN = 2  # of whole experts
 
 
 class Host(NamedTuple):
@@ -72,6 +73,9 @@ def shard_bytes(need_bytes: int, expert_bytes: int, shard: Shard) -> int:
     return need_bytes - expert_bytes // shard.places * (shard.places - shard.size)
 
 
+# --- quality ------------------------------------------------------------------------------------
+
+
 def good_enough(
     qualities: Iterable[ShardQuality], divergence_max: int, *, measured: bool = True
 ) -> list[ShardQuality]:
@@ -92,25 +96,42 @@ def good_enough(
 
 
 def _size(one: ShardQuality) -> tuple[int, int, ShardQuality]:
-    """Return the order among those that are good enough: the share of experts, then quality."""
-    return one.critical * 10**6 // max(one.places, 1), one.divergence, one
+    return one.critical * MILLION // one.places, one.divergence, one
+
+
+def _any_good(qualities: Iterable[ShardQuality], divergence_max: int) -> list[ShardQuality]:
+    """Return what is good enough in any way, the measured ones first."""
+    known = tuple(qualities)
+    guessed = good_enough(known, divergence_max, measured=False)
+    return good_enough(known, divergence_max) + guessed
+
+
+# --- sets ---------------------------------------------------------------------------------------
 
 
 def new_set(
     digest: ModelDigest, good: Iterable[ShardQuality], hosts: Iterable[Host]
 ) -> Experts | None:
-    """Return the set of the smallest shards that there can be; None when there is none.
+    """Return the set whose largest shard is the smallest; None when there can be none.
 
     Args:
         digest: Of the model.
-        good: What is good enough, that with the smallest shards first.
+        good: What is good enough.
         hosts: Each node once.
     """
     here = tuple(hosts)
-    for quality in good:
-        if found := fresh_set(quality, here):
-            return _placed(digest, quality, found, here)
-    return None
+    found = ((quality, shards_of(quality, here)) for quality in good)
+    sets = [_placed(digest, quality, shards, here) for quality, shards in found if shards]
+    return min(sets, key=_cost, default=None)
+
+
+def _cost(one: Experts) -> tuple[int, int, ShardQuality]:
+    """Return the order among sets: by their largest shard, as a share of all, then by quality.
+
+    So the two kinds compete by what was measured of them.
+    """
+    largest = max(placed.shard.size for placed in one.shards)
+    return largest * MILLION // one.quality.places, one.quality.divergence, one.quality
 
 
 def kept_set(
@@ -120,13 +141,13 @@ def kept_set(
     hosts: Iterable[Host],
 ) -> Experts | None:
     """Return the shards that run, as far as they fit and are good enough; None for none."""
-    known, here = tuple(qualities), tuple(hosts)
-    for quality in _any_good(known, divergence_max):
+    here = tuple(hosts)
+    for quality in _any_good(qualities, divergence_max):
         kept = {
             one.node: one.running
             for one in here
             if one.running is not None
-            and _is_of(one.running, quality)
+            and one.running[:4] == quality[:4]
             and one.running.size <= one.capacity(quality.places)
         }
         if kept:
@@ -152,28 +173,16 @@ def why_no_set(
         best = min(measured, key=lambda one: (one.divergence, -one.coverage), default=None)
         return ShardRefusal(best, divergence_max)
     [smallest, *_] = good
+    more = smallest.kind is ShardKind.EXPERTS and smallest.critical < smallest.places
+    least = Shard(*smallest[:4], (1 << (smallest.critical + more)) - 1)
     first = max(here, key=lambda one: (one.capacity(smallest.places), one.node))
-    size = min(smallest.critical + 1, smallest.places)
-    least = Shard(*smallest[:3], (1 << size) - 1)
     return ShardRefusal(
         smallest,
         divergence_max,
         need_bytes=shard_bytes(first.need_bytes, first.expert_bytes, least),
         room_bytes=max(first.room_bytes, 0),
-        hosts=sum(one.capacity(smallest.places) > smallest.critical for one in here),
+        hosts=sum(one.capacity(smallest.places) >= least.size for one in here),
     )
-
-
-def _any_good(qualities: Iterable[ShardQuality], divergence_max: int) -> list[ShardQuality]:
-    """Return what is good enough in any way, the measured ones first."""
-    known = tuple(qualities)
-    guessed = good_enough(known, divergence_max, measured=False)
-    return good_enough(known, divergence_max) + guessed
-
-
-def _is_of(shard: Shard, quality: ShardQuality) -> bool:
-    """Whether a shard is one of a set of this quality."""
-    return (shard.ranking, shard.places, shard.critical) == quality[:3]
 
 
 def _placed(
@@ -190,25 +199,28 @@ def _placed(
     return Experts(digest=digest, quality=quality, shards=placed)
 
 
-def fresh_set(quality: ShardQuality, hosts: Iterable[Host]) -> dict[NodeId, Shard]:
-    """Return a new set of shards over all hosts that have room for one; empty when there is none.
+def shards_of(quality: ShardQuality, hosts: Iterable[Host]) -> dict[NodeId, Shard]:
+    """Return new shards on all hosts that have room for one; none where they would not do.
 
     Args:
         quality: The ranking, and how many of its places are critical.
         hosts: Each node once.
     """
     places, critical = quality.places, quality.critical
+    is_thin = quality.kind is ShardKind.THIN
     able = [(one, one.capacity(places) - critical) for one in hosts]
-    able = [pair for pair in able if pair[1] > 0]
+    able = [pair for pair in able if pair[1] >= (0 if is_thin else 1)]
     able.sort(key=lambda pair: (pair[0].running is None, -pair[1], pair[0].node))
     del able[SHARDS_MAX:]
-    if len(able) < SHARDS_MIN or sum(spare for _, spare in able) < places - critical:
-        return {}
     kept = {one.node: (1 << critical) - 1 for one, _ in able}
-    spare = {one.node: more for one, more in able}
-    for place, node in zip(range(critical, places), _dealt(spare, places - critical), strict=True):
-        kept[node] |= 1 << place
-    return {node: Shard(quality.ranking, places, critical, mask) for node, mask in kept.items()}
+    if not is_thin:
+        others = range(critical, places)
+        if len(able) < SHARDS_MIN or sum(spare for _, spare in able) < len(others):
+            return {}
+        spare = {one.node: more for one, more in able}
+        for place, node in zip(others, _dealt(spare, len(others)), strict=True):
+            kept[node] |= 1 << place
+    return {node: Shard(*quality[:4], mask) for node, mask in kept.items()}
 
 
 def _dealt(spare: Mapping[NodeId, int], count: int) -> Iterable[NodeId]:
@@ -228,25 +240,25 @@ def _dealt(spare: Mapping[NodeId, int], count: int) -> Iterable[NodeId]:
 
 
 def extended(quality: ShardQuality, hosts: Sequence[Host]) -> dict[NodeId, Shard]:
-    """Return the set that a running one becomes: see the module.
+    """Return the shards that running ones become: see the module.
 
     Args:
         quality: What the shards that run are of.
         hosts: Each node once; those that run a shard of another set count as running none.
     """
-    fresh = fresh_set(quality, hosts)
+    fresh = shards_of(quality, hosts)
     running = {one.node: one.running for one in hosts if one.running is not None}
     result = {**fresh, **running}
-    missing = (1 << quality.places) - 1
+    missing = (1 << quality.places) - 1 if quality.kind is ShardKind.EXPERTS else 0
     for shard in result.values():
         missing &= ~shard.kept
     if not missing:
         return result
     for one in sorted(hosts):
         if one.node in fresh and one.running is None:
-            whole_share = fresh[one.node].kept | missing
-            if whole_share.bit_count() <= one.capacity(quality.places):
-                return {**result, one.node: fresh[one.node]._replace(kept=whole_share)}
+            share = fresh[one.node].kept | missing
+            if share.bit_count() <= one.capacity(quality.places):
+                return {**result, one.node: fresh[one.node]._replace(kept=share)}
     if all(one.is_ready for one in hosts if one.running is not None):
         for node in sorted(running):
             if node in fresh and fresh[node].kept & ~running[node].kept:

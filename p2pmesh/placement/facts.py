@@ -195,7 +195,7 @@ class PlacementInputs:
                     [
                         *(m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs),
                         [[node, *shape] for node, shape in m.shapes],
-                        [m.expert_bytes, [list(one) for one in m.qualities]],
+                        [m.expert_bytes, [[one.kind.value, *one[1:]] for one in m.qualities]],
                     ]
                     for m in self.models
                 ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from statistics import median_low
+from typing import Any
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
@@ -234,12 +235,12 @@ def _worst(claims: Iterable[ShardQuality]) -> tuple[ShardQuality, ...]:
 
     What is measured and what is not are told apart.
     """
-    found: dict[tuple[str, int, int, bool], ShardQuality] = {}
+    found: dict[tuple[Any, ...], ShardQuality] = {}
     for one in claims:
-        key = (*one[:3], one.is_measured)
+        key = (*one[:4], one.is_measured)
         known = found.get(key, one)
         found[key] = ShardQuality(
-            *one[:3],
+            *one[:4],
             divergence=max(one.divergence, known.divergence),
             coverage=min(one.coverage, known.coverage),
         )

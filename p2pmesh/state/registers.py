@@ -28,6 +28,7 @@ from p2pmesh.models.parts import (
     WHOLE,
     PartId,
     Shard,
+    ShardKind,
     ShardQuality,
     StageRange,
     is_known,
@@ -243,7 +244,8 @@ def _token_us(rest: list[Any]) -> int:
 
 
 def _shard_row(shard: Shard) -> list[Any]:
-    return [bytes.fromhex(shard.ranking), shard.places, shard.critical, shard.kept_bytes]
+    ranking = bytes.fromhex(shard.ranking)
+    return [shard.kind.value, ranking, shard.places, shard.critical, shard.kept_bytes]
 
 
 def _shard(digest: ModelDigest, name: str, row: Any) -> Shard | None:
@@ -251,31 +253,44 @@ def _shard(digest: ModelDigest, name: str, row: Any) -> Shard | None:
     if not is_shard(name):
         return None
     match row:
-        case [bytes(ranking), int(places), int(critical), bytes(kept), *_] if (
-            len(ranking) * 2 == RANKING_CHARACTERS
+        case [str(kind), bytes(ranking), int(places), int(critical), bytes(kept), *_] if (
+            kind in set(ShardKind)
+            and len(ranking) * 2 == RANKING_CHARACTERS
             and 0 < critical <= places <= PLACES_MAX
             and len(kept) == -(-places // 8)
         ):
-            shard = Shard(ranking.hex(), places, critical, int.from_bytes(kept, "little"))
+            held = int.from_bytes(kept, "little")
+            shard = Shard(ShardKind(kind), ranking.hex(), places, critical, held)
             if shard_name(digest, shard) == name and shard.kept < 1 << places:
                 return shard
     raise PeerError("a shard without its experts")
 
 
 def _quality_row(one: ShardQuality) -> list[Any]:
-    return [bytes.fromhex(one.ranking), *one[1:]]
+    return [one.kind.value, bytes.fromhex(one.ranking), *one[2:]]
 
 
 def _quality(row: Any) -> ShardQuality:
     match row:
-        case [bytes(ranking), int(places), int(critical), int(divergence), int(coverage), *_] if (
-            len(ranking) * 2 == RANKING_CHARACTERS
+        case [str(kind), bytes(ranking), int(places), int(critical), *rest] if (
+            kind in set(ShardKind)
+            and len(ranking) * 2 == RANKING_CHARACTERS
             and 0 < critical < places <= PLACES_MAX
-            and UNMEASURED <= divergence <= DIVERGENCE_LIMIT
-            and 0 <= coverage <= MILLION
         ):
-            return ShardQuality(ranking.hex(), places, critical, divergence, coverage)
+            divergence, coverage = _figures(rest)
+            return ShardQuality(
+                ShardKind(kind), ranking.hex(), places, critical, divergence, coverage
+            )
     raise PeerError("a quality of shards of an unknown kind")
+
+
+def _figures(row: list[Any]) -> tuple[int, int]:
+    match row:
+        case [int(divergence), int(coverage), *_] if (
+            UNMEASURED <= divergence <= DIVERGENCE_LIMIT and 0 <= coverage <= MILLION
+        ):
+            return divergence, coverage
+    raise PeerError("a quality of shards without its figures")
 
 
 def _stages(digest: ModelDigest, name: str, rows: Any) -> tuple[StageRange, ...]:

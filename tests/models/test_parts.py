@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from p2pmesh.identity.keys import NodeId
@@ -9,6 +11,7 @@ from p2pmesh.models.parts import (
     WHOLE,
     PartId,
     Shard,
+    ShardKind,
     StageName,
     StageRange,
     is_full,
@@ -60,21 +63,25 @@ def test_stages_are_known_by_their_unit_and_number() -> None:
 
 
 def test_a_shard_is_named_by_all_that_it_holds() -> None:
-    shard = Shard("ab" * 32, 10, 2, 0b1000000011)
+    shard = Shard(ShardKind.EXPERTS, "ab" * 32, 10, 2, 0b1000000011)
     name = shard_name(DIGEST, shard)
     assert is_known(name)
     assert is_shard(name)
     assert takes_requests(name)
     assert not is_full(name)
     assert parse_stage(name) is None
+    changes: list[dict[str, Any]] = [
+        {"kind": ShardKind.THIN},
+        {"ranking": "cd" * 32},
+        {"places": 11},
+        {"critical": 1},
+        {"kept": 7},
+    ]
     others = [
         shard_name(ModelDigest("b" * 64), shard),
-        *(
-            shard_name(DIGEST, shard._replace(**change))
-            for change in ({"ranking": "cd" * 32}, {"places": 11}, {"critical": 1}, {"kept": 7})
-        ),
+        *(shard_name(DIGEST, shard._replace(**change)) for change in changes),
     ]
-    assert len({name, *others}) == 6
+    assert len({name, *others}) == 7
     assert (shard.size, shard.kept_bytes) == (3, b"\x03\x02")
 
 

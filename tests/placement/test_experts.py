@@ -8,15 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.parts import UNMEASURED, Shard, ShardQuality, is_shard, shard_name
+from p2pmesh.models.parts import UNMEASURED, Shard, ShardKind, ShardQuality, is_shard, shard_name
 from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.experts import (
     SHARDS_MAX,
     Host,
     extended,
-    fresh_set,
     good_enough,
+    new_set,
     shard_bytes,
+    shards_of,
 )
 from p2pmesh.placement.explain import explain
 from p2pmesh.placement.facts import (
@@ -39,7 +40,7 @@ MOE = model("moe")
 OTHER = model("other")
 RANKING, NEWER = "ab" * 32, "cd" * 32
 PLACES = 16
-GOOD = ShardQuality(RANKING, PLACES, 8, 50_000, 930_000)
+GOOD = ShardQuality(ShardKind.EXPERTS, RANKING, PLACES, 8, 50_000, 930_000)
 SHAPE = Shape((2 * GIB,) * 8, (GIB,) * 8, 4 * GIB, GIB, 4096)
 NEED, EXPERTS = 20 * GIB, 16 * GIB  # a place is 1 GiB, and all else 4
 
@@ -67,7 +68,7 @@ qualities = st.builds(lambda critical: GOOD._replace(critical=critical), st.inte
 
 
 def test_each_has_the_critical_experts_and_a_share_of_the_others() -> None:
-    shards = fresh_set(GOOD, [host("a", 16), host("b", 16), host("c", 16)])
+    shards = shards_of(GOOD, [host("a", 16), host("b", 16), host("c", 16)])
     assert sorted(sizes(shards).values()) == [10, 11, 11]
     assert union(shards) == 0xFFFF
     assert all(shard.kept & 0xFF == 0xFF for shard in shards.values())
@@ -76,21 +77,21 @@ def test_each_has_the_critical_experts_and_a_share_of_the_others() -> None:
 
 
 def test_shares_follow_the_memory_of_the_nodes() -> None:
-    shards = fresh_set(GOOD, [host("a", 14), host("b", 18)])  # room for 10 and 14
+    shards = shards_of(GOOD, [host("a", 14), host("b", 18)])  # room for 10 and 14
     assert sizes(shards) == {node("a"): 10, node("b"): 14}
 
 
 def test_there_is_no_set_where_experts_would_live_nowhere() -> None:
-    assert fresh_set(GOOD, [host("a", 15), host("b", 16)]) == {}  # 3 + 4 of 8 places
-    assert fresh_set(GOOD, [host("a", 30)]) == {}, "one node"
-    assert fresh_set(GOOD, []) == {}
-    assert fresh_set(GOOD, [Host(A, 9 * GIB, NEED, 0), Host(B, 9 * GIB, NEED, 3)]) == {}
+    assert shards_of(GOOD, [host("a", 15), host("b", 16)]) == {}  # 3 + 4 of 8 places
+    assert shards_of(GOOD, [host("a", 30)]) == {}, "one node"
+    assert shards_of(GOOD, []) == {}
+    assert shards_of(GOOD, [Host(A, 9 * GIB, NEED, 0), Host(B, 9 * GIB, NEED, 3)]) == {}
 
 
 @given(quality=qualities, rooms=rooms)
 def test_a_set_fits_and_is_whole(quality: ShardQuality, rooms: list[int]) -> None:
     hosts = [host(f"{number}", room) for number, room in enumerate(rooms)]
-    shards = fresh_set(quality, hosts)
+    shards = shards_of(quality, hosts)
     assert not shards or union(shards) == 0xFFFF
     assert len(shards) <= SHARDS_MAX
     for one in hosts:
@@ -104,8 +105,8 @@ def test_a_further_node_makes_no_shard_bigger(
     quality: ShardQuality, rooms: list[int], more: int
 ) -> None:
     hosts = [host(f"{number}", room) for number, room in enumerate(rooms)]
-    before = sizes(fresh_set(quality, hosts))
-    after = sizes(fresh_set(quality, [*hosts, host("new", more)]))
+    before = sizes(shards_of(quality, hosts))
+    after = sizes(shards_of(quality, [*hosts, host("new", more)]))
     assert all(after.get(one, 0) <= size for one, size in before.items())
 
 
@@ -113,7 +114,7 @@ def test_a_further_node_makes_no_shard_bigger(
 
 
 def running_set(*names: str, room: int = 16) -> dict[NodeId, Shard]:
-    return fresh_set(GOOD, [host(name, room) for name in names])
+    return shards_of(GOOD, [host(name, room) for name in names])
 
 
 def test_a_node_that_joins_gets_its_share_and_moves_nothing() -> None:
@@ -161,13 +162,36 @@ def test_any_part_of_a_set_that_runs_leads_to_the_same_set(
     quality: ShardQuality, rooms: list[int], started: set[int]
 ) -> None:
     hosts = [host(f"{number}", room) for number, room in enumerate(rooms)]
-    shards = fresh_set(quality, hosts)
+    shards = shards_of(quality, hosts)
     some = [
         one._replace(running=shards.get(one.node)) if number in started else one
         for number, one in enumerate(hosts)
     ]
     if any(one.running for one in some):
         assert extended(quality, some) == shards
+
+
+# Thin shards.
+
+THIN = GOOD._replace(kind=ShardKind.THIN, critical=10)
+
+
+def test_every_node_with_room_for_a_thin_shard_runs_the_same() -> None:
+    shards = shards_of(THIN, [host("a", 14), host("b", 30), host("c", 13)])
+    assert sizes(shards) == {A: 10, B: 10}
+    assert {shard.kept for shard in shards.values()} == {0x3FF}
+    assert sizes(shards_of(THIN, [host("a", 14)])) == {A: 10}, "one is enough"
+    running = host("a", 14, shards[A])
+    assert extended(THIN, [running, host("b", 20)]) == shards, "a node that joins runs it too"
+    assert extended(THIN, [running]) == {A: shards[A]}
+
+
+def test_the_kinds_compete_by_the_size_that_is_good_enough() -> None:
+    hosts = [host("a", 16), host("b", 16), host("c", 16)]
+    for critical, kind in ((10, ShardKind.THIN), (12, ShardKind.EXPERTS)):
+        found = new_set(MOE, [GOOD, THIN._replace(critical=critical)], hosts)
+        assert found is not None
+        assert found.quality.kind is kind, "whole experts take 11 places"
 
 
 # Which quality.
@@ -236,7 +260,7 @@ def residents_of(
     )
 
 
-def shards_of(result: Plan) -> dict[NodeId, Shard]:
+def planned(result: Plan) -> dict[NodeId, Shard]:
     layout = only(result, MOE).layout
     return {one.node: one.shard for one in layout.shards} if isinstance(layout, Experts) else {}
 
@@ -273,7 +297,7 @@ def test_the_owner_says_how_good_they_have_to_be_and_whether_there_may_be_any() 
     bad = GOOD._replace(divergence=170_000)
     described = moe(A, B, C, known=(bad,))
     wish = PlacementRequest(digest=MOE, owner=A, divergence_max=500_000)
-    assert shards_of(plan(facts(16, 16, 16, described=described, wish=wish)))
+    assert planned(plan(facts(16, 16, 16, described=described, wish=wish)))
     wish = replace(wish, moe=Sharing.LAYERS)
     row = only(plan(facts(16, 16, 16, described=described, wish=wish)), MOE)
     assert isinstance(row.layout, Pipeline)
@@ -335,18 +359,18 @@ def test_a_pipeline_that_runs_stays_unless_shards_are_asked_for() -> None:
 def test_shards_of_an_older_ranking_stay_while_it_is_good_enough() -> None:
     old = plan(facts(16, 16, 16))
     running = residents_of(only(old, MOE))
-    newer = ShardQuality(NEWER, PLACES, 6, 20_000, 950_000)
+    newer = ShardQuality(ShardKind.EXPERTS, NEWER, PLACES, 6, 20_000, 950_000)
     both = facts(16, 16, 16, described=moe(A, B, C, known=(GOOD, newer)), residents=running)
-    assert shards_of(plan(both)) == shards_of(old)
+    assert planned(plan(both)) == planned(old)
     alone = facts(16, 16, 16, described=moe(A, B, C, known=(newer,)), residents=running)
-    assert {one.ranking for one in shards_of(plan(alone)).values()} == {NEWER}
+    assert {one.ranking for one in planned(plan(alone)).values()} == {NEWER}
 
 
 def test_a_dead_node_leaves_the_others_as_they_are_but_one() -> None:
     before = plan(facts(16, 16, 16))
     running = residents_of(only(before, MOE), where=(A, B))
-    after = shards_of(plan(facts(16, 16, described=moe(A, B), residents=running)))
-    old = shards_of(before)
+    after = planned(plan(facts(16, 16, described=moe(A, B), residents=running)))
+    old = planned(before)
     assert sum(after[one] == old[one] for one in (A, B)) == 1
 
 
@@ -384,8 +408,8 @@ def test_a_node_starts_its_shard_and_leaves_the_one_that_it_runs() -> None:
     result = plan(base)
     [start] = reconcile(me=A, plan=result, facts=base, running={}, proven=())
     assert isinstance(start, Start)
-    assert start.shard == shards_of(result)[A]
-    assert start.part.name == shard_name(MOE, shards_of(result)[A])
+    assert start.shard == planned(result)[A]
+    assert start.part.name == shard_name(MOE, planned(result)[A])
     running = residents_of(only(result, MOE), where=(A,))
     some = replace(base, residents=running)
     assert (
@@ -398,7 +422,7 @@ def test_a_node_stops_a_shard_that_has_no_room_beside_the_one_that_replaces_it()
     old = residents_of(only(plan(base), MOE), where=(A, B))
     some = facts(16, 16, described=moe(A, B), residents=old)
     result = plan(some)
-    [changed] = (one for one in old if one.shard != shards_of(result)[one.node])
+    [changed] = (one for one in old if one.shard != planned(result)[one.node])
     running = {changed.part: "ready"}
     actions = reconcile(me=changed.node, plan=result, facts=some, running=running, proven=())
     assert [type(one) for one in actions] == [Stop]

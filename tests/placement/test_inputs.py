@@ -14,6 +14,7 @@ from p2pmesh.models.cards import need_bytes
 from p2pmesh.models.parts import (
     UNMEASURED,
     Shard,
+    ShardKind,
     ShardQuality,
     StageName,
     StageRange,
@@ -109,7 +110,7 @@ class World:
 
 
 def test_of_equal_shards_the_worst_that_holders_say_counts() -> None:
-    quality = ShardQuality("ab" * 32, 16, 8, 50_000, 930_000)
+    quality = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000)
     guess = quality._replace(divergence=UNMEASURED)
     worse = quality._replace(divergence=70_000, coverage=950_000)
     described = card(expert_bytes=1 << 20, size_bytes=4 << 20)
@@ -126,8 +127,8 @@ def test_of_equal_shards_the_worst_that_holders_say_counts() -> None:
 
 
 def test_experts_are_looked_at_only_where_a_model_is_wanted_or_shared() -> None:
-    quality = ShardQuality("ab" * 32, 16, 8, 50_000, 930_000)
-    shard = Shard("ab" * 32, 16, 8, 0xFF)
+    quality = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000)
+    shard = Shard(ShardKind.EXPERTS, "ab" * 32, 16, 8, 0xFF)
     described = held(1, card=card(expert_bytes=1 << 20, size_bytes=4 << 20), qualities=(quality,))
     world = World()
     world.node(0, holds=[described])

@@ -17,6 +17,7 @@ from p2pmesh.models.parts import (
     UNMEASURED,
     PartId,
     Shard,
+    ShardKind,
     ShardQuality,
     StageName,
     StageRange,
@@ -47,8 +48,8 @@ WANTED = ModelRequest(
     moe=Sharing.EXPERTS,
     divergence_max=500_000,
 )
-QUALITY = ShardQuality("ab" * 32, 128, 40, 50_000, 930_000)
-SHARD = Shard("ab" * 32, 10, 2, 0b1000000011)
+QUALITY = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 128, 40, 50_000, 930_000)
+SHARD = Shard(ShardKind.THIN, "ab" * 32, 10, 2, 0b1000000011)
 
 
 WISH = {"digest": digest(1), "stem": "m", "replicas": 1, "priority": 0, "context": 1, "slots": 1}
@@ -94,11 +95,12 @@ def test_shards_survive_the_wire() -> None:
     "row",
     [
         [],
-        [b"", 10, 2, b"\x03\x02"],
-        [b"\xab" * 32, 10, 0, b"\x03\x02"],
-        [b"\xab" * 32, 1 << 40, 2, b"\x03\x02"],
-        [b"\xab" * 32, 10, 2, b"\x03\xff"],
-        [b"\xab" * 32, 10, 2, b"\x07\x02"],
+        ["fat", b"\xab" * 32, 10, 2, b"\x03\x02"],
+        ["thin", b"", 10, 2, b"\x03\x02"],
+        ["thin", b"\xab" * 32, 10, 0, b"\x03\x02"],
+        ["thin", b"\xab" * 32, 1 << 40, 2, b"\x03\x02"],
+        ["thin", b"\xab" * 32, 10, 2, b"\x03\xff"],
+        ["thin", b"\xab" * 32, 10, 2, b"\x07\x02"],
     ],
 )
 def test_a_shard_that_does_not_say_what_it_holds_is_skipped(row: list[Any]) -> None:
