@@ -40,6 +40,8 @@ from p2pmesh.home import Home
 from p2pmesh.identity import hello
 from p2pmesh.identity.keys import MeshId, NodeId, SigningKey
 from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.models.shard_cache import ShardCache
+from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import Store
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.node.engines import EngineManager
@@ -47,6 +49,7 @@ from p2pmesh.node.inventory import ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.node.shards import Shards
 from p2pmesh.state.registers import (
     Caps,
     HeldModel,
@@ -160,13 +163,20 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
     await mesh.settled.wait()
     mesh.publish(MEMBER, Member(name="me", addresses=(), version="0.1.0").to_wire())
     mesh.publish(CAPS, Caps(budget_bytes=GIB, engine="simulated", rpc="").to_wire())
+    library = ShardLibrary(folder / "rankings", ShardCache(folder / "shards", None))
     inventory = ModelInventory(
-        Store(Home.at(folder), environ={}), Opened(files={}, demo=model(0), wanted=())
+        Store(Home.at(folder), environ={}), Opened(files={}, demo=model(0), wanted=()), library
     )
     engine = Engine(kind="embedded", command=("none",), source="wheel", version="0")
     engines = EngineManager(engine, logs=folder)
     reconciler = Reconciler(
-        mesh, engines, inventory, slots=4, ask=_ask_nobody, pipelines=Pipelines(mesh, engines)
+        mesh,
+        engines,
+        inventory,
+        slots=4,
+        ask=_ask_nobody,
+        pipelines=Pipelines(mesh, engines),
+        shards=Shards(mesh, engines, library),
     )
     node = Node(mesh, MeshBackends(mesh, reconciler, engines, slots=4), [])
     node.peers = [Peer(number + 1, models, now) for number in range(nodes - 1)]

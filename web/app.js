@@ -82,7 +82,8 @@ function used({ used, uses }) {
   return used === null ? `at most ${uses}` : `${used} of ${uses}`; // only its maker counts
 }
 
-function layers({ layers: range }) {
+function layers({ layers: range, experts }) {
+  if (experts) return ` · ${experts[0]}/${experts[1]} experts`;
   if (!range) return "";
   const [first, last] = range;
   return first === last ? ` · layer ${first}` : ` · layers ${first}–${last}`;

@@ -95,3 +95,9 @@ def layers(found: list[int] | None) -> str:
         return ""
     first, last = found
     return f" layer {first}" if first == last else f" layers {first}-{last}"
+
+
+def held(part: Mapping[str, Any]) -> str:
+    """What a part holds of its model, as ` layers 2-6` or ` 11/16 experts`; empty for all of it."""
+    experts = part["experts"]
+    return layers(part["layers"]) if experts is None else f" {experts[0]}/{experts[1]} experts"

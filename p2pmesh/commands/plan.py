@@ -146,6 +146,12 @@ def _layout(model: Mapping[str, Any]) -> str:
                 for part in model["parts"]
             )
             return f"pipeline: {', '.join(stages)}"
+        case "experts":
+            shards = (
+                f"{part['experts'][0]} on {part['name']} ({formatting.size(part['need_bytes'])})"
+                for part in model["parts"]
+            )
+            return f"shards of {model['parts'][0]['experts'][1]} experts: {', '.join(shards)}"
         case _:
             return "-"
 
@@ -185,6 +191,8 @@ def _node(node: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _part(part: Mapping[str, Any]) -> str:
     size = formatting.size(part["need_bytes"])
+    if part["experts"] is not None:
+        return f"{part['experts'][0]} of {part['experts'][1]} experts, {size}"
     return size if part["part"] == "whole" else f"{_layers(part)}, {size}"
 
 
@@ -224,7 +232,7 @@ def _cost(model: Mapping[str, Any]) -> str:
     """Say what a token costs: all of it, then its parts."""
     if not model["token_us"]:
         return "unknown: the model does not tell its layers" if model["parts"] else "-"
-    if model["layout"] == "whole":
+    if model["layout"] != "pipeline":
         reads = (
             f"{_ms(part['read_us'])} to read all layers on {part['name']}"
             for part in model["parts"]

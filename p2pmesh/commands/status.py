@@ -199,12 +199,12 @@ def _nodes_table(nodes: list[Mapping[str, Any]], width: int) -> str:
 
 
 def _model(model: Mapping[str, Any]) -> str:
-    name = f"{model['id']}{formatting.layers(model['layers'])}"
+    name = f"{model['id']}{formatting.held(model)}"
     return name if model["state"] == "ready" else f"{name} ({model['state']})"
 
 
 def _replica(replica: Mapping[str, Any]) -> str:
-    name = f"{replica['name']}{formatting.layers(replica['layers'])}"
+    name = f"{replica['name']}{formatting.held(replica)}"
     if replica["state"] == "ready":
         return name
     detail = f": {replica['detail']}" if replica["detail"] else ""

@@ -61,16 +61,21 @@ class LlamaServer:
                 starting.
             environ: Where the engine's few variables are taken from.
         """
-        self.launch = replace(launch, api_key=launch.api_key or secrets.token_urlsafe(24))
         self.name = launch.alias
         self.labels: Mapping[str, str] = {"model": launch.alias}
-        self.argv: Sequence[str] = server_argv(engine, self.launch)
-        self.access = access_of(self.launch)
         self.confinement = engine.confinement
-        self.environ: Mapping[str, str] = environment_of(self.launch, environ)
-        self.api_key = self.launch.api_key
+        self._engine = engine
         self._check = check
         self._size_bytes = 0
+        self._take(replace(launch, api_key=launch.api_key or secrets.token_urlsafe(24)))
+        self.environ: Mapping[str, str] = environment_of(self.launch, environ)
+        self.api_key = self.launch.api_key
+
+    def _take(self, launch: Launch) -> None:
+        """Be started for `launch` from now on, which has the same secrets."""
+        self.launch = launch
+        self.argv: Sequence[str] = server_argv(self._engine, launch)
+        self.access = access_of(launch)
 
     def prepare(self) -> float:
         """Check the model and return how long a load of its size may take."""

@@ -230,6 +230,11 @@ class Supervisor:
         finally:
             self._become("stopped", "")
 
+    def say(self, detail: str) -> None:
+        """Tell what is being prepared, while the engine does not run yet."""
+        if self.status.state == "loading" and self.status.pid is None:
+            self._become("loading", detail)
+
     async def _pause(self, failures: int, reason: str) -> None:
         self._log.warning("engine_ended", why=reason, failures=failures)
         rare = failures - len(RETRY_S) - 1

@@ -71,6 +71,7 @@ GOSSIP: Purpose = "gossip"
 HTTP: Purpose = "http"
 HELLO: Purpose = "hello"  # nothing follows
 RPC: Purpose = "rpc"  # the head of a pipeline sends graphs to one of its stages
+RANKING: Purpose = "ranking"  # asks for a ranking of a model's experts
 JOIN: Purpose = "join"  # asks for a credential, by an invitation or by an earlier credential
 LAN: Purpose = "lan"  # asks for a credential because both are on one network
 

@@ -21,7 +21,7 @@ from p2pmesh.engine.find import Engine
 from p2pmesh.engine.speed import read_speed
 from p2pmesh.engine.supervisor import EngineKind, EngineStatus, Supervisor
 from p2pmesh.errors import EngineError
-from p2pmesh.models.parts import PartId, StageRange
+from p2pmesh.models.parts import PartId, Shard, StageRange
 from p2pmesh.state.registers import Served, ServeState
 
 SPEED_INTERVAL_S = 60.0
@@ -39,6 +39,7 @@ class _Running:
     scope: trio.CancelScope
     beside: Beside | None = None
     stages: tuple[StageRange, ...] = ()
+    shard: Shard | None = None
     draining: bool = False
     token_us: int = 0
 
@@ -88,6 +89,7 @@ class EngineManager:
                 state=one.state,
                 detail=one.process.status.detail,
                 stages=one.stages,
+                shard=one.shard,
                 token_us=one.token_us,
             )
             for part, one in self._running.items()
@@ -184,6 +186,7 @@ class EngineManager:
         *,
         beside: Beside | None = None,
         stages: tuple[StageRange, ...] = (),
+        shard: Shard | None = None,
     ) -> None:
         """Start the engine of a part, which must not run.
 
@@ -192,14 +195,20 @@ class EngineManager:
             kind: What is started.
             beside: Runs for as long as the engine does, which ends when this returns.
             stages: Of a stage, all stages of its pipeline.
+            shard: Of a shard, what it holds.
         """
         assert part not in self._running, f"{part} runs already"
         if self._nursery is None:
             return  # the node is stopping
         process = Supervisor(kind, logs=self._logs, on_change=lambda _: self._tell())
         log.info("part_starting", part=part, engine=kind.name)
-        self._running[part] = _Running(process, trio.CancelScope(), beside, stages)
+        self._running[part] = _Running(process, trio.CancelScope(), beside, stages, shard)
         self._nursery.start_soon(self._serve, part, self._running[part])
+
+    def say(self, part: PartId, detail: str) -> None:
+        """Tell what is being prepared for a part whose engine does not run yet."""
+        if running := self._running.get(part):
+            running.process.say(detail)
 
     def drain(self, part: PartId) -> None:
         """Give an engine no more requests, and stop it when those that it has are answered."""

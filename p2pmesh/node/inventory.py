@@ -18,6 +18,7 @@ import trio
 from p2pmesh.config import Settings
 from p2pmesh.errors import ConfigError, MeshError
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.placement.inputs import default_context
@@ -31,6 +32,7 @@ from p2pmesh.state.registers import (
 )
 
 SEARCH_INTERVAL_S = 60.0  # a file copied here by hand is found within a minute
+LOOK_INTERVAL_S = 5.0  # a folder with a handful of files
 SEARCH_PAUSE_S = 3.0  # a member that wants something else all the time keeps no disk busy
 
 log = structlog.get_logger(__name__)
@@ -104,12 +106,14 @@ class ModelInventory:
     Args:
         store: Finds and hashes files.
         opened: What is held from the start.
+        library: What is known of the shards of its models.
     """
 
-    def __init__(self, store: Store, opened: Opened) -> None:
+    def __init__(self, store: Store, opened: Opened, library: ShardLibrary) -> None:
         self._store = store
         self._files = dict(opened.files)
         self._demo = opened.demo
+        self.library = library
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._files
@@ -121,9 +125,20 @@ class ModelInventory:
     def held(self) -> list[HeldModel]:
         """Return the models that this node tells a mesh it holds."""
         return [
-            HeldModel(digest=digest, stem=file.stem, card=file.card, demo=digest == self._demo)
+            HeldModel(
+                digest=digest,
+                stem=file.stem,
+                card=file.card,
+                demo=digest == self._demo,
+                qualities=self.library.known(digest),
+            )
             for digest, file in self._files.items()
         ]
+
+    async def look_at_shards(self) -> bool:
+        """Look for what is known of the shards of models; whether that has changed."""
+        files = {digest: file for digest, file in self._files.items() if file.card.experts}
+        return await trio.to_thread.run_sync(self.library.look, files, abandon_on_cancel=True)
 
     def check(self, digest: ModelDigest) -> None:
         """Make sure that the file of a model is still that model; blocks shortly.
@@ -176,7 +191,20 @@ class InventoryPublisher:
         self._publish()
 
     async def run(self) -> None:
-        """Look for what the mesh wants and this node may have, until cancelled."""
+        """Look for what the mesh may want to know or have, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_at_shards)
+            nursery.start_soon(self._search)
+
+    async def _look_at_shards(self) -> None:
+        """Tell the mesh what commands have found out about the shards of models."""
+        while True:
+            if await self._inventory.look_at_shards():
+                self._publish()
+            await trio.sleep(LOOK_INTERVAL_S)
+
+    async def _search(self) -> None:
+        """Look for models that the mesh wants and this node may have."""
         searched: frozenset[ModelDigest] = frozenset()
         searched_at = -math.inf
         while True:

@@ -49,6 +49,7 @@ from p2pmesh.node.presence import Own, Presence
 from p2pmesh.node.proofs import ask_replica
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.roster import Roster, Seen
+from p2pmesh.node.shards import Shards
 from p2pmesh.state.registers import ModelRequest, wants_to_wire
 from p2pmesh.state.trust import members_only
 from p2pmesh.transport.base import Service, Transport
@@ -148,6 +149,7 @@ class MeshLife:
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
         self._publisher = InventoryPublisher(self.mesh, lasting.inventory)
         self._pipelines = Pipelines(self.mesh, lasting.engines)
+        self._shards = Shards(self.mesh, lasting.engines, lasting.inventory.library)
         self.reconciler = Reconciler(
             self.mesh,
             lasting.engines,
@@ -155,6 +157,7 @@ class MeshLife:
             slots=lasting.slots,
             ask=self._ask,
             pipelines=self._pipelines,
+            shards=self._shards,
         )
         self.routes = MeshBackends(self.mesh, self.reconciler, lasting.engines, slots=lasting.slots)
         self.planner = PlanReporter(self.mesh, self.reconciler, lasting.engines)
@@ -174,6 +177,7 @@ class MeshLife:
                     HTTP: http,
                     **self.admission.handlers(),
                     **self._pipelines.handlers(),
+                    **self._shards.handlers(),
                 }
                 await nursery.start(self.mesh.run, handlers)
                 await nursery.start(self._act)

@@ -242,12 +242,11 @@ class _Shown:
     def model(self, one: ModelReport) -> dict[str, Any]:
         """Return a model with its layout, the reason for it, and its speed."""
         assignment = one.assignment
-        kind = "pipeline" if one.is_pipeline else "whole" if one.parts else "none"
         writes = self._writes(one.digest)
         return {
             "id": self._id(one.digest),
             "digest": one.digest,
-            "layout": kind,
+            "layout": one.layout,
             "reason": assignment.reason.value,
             "sentence": explain(assignment, self._name),
             "copies": assignment.copies,
@@ -311,6 +310,7 @@ class _Shown:
             "part": one.name,
             "first_layer": one.first_layer,
             "last_layer": one.last_layer,
+            "experts": None if one.shard is None else [one.shard.size, one.shard.places],
             "need_bytes": one.need_bytes,
             "read_us": one.read_us,
             "measured_tokens_per_s": self._measured.get(

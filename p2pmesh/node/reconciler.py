@@ -16,15 +16,15 @@ import trio
 from p2pmesh.engine.argv import Launch, engine_modality
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import PartId, ReplicaKey, parse_stage
+from p2pmesh.models.parts import ReplicaKey, parse_stage
 from p2pmesh.node.engines import EngineManager, compute_threads
 from p2pmesh.node.inventory import ModelInventory
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.proofs import Ask, Proofs
+from p2pmesh.node.shards import Shards
 from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import InputsReader, launch_slots, part_context
-from p2pmesh.placement.pipeline import Stage
 from p2pmesh.placement.plan import Plan, plan
 from p2pmesh.placement.reconcile import Check, Start, Stop, StopReason, reconcile
 from p2pmesh.state.registers import serves_to_wire
@@ -46,6 +46,7 @@ class Reconciler:
         inventory: Where the files of models are.
         slots: Requests at the same time, where no want says otherwise.
         pipelines: Starts stages and heads.
+        shards: Starts shards.
         ask: Has another node's replica compute a token; raises `MeshError` when it does not.
 
     Attributes:
@@ -62,9 +63,9 @@ class Reconciler:
         slots: int,
         ask: Ask,
         pipelines: Pipelines,
+        shards: Shards,
     ) -> None:
-        self._pipelines = pipelines
-
+        self._pipelines, self._shards = pipelines, shards
         self.plan: Plan = plan(PlacementInputs())
         self.planned = trio.Event()
         self._facts = PlacementInputs()
@@ -121,8 +122,8 @@ class Reconciler:
             proven=self._proofs.review(self._claims(self._facts)),
         ):
             match action:
-                case Start(part=part, stages=stages):
-                    self._start(part, stages)
+                case Start():
+                    self._start(action)
                 case Check(replica=replica):
                     self._proofs.check(replica, nursery)
                 case Stop() if self._mesh.catching_up:
@@ -144,7 +145,8 @@ class Reconciler:
             if one.state == "ready" and one.node != self._mesh.me
         }
 
-    def _start(self, part: PartId, stages: Sequence[Stage]) -> None:
+    def _start(self, action: Start) -> None:
+        part, stages = action.part, action.stages
         stage = parse_stage(part.name)
         if stage is not None and stage.number:
             paths = partial(self._paths, part.digest)
@@ -166,7 +168,9 @@ class Reconciler:
             threads=self._threads,
         )
         check = partial(self._inventory.check, part.digest)
-        if stage is None:
+        if action.shard is not None:
+            self._shards.start(part, action.shard, launch, file)
+        elif stage is None:
             self._engines.start(part, LlamaServer(self._engines.engine, launch, check=check))
         else:
             self._pipelines.start_head(part, stages, launch, check)

@@ -31,6 +31,8 @@ from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import LocalIdentity, Vouch
 from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.models.shard_cache import ShardCache
+from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import Store
 from p2pmesh.node.arrival import check_settings, choose_entry
 from p2pmesh.node.clocks import SteadyClock
@@ -389,7 +391,7 @@ class Node:
             clock=self._clock,
             transport=frame.transport,
             engines=engines,
-            inventory=ModelInventory(self._store, self._opened),
+            inventory=ModelInventory(self._store, self._opened, self._library()),
             gateway=gateway,
             own=own,
             wanted=self._opened.wanted,
@@ -399,6 +401,10 @@ class Node:
             joiner=frame.joiner,
             change_mesh=self.change_mesh,
         )
+
+    def _library(self) -> ShardLibrary:
+        cache = ShardCache(self._home.shards, self._settings.disk)
+        return ShardLibrary(self._home.rankings, cache)
 
     def _make_status(
         self, life: MeshLife, engines: EngineManager, network: LocalNetwork, orders: Orders

@@ -228,6 +228,7 @@ class NodeStatus:
                     "digest": part.digest,
                     "part": part.name,
                     "layers": _layers(one),
+                    "experts": _experts(one),
                     "state": self._seen(view.node, one),
                 }
                 for part, one in view.serves.items()
@@ -274,6 +275,7 @@ class NodeStatus:
             "name": node.member.name,
             "part": one.name,
             "layers": _layers(one),
+            "experts": _experts(one),
             "state": self._seen(node.node, one),
             "detail": one.detail,
         }
@@ -282,6 +284,14 @@ class NodeStatus:
         """Return the state that a node claims for a model, or its own while it does not answer."""
         health = self._mesh.health(node)
         return one.state if health is Health.LIVE else health.value
+
+
+def _experts(served: Served) -> list[int] | None:
+    """Return how many experts of each layer a shard holds, and of how many; None for others.
+
+    Of a thin shard these are sixteenths, or as many parts, of each expert.
+    """
+    return None if served.shard is None else [served.shard.size, served.shard.places]
 
 
 def _layers(served: Served) -> list[int] | None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.parts import Shard
 from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.distance import Distances
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs
@@ -32,6 +33,7 @@ class PartReport:
         last_layer: Is one of them; -1 where the model does not tell its layers.
         need_bytes: Memory that the part takes.
         read_us: Time to read its weights once, for each token; 0 when it is not known.
+        shard: What it holds of the experts; None where that is all.
     """
 
     node: NodeId
@@ -40,6 +42,7 @@ class PartReport:
     last_layer: int
     need_bytes: int
     read_us: int
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,11 @@ class ModelReport:
     def is_pipeline(self) -> bool:
         """Whether its parts are stages of one pipeline."""
         return isinstance(self.assignment.layout, Pipeline)
+
+    @property
+    def layout(self) -> str:
+        """Return `whole`, `pipeline` or `experts`; `none` without a place."""
+        return str(self.assignment.layout.decision()[0]) if self.parts else "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +286,7 @@ def _parts(
             last_layer=last,
             need_bytes=need_bytes,
             read_us=token_us(shape, [(_reader(nodes[node]), first, last)]) if shape else 0,
+            shard=layout.shard_on(node) if isinstance(layout, Experts) else None,
         )
 
 

@@ -18,6 +18,7 @@ def part(name: str, first: int, last: int, measured: float | None = None) -> dic
         "first_layer": first,
         "last_layer": last,
         "need_bytes": 4 * GIB,
+        "experts": None,
         "read_us": 20_000,
         "measured_tokens_per_s": measured,
     }

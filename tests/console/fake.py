@@ -66,8 +66,22 @@ TINY = {
     "gives": ["chat"],
     "state": "ready",
     "replicas": [
-        {"node": SELF_ID, "name": "kitchen-pc", "layers": None, "state": "ready", "detail": ""},
-        {"node": "a" * 26, "name": "annas-laptop", "layers": None, "state": "ready", "detail": ""},
+        {
+            "node": SELF_ID,
+            "name": "kitchen-pc",
+            "layers": None,
+            "experts": None,
+            "state": "ready",
+            "detail": "",
+        },
+        {
+            "node": "a" * 26,
+            "name": "annas-laptop",
+            "layers": None,
+            "experts": None,
+            "state": "ready",
+            "detail": "",
+        },
     ],
     "copies": 1,
     "wanted_by": [SELF_ID],
@@ -87,6 +101,7 @@ QWEN = {
             "node": "a" * 26,
             "name": "annas-laptop",
             "layers": [1, 24],
+            "experts": None,
             "state": "loading",
             "detail": "reading weights",
         }
@@ -211,6 +226,7 @@ def _node(
                 "id": one,
                 "digest": "5f" * 32,
                 "layers": [1, 24] if one == QWEN["id"] else None,
+                "experts": None,
                 "state": how,
             }
             for one, how in models

@@ -31,6 +31,8 @@ from p2pmesh.home import Home
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import ReplicaKey
+from p2pmesh.models.shard_cache import ShardCache
+from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node import engines as engines_module
 from p2pmesh.node.backends import MeshBackends
@@ -39,6 +41,7 @@ from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.node.shards import Shards
 from p2pmesh.state.registers import (
     Caps,
     HeldModel,
@@ -245,6 +248,7 @@ class Parts:
             slots=SLOTS,
             ask=self.ask,
             pipelines=Pipelines(hearsay.mesh, self.manager),
+            shards=Shards(hearsay.mesh, self.manager, self.inventory.library),
         )
         self.routes = MeshBackends(hearsay.mesh, self.reconciler, self.manager, slots=SLOTS)
 
@@ -279,6 +283,10 @@ def model_file(model: int, **changes: Any) -> ModelFile:
     )
 
 
+def library_in(folder: Path) -> ShardLibrary:
+    return ShardLibrary(folder / "rankings", ShardCache(folder / "shards", None))
+
+
 def make_parts(
     hearsay: Hearsay,
     folder: Path,
@@ -297,7 +305,7 @@ def make_parts(
         demo=digest(0),
         wanted=(),
     )
-    inventory = ModelInventory(Store(Home.at(folder), environ={}), opened)
+    inventory = ModelInventory(Store(Home.at(folder), environ={}), opened, library_in(folder))
     hearsay.give(budget_bytes)
     return Parts(hearsay, inventory, EngineManager(ENGINE, logs=folder), engines)
 

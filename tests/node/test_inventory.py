@@ -20,7 +20,7 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.state import registers
 from p2pmesh.state.registers import HeldModel, ModelRequest
 from tests.models.builders import tiny_gguf
-from tests.node.isolated_node import ME, Hearsay, model_file, wanted
+from tests.node.isolated_node import ME, Hearsay, library_in, model_file, wanted
 from tests.state.builders import card, digest
 
 DEADLINE_S = 20.0  # the store works in threads and on a real disk
@@ -139,11 +139,13 @@ def held_by(mesh: Mesh) -> dict[ModelDigest, HeldModel]:
     return dict(mesh.view.nodes[ME].held)
 
 
-async def test_the_mesh_is_told_what_is_held_from_the_start(store: Store, home: Home) -> None:
+async def test_the_mesh_is_told_what_is_held_from_the_start(
+    store: Store, home: Home, tmp_path: Path
+) -> None:
     path = tiny_gguf(home.models / "a.gguf")
     opened = open_models(store, Settings(model=("a",)), quiet)
     mesh = Hearsay().mesh
-    inventory = ModelInventory(store, opened)
+    inventory = ModelInventory(store, opened, library_in(tmp_path))
     InventoryPublisher(mesh, inventory)
     held = held_by(mesh)
     assert {one.stem: one.demo for one in held.values()} == {"p2pmesh-demo-tiny": True, "a": False}
@@ -175,9 +177,13 @@ def pages(mesh: Mesh) -> list[int]:
     return found
 
 
-async def test_pages_that_are_not_needed_any_more_are_withdrawn(store: Store) -> None:
+async def test_pages_that_are_not_needed_any_more_are_withdrawn(
+    store: Store, tmp_path: Path
+) -> None:
     mesh = Hearsay().mesh
-    inventory = ModelInventory(store, Opened(files=many(60), demo=digest(0), wanted=()))
+    inventory = ModelInventory(
+        store, Opened(files=many(60), demo=digest(0), wanted=()), library_in(tmp_path)
+    )
     publisher = InventoryPublisher(mesh, inventory)
     before = pages(mesh)
     assert len(before) > 2
@@ -190,13 +196,13 @@ async def test_pages_that_are_not_needed_any_more_are_withdrawn(store: Store) ->
 
 
 async def test_what_fits_no_page_is_left_out_and_said(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HELD_PAGES_MAX", 2)
     mesh = Hearsay().mesh
     with structlog.testing.capture_logs() as logs:
         opened = Opened(files=many(60), demo=digest(0), wanted=())
-        InventoryPublisher(mesh, ModelInventory(store, opened))
+        InventoryPublisher(mesh, ModelInventory(store, opened, library_in(tmp_path)))
     assert pages(mesh) == [0, 1]
     assert [(log["event"], log["pages_max"]) for log in logs] == [("models_left_out", 2)]
 
@@ -213,7 +219,7 @@ class Searching:
         self.searches = 0
         self.hashed: list[str] = []
         opened = Opened(files={DEMO: store.embedded()}, demo=DEMO, wanted=())
-        self.inventory = ModelInventory(store, opened)
+        self.inventory = ModelInventory(store, opened, library_in(Path("/nowhere")))
         self.publisher = InventoryPublisher(self.mesh, self.inventory)
         self.hearsay.join(1)
         discover, hashing = store.discover, store.digest

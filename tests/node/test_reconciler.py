@@ -23,11 +23,22 @@ from p2pmesh.node.engines import DRAIN_S, EngineManager
 from p2pmesh.node.inventory import InventoryPublisher, ModelInventory, Opened
 from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.node.shards import Shards
 from p2pmesh.wire.registers import MEMBER
 from tests.engine.samples import EMBEDDED, lives
 from tests.engine.supervised import ask
 from tests.models.builders import tiny_gguf
-from tests.node.isolated_node import GIB, ME, SLOTS, Hearsay, Parts, make_parts, serving, wanted
+from tests.node.isolated_node import (
+    GIB,
+    ME,
+    SLOTS,
+    Hearsay,
+    Parts,
+    library_in,
+    make_parts,
+    serving,
+    wanted,
+)
 from tests.state.builders import NODES, card, digest, held, member
 
 DEMO, ALPHA = digest(0), digest(1)
@@ -335,7 +346,7 @@ class Real:
         opened = Opened(files={sha256: model}, demo=sha256, wanted=())
         engine = Engine(kind="embedded", command=EMBEDDED, source="wheel", version="1")
         engines = EngineManager(engine, logs=folder)
-        return cls(Hearsay(), engines, ModelInventory(store, opened), sha256)
+        return cls(Hearsay(), engines, ModelInventory(store, opened, library_in(folder)), sha256)
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[Hearsay]:
@@ -350,6 +361,7 @@ class Real:
             slots=1,
             ask=nobody,
             pipelines=Pipelines(mesh, self.engines),
+            shards=Shards(mesh, self.engines, self.inventory.library),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reconciler.run)

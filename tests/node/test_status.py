@@ -55,7 +55,7 @@ NO_STANDING = {
     "via": "",
     "expires_at": None,
 }
-WHOLE = {"part": "whole", "layers": None}
+WHOLE = {"part": "whole", "layers": None, "experts": None}
 HOME = Home.at(Path("/home/of/the/node"))
 ADDRESSES = Addresses(
     api=Address("127.0.0.1", 9337), console=Address("::1", 3131), peer=Address("0.0.0.0", 9338)
@@ -198,6 +198,7 @@ async def test_a_mesh_of_one_is_described(parts: Parts) -> None:
                     "digest": digest(0),
                     "part": "whole",
                     "layers": None,
+                    "experts": None,
                     "state": "ready",
                 }
             ],
@@ -224,6 +225,7 @@ async def test_models_are_described_whether_they_are_served_or_not(parts: Parts)
         "name": "me",
         "part": "whole",
         "layers": None,
+        "experts": None,
         "state": "ready",
         "detail": "",
     }
@@ -293,6 +295,7 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
                 "digest": digest(5),
                 "part": "whole",
                 "layers": None,
+                "experts": None,
                 "state": "loading",
             }
         ],
@@ -312,6 +315,7 @@ async def test_other_nodes_are_shown_with_what_is_seen_of_them(parts: Parts) -> 
             "name": "node-1",
             "part": "whole",
             "layers": None,
+            "experts": None,
             "state": "loading",
             "detail": "30 % in memory",
         }
@@ -333,7 +337,14 @@ async def test_a_node_that_said_little_is_shown_all_the_same(parts: Parts) -> No
     node = next(n for n in snapshot(status_of(parts))["nodes"] if not n["self"])
     assert (node["memory_bytes"], node["engine"], node["address"]) == (0, "", "")
     assert node["models"] == [
-        {"id": digest(7), "digest": digest(7), "part": "whole", "layers": None, "state": "ready"}
+        {
+            "id": digest(7),
+            "digest": digest(7),
+            "part": "whole",
+            "layers": None,
+            "experts": None,
+            "state": "ready",
+        }
     ]
 
 

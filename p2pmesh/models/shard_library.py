@@ -1,0 +1,152 @@
+"""What this machine knows of the shards of its models: rankings, what was measured, and the files.
+
+Shell: synchronous, for threads. Commands write rankings and measures while a node runs, so the
+folder is looked at again and again, and read only when something in it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import structlog
+
+from p2pmesh.errors import MeshError, ModelError
+from p2pmesh.models import measured, rankings
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.experts import ExpertLayout
+from p2pmesh.models.importance import Ranking, RankingDigest, digest_of, from_bytes, to_bytes
+from p2pmesh.models.parts import Shard, ShardKind, ShardQuality
+from p2pmesh.models.shard_cache import ShardCache
+from p2pmesh.models.shards import Places
+from p2pmesh.models.slice import read_layout
+from p2pmesh.models.store import ModelFile, Progress
+
+QUALITIES_MAX = 8  # of one model, that go to the mesh
+
+_Stamp = frozenset[tuple[str, int]]
+
+log = structlog.get_logger(__name__)
+
+
+class ShardLibrary:
+    """The rankings in one folder, and the shards by them.
+
+    Args:
+        folder: Where rankings lie, each with what was measured of its shards.
+        cache: Where files of shards are kept.
+    """
+
+    def __init__(self, folder: Path, cache: ShardCache) -> None:
+        self._folder, self._cache = folder, cache
+        self._seen: tuple[_Stamp, frozenset[ModelDigest]] | None = None
+        self._known: Mapping[ModelDigest, tuple[ShardQuality, ...]] = {}
+        self._layouts: dict[ModelDigest, ExpertLayout] = {}
+
+    def known(self, model: ModelDigest) -> tuple[ShardQuality, ...]:
+        """Return how good shards of a model are, as of the last look; the measured ones first."""
+        return self._known.get(model, ())
+
+    def look(self, models: Mapping[ModelDigest, ModelFile]) -> bool:
+        """Look for what is known of the shards of these models; whether that has changed."""
+        stamp = self._stamp(), frozenset(models)
+        if stamp == self._seen:
+            return False
+        before, self._seen = self._known, stamp
+        found: dict[ModelDigest, list[ShardQuality]] = {}
+        for ranking in self._rankings(models):
+            try:
+                found.setdefault(ranking.model, []).extend(self._qualities(ranking, models))
+            except MeshError as exc:
+                log.warning("ranking_not_used", ranking=digest_of(ranking), reason=str(exc))
+        self._known = {
+            model: tuple(sorted(rows, key=_usefulness)[:QUALITIES_MAX])
+            for model, rows in found.items()
+        }
+        return self._known != before
+
+    def read(self, digest: RankingDigest) -> bytes | None:
+        """Return the bytes of a ranking; None when it is not here.
+
+        Raises:
+            ModelError: The file is damaged.
+            LocalError: The system does not let it be read.
+        """
+        ranking = rankings.load(self._folder, digest)
+        return None if ranking is None else to_bytes(ranking)
+
+    def take(self, digest: RankingDigest, data: bytes, claims: tuple[ShardQuality, ...]) -> None:
+        """Keep a ranking that a peer sent, and what was measured by its account.
+
+        Raises:
+            ModelError: It is not the ranking of this digest.
+            PeerError: It is no ranking.
+            LocalError: Disk full, no permission.
+        """
+        ranking = from_bytes(data)
+        if digest_of(ranking) != digest:
+            raise ModelError("it is another ranking than the one asked for")
+        rankings.save(self._folder, ranking)
+        measured.add(self._folder, digest, claims)
+
+    def make(
+        self, file: ModelFile, digest: ModelDigest, shard: Shard, progress: Progress | None = None
+    ) -> Path:
+        """Return the file of a shard, which is written unless it is here; blocks meanwhile.
+
+        Args:
+            file: The whole model.
+            digest: Of the whole model.
+            shard: What to keep; its ranking must be here.
+            progress: As for `slice.write_shard`.
+
+        Raises:
+            ModelError: The ranking is not here, or of another model; the model cannot be cut.
+            LocalError: It would take more disk than shards may, or the system does not let the
+                files be read or written.
+        """
+        if shard.kind is not ShardKind.EXPERTS:
+            raise ModelError("this version makes no thin shards")
+        ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
+        if ranking is None or ranking.model != digest:
+            raise ModelError("the ranking of its experts is not here")
+        lists = Places(ranking, self._layout(digest, file)).of(shard)
+        return self._cache.make(file, digest, lists, ranking=shard.ranking, progress=progress)
+
+    def _qualities(
+        self, ranking: Ranking, models: Mapping[ModelDigest, ModelFile]
+    ) -> Iterator[ShardQuality]:
+        places = Places(ranking, self._layout(ranking.model, models[ranking.model]))
+        yield from measured.load(self._folder, digest_of(ranking))
+        if predicted := places.predicted():
+            yield predicted
+
+    def _layout(self, digest: ModelDigest, file: ModelFile) -> ExpertLayout:
+        if digest not in self._layouts:
+            self._layouts[digest] = read_layout(file)
+        return self._layouts[digest]
+
+    def _rankings(self, models: Mapping[ModelDigest, ModelFile]) -> Iterator[Ranking]:
+        """The readable rankings of these models."""
+        for path in sorted(self._folder.glob(f"*{rankings.SUFFIX}")):
+            try:
+                ranking = rankings.load(self._folder, RankingDigest(path.stem))
+            except MeshError as exc:
+                log.warning("ranking_not_used", path=str(path), reason=str(exc))
+                continue
+            if ranking is not None and ranking.model in models:
+                yield ranking
+
+    def _stamp(self) -> _Stamp:
+        stamps: list[tuple[str, int]] = []
+        for path in self._folder.glob("*"):
+            try:
+                stamps.append((path.name, path.stat().st_mtime_ns))
+            except OSError as exc:  # it went away a moment ago, or is not to be read
+                log.debug("ranking_not_seen", path=str(path), reason=str(exc))
+        return frozenset(stamps)
+
+
+def _usefulness(one: ShardQuality) -> tuple[bool, int, ShardQuality]:
+    """Return the order in which qualities are told: measured ones first, small shards first."""
+    return not one.is_measured, one.critical * 1000 // one.places, one
