@@ -1,0 +1,121 @@
+"""A model of experts that fits on no node and is served in shards, with real nodes and engines."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from p2pmesh.home import Home
+from p2pmesh.models import measured, rankings
+from p2pmesh.models.cards import ModelDigest, need_bytes
+from p2pmesh.models.importance import rank
+from p2pmesh.models.shards import Places
+from p2pmesh.models.slice import read_layout
+from p2pmesh.models.store import Store
+from tests.engine.samples import MODEL
+from tests.mesh.nodes import Node, end, start, wait_until
+
+NAME = MODEL.stem
+LOADED_S = 30.0
+CRITICAL = 8  # of 16
+STORE = Store(Home.at(Path("/nowhere")), environ={})
+FILE = STORE.open(MODEL)
+NEED = need_bytes(FILE.card, context=FILE.card.context)
+
+
+def room_for(experts: int) -> str:
+    """The memory in which a shard of so many experts fits, and no larger one."""
+    each = FILE.card.expert_bytes // FILE.card.experts
+    return f"--memory={NEED - each * (FILE.card.experts - experts)}"
+
+
+def know(folder: Path, divergence: int, critical: int = CRITICAL) -> None:
+    """Let a node know how good shards of the model are, as the commands would find out."""
+    layout = read_layout(FILE)
+    rng = Random(7)
+    scores = [[rng.random() for _ in range(layout.count)] for _ in layout.layers]
+    digest = ModelDigest(STORE.digest(FILE))
+    made = rank(digest, "counts-energy", layout.layers, {"x": scores}, [()] * len(layout.layers))
+    folder = Home.at(folder).rankings
+    name = rankings.save(folder, made).stem
+    measured.add(folder, name, [Places(made, layout).quality(critical, divergence)])
+
+
+@contextmanager
+def mesh(
+    folder: Path, *sizes: int, divergence: int = 50_000, options: tuple[str, ...] = ()
+) -> Iterator[list[Node]]:
+    """Nodes with room for shards of so many experts; the first knows how good they are."""
+    with ExitStack() as stack:
+        nodes: list[Node] = []
+        for number, size in enumerate(sizes, 1):
+            name = f"node-{number}"
+            wants = ["--join", nodes[0].invite()] if nodes else ["--model", str(MODEL), *options]
+            if not nodes:
+                know(folder / name, divergence)
+            node = start(folder / name, room_for(size), *wants, name=name)
+            stack.callback(end, node)
+            nodes.append(node)
+        yield nodes
+
+
+def model(node: Node) -> dict[str, Any]:
+    [found] = [one for one in node.status()["models"] if one["id"] == NAME]
+    return dict(found)
+
+
+def ready_shards(node: Node) -> dict[str, list[int]]:
+    """What each node that is ready holds of the experts."""
+    found = model(node)["replicas"]
+    return {one["name"]: one["experts"] for one in found if one["state"] == "ready"}
+
+
+def ask(node: Node, text: str = "Hello", **headers: str) -> tuple[str, dict[str, Any]]:
+    said = {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+    request = urllib.request.Request(
+        f"{node.api}/chat/completions",
+        json.dumps(said).encode(),
+        {"Content-Type": "application/json", **headers},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return str(response.headers["x-p2pmesh-served-by"]), json.load(response)
+
+
+def test_a_model_that_fits_nowhere_is_served_in_shards(tmp_path: Path) -> None:
+    with mesh(tmp_path, 12, 12, 12) as nodes:
+        wait_until(lambda: len(ready_shards(nodes[2])) == 3, "three shards", within_s=LOADED_S)
+        held = ready_shards(nodes[0])
+        # Two nodes have 12 each; the third gets its share and moves nothing.
+        assert held == {"node-1": [12, 16], "node-2": [12, 16], "node-3": [10, 16]}
+        served = {ask(nodes[0], f"question {number}")[0] for number in range(20)}
+        assert {one.partition("/")[0] for one in served} == set(held)
+        assert all("/shard-" in one for one in served)
+        for node in nodes:
+            assert ask(node, "question 1")[0] == ask(nodes[0], "question 1")[0]
+        with urllib.request.urlopen(f"{nodes[0].api}/models") as response:
+            [entry] = [one for one in json.load(response)["data"] if one["id"] == NAME]
+        assert entry["p2pmesh"]["layout"] == "experts"
+        assert entry["p2pmesh"]["shards"]["divergence"] == 0.05
+        assert entry["p2pmesh"]["shards"]["experts"] == 16
+        with pytest.raises(urllib.request.HTTPError) as refused:
+            ask(nodes[0], **{"X-P2PMesh-Quality": "full"})
+        assert refused.value.code == 503
+        assert "full quality" in refused.value.read().decode()
+
+
+def test_the_death_of_a_node_moves_its_conversations(tmp_path: Path) -> None:
+    with mesh(tmp_path, 12, 12, 12) as nodes:
+        wait_until(lambda: len(ready_shards(nodes[0])) == 3, "three shards", within_s=LOADED_S)
+        before = {f"question {n}": ask(nodes[0], f"question {n}")[0] for n in range(12)}
+        nodes[2].process.send_signal(signal.SIGKILL)
+        after = {text: ask(nodes[0], text)[0] for text in before}
+        moved = {text for text in before if before[text] != after[text]}
+        assert moved == {text for text, one in before.items() if one.startswith("node-3/")}
