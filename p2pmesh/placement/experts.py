@@ -84,15 +84,18 @@ def good_enough(
     Args:
         qualities: All that is known.
         divergence_max: The largest divergence, in millionths of a nat.
-        measured: Whether a measured divergence counts; else the coverage of what was not measured.
+        measured: Whether a measured divergence counts; else the coverage by rankings of which no
+            shards were measured.
     """
+    known = tuple(qualities)
+    seen = {one[:2] for one in known if one.is_measured}
 
     def is_good(one: ShardQuality) -> bool:
         if measured:
             return one.is_measured and one.divergence <= divergence_max
-        return not one.is_measured and one.coverage >= COVERAGE_MIN
+        return one[:2] not in seen and one.coverage >= COVERAGE_MIN
 
-    return sorted(filter(is_good, qualities), key=_size)
+    return sorted(filter(is_good, known), key=_size)
 
 
 def _size(one: ShardQuality) -> tuple[int, int, ShardQuality]:

@@ -90,6 +90,10 @@ class Host(Namespace):
         """The MAC address of an interface."""
         return self._read(interface, "address")
 
+    def bytes_sent(self, interface: str = "eth0") -> int:
+        """How much went out of an interface so far."""
+        return int(self._read(interface, "statistics/tx_bytes"))
+
     def link_local(self, interface: str = "eth0") -> str:
         """The IPv6 link-local address, without scope."""
         shown = self.run("ip", "-6", "-o", "address", "show", "dev", interface, "scope", "link")

@@ -205,7 +205,8 @@ def test_the_smallest_shards_that_are_good_enough_come_first() -> None:
     known = [large, bad, GOOD, guessed, poor]
     assert good_enough(known, DIVERGENCE_MAX) == [GOOD, large]
     assert good_enough(known, 200_000) == [bad, GOOD, large]
-    assert good_enough(known, DIVERGENCE_MAX, measured=False) == [guessed]
+    assert good_enough([guessed, poor], DIVERGENCE_MAX, measured=False) == [guessed]
+    assert good_enough(known, DIVERGENCE_MAX, measured=False) == [], "one was measured"
 
 
 # Plans.

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from p2pmesh.errors import ModelError, PeerError
+from p2pmesh.home import Home
+from p2pmesh.models import measured, rankings
+from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.importance import Ranking, RankingDigest, digest_of, rank, to_bytes
+from p2pmesh.models.parts import Shard, ShardKind
+from p2pmesh.models.shard_cache import ShardCache
+from p2pmesh.models.shard_library import QUALITIES_MAX, ShardLibrary
+from p2pmesh.models.shards import Places
+from p2pmesh.models.slice import read_layout
+from p2pmesh.models.store import Store, read_header
+
+STORE = Store(Home.at(Path("/nowhere")), environ={})
+FILE = STORE.embedded()
+MODEL = ModelDigest("a" * 64)
+LAYOUT = read_layout(FILE)
+
+
+def ranking(steepness: float = 2.0, model: ModelDigest = MODEL) -> Ranking:
+    row = [steepness**-place for place in range(LAYOUT.count)]
+    layers = LAYOUT.layers
+    return rank(model, "counts-energy", layers, {"x": [row] * len(layers)}, [()] * len(layers))
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> ShardLibrary:
+    return ShardLibrary(tmp_path / "rankings", ShardCache(tmp_path / "shards", None))
+
+
+def keep(tmp_path: Path, one: Ranking) -> str:
+    return rankings.save(tmp_path / "rankings", one).stem
+
+
+def test_nothing_is_known_without_rankings(library: ShardLibrary) -> None:
+    assert not library.look({MODEL: FILE})
+    assert library.known(MODEL) == ()
+
+
+def test_what_commands_find_out_is_seen_while_a_node_runs(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    name = keep(tmp_path, ranking())
+    assert library.look({MODEL: FILE})
+    [predicted] = library.known(MODEL)
+    assert not predicted.is_measured
+    assert predicted.coverage >= 900_000
+    assert not library.look({MODEL: FILE}), "nothing has changed"
+    quality = Places(ranking(), LAYOUT).quality(8, 50_000)
+    measured.add(tmp_path / "rankings", name, [quality])
+    assert library.look({MODEL: FILE})
+    assert library.known(MODEL) == (quality, predicted)
+    (tmp_path / "rankings" / f"{name}.ranking").unlink()
+    assert library.look({MODEL: FILE})
+    assert library.known(MODEL) == ()
+
+
+def test_only_rankings_of_models_here_count(tmp_path: Path, library: ShardLibrary) -> None:
+    keep(tmp_path, ranking(model=ModelDigest("b" * 64)))
+    assert not library.look({MODEL: FILE})
+    keep(tmp_path, ranking())
+    assert not library.look({})
+    assert library.look({MODEL: FILE}), "the model came later"
+
+
+def test_a_damaged_ranking_or_one_of_other_experts_harms_no_other(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    good = keep(tmp_path, ranking())
+    (tmp_path / "rankings" / f"{'0' * 64}.ranking").write_bytes(b"junk")
+    (tmp_path / "rankings" / "a folder.ranking").mkdir()
+    other = rank(MODEL, "counts", (0,), {"x": [[1.0, 2.0]]}, [()])
+    keep(tmp_path, other)
+    assert library.look({MODEL: FILE})
+    assert {one.ranking for one in library.known(MODEL)} == {good}
+
+
+def test_no_more_is_told_than_a_record_takes_and_measured_ones_first(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    places = Places(ranking(), LAYOUT)
+    name = keep(tmp_path, ranking())
+    rows = [places.quality(size, 1000) for size in range(5, 15)]
+    measured.add(tmp_path / "rankings", name, rows)
+    library.look({MODEL: FILE})
+    assert len(library.known(MODEL)) == QUALITIES_MAX
+    assert all(one.is_measured for one in library.known(MODEL))
+
+
+def test_a_ranking_goes_from_one_library_to_another(tmp_path: Path, library: ShardLibrary) -> None:
+    digest = digest_of(ranking())
+    other = ShardLibrary(tmp_path / "other", ShardCache(tmp_path / "other-shards", None))
+    claim = Places(ranking(), LAYOUT).quality(8, 50_000)
+    assert library.read(digest) is None
+    keep(tmp_path, ranking())
+    data = library.read(digest)
+    assert data == to_bytes(ranking())
+    other.take(digest, data, (claim,))
+    assert other.read(digest) == data
+    other.look({MODEL: FILE})
+    assert claim in other.known(MODEL)
+
+
+def test_what_a_peer_sends_is_checked(tmp_path: Path, library: ShardLibrary) -> None:
+    digest = digest_of(ranking())
+    with pytest.raises(ModelError, match="another ranking"):
+        library.take(digest, to_bytes(ranking(3.0)), ())
+    with pytest.raises(PeerError):
+        library.take(digest, b"\xc1junk", ())
+    assert not list((tmp_path / "rankings").glob("*"))
+
+
+def test_a_shard_is_made_once(tmp_path: Path, library: ShardLibrary) -> None:
+    name = keep(tmp_path, ranking())
+    shard = Shard(ShardKind.EXPERTS, name, LAYOUT.count, 4, 0b111111)
+    seen: list[int] = []
+    path = library.make(FILE, MODEL, shard, lambda done, _: seen.append(done))
+    assert seen[-1] == path.stat().st_size < FILE.size_bytes
+    assert read_header(path).metadata["qwen3moe.expert_count"] == 6
+    before = path.stat().st_mtime_ns
+    os.utime(path, ns=(1, 1))
+    assert library.make(FILE, MODEL, shard, lambda *_: seen.clear()) == path
+    assert seen
+    assert path.stat().st_mtime_ns >= before
+
+
+def test_a_shard_of_a_ranking_that_is_not_here_is_not_made(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    shard = Shard(ShardKind.EXPERTS, "0" * 64, LAYOUT.count, 4, 0xFF)
+    with pytest.raises(ModelError, match="not here"):
+        library.make(FILE, MODEL, shard)
+    name = keep(tmp_path, ranking())
+    with pytest.raises(ModelError, match="not here"):
+        library.make(FILE, ModelDigest("b" * 64), replace_ranking(shard, name))
+    with pytest.raises(ModelError, match="another ranking"):
+        library.make(FILE, MODEL, replace_ranking(shard, name)._replace(places=7))
+
+
+def replace_ranking(shard: Shard, ranking: str) -> Shard:
+    return shard._replace(ranking=RankingDigest(ranking))
