@@ -83,7 +83,10 @@ function used({ used, uses }) {
 }
 
 function layers({ layers: range, experts }) {
-  if (experts) return ` · ${experts[0]}/${experts[1]} experts`;
+  if (experts) {
+    const what = experts.kind === "experts" ? "experts" : "of each expert";
+    return ` · ${experts.held}/${experts.of} ${what}`;
+  }
   if (!range) return "";
   const [first, last] = range;
   return first === last ? ` · layer ${first}` : ` · layers ${first}–${last}`;

@@ -99,5 +99,12 @@ def layers(found: list[int] | None) -> str:
 
 def held(part: Mapping[str, Any]) -> str:
     """What a part holds of its model, as ` layers 2-6` or ` 11/16 experts`; empty for all of it."""
-    experts = part["experts"]
-    return layers(part["layers"]) if experts is None else f" {experts[0]}/{experts[1]} experts"
+    if part["experts"] is None:
+        return layers(part["layers"])
+    return f" {experts(part['experts'])}"
+
+
+def experts(held: Mapping[str, Any]) -> str:
+    """How much a shard holds of the experts, as `11/16 experts` or `10/16 of each expert`."""
+    what = "experts" if held["kind"] == "experts" else "of each expert"
+    return f"{held['held']}/{held['of']} {what}"

@@ -148,10 +148,11 @@ def _layout(model: Mapping[str, Any]) -> str:
             return f"pipeline: {', '.join(stages)}"
         case "experts":
             shards = (
-                f"{part['experts'][0]} on {part['name']} ({formatting.size(part['need_bytes'])})"
+                f"{formatting.experts(part['experts'])} on {part['name']}"
+                f" ({formatting.size(part['need_bytes'])})"
                 for part in model["parts"]
             )
-            return f"shards of {model['parts'][0]['experts'][1]} experts: {', '.join(shards)}"
+            return f"shards: {', '.join(shards)}"
         case _:
             return "-"
 
@@ -192,7 +193,7 @@ def _node(node: Mapping[str, Any]) -> tuple[str, ...]:
 def _part(part: Mapping[str, Any]) -> str:
     size = formatting.size(part["need_bytes"])
     if part["experts"] is not None:
-        return f"{part['experts'][0]} of {part['experts'][1]} experts, {size}"
+        return f"{formatting.experts(part['experts'])}, {size}"
     return size if part["part"] == "whole" else f"{_layers(part)}, {size}"
 
 

@@ -242,8 +242,8 @@ def wrong_modality(model: ServedModel, endpoint: InferenceEndpoint) -> ApiError:
 def not_full(model: ServedModel, *, retry_after_s: int) -> ApiError:
     """503 for a request that only the whole model may answer, where that is not served."""
     message = (
-        f"{model.id} is served in expert shards only, and the request asks for full quality: "
-        "no node runs it whole, and none as a pipeline"
+        f"{model.id} is served in expert shards or by a smaller quantisation only, and the request "
+        "asks for full quality: no node runs it whole, and none as a pipeline"
     )
     return ApiError(503, message, code="full_quality_not_served", retry_after_s=retry_after_s)
 
@@ -274,6 +274,7 @@ def model_entry(model: ServedModel) -> dict[str, Any]:
             "size_bytes": model.size_bytes,
             "nodes": list(model.nodes),
             "layout": model.layout,
+            "served_as": model.served_as or None,
             "shards": None if model.shards is None else asdict(model.shards),
         },
     }

@@ -195,7 +195,8 @@ class Proxy:
     def _candidates(self, request: InferenceRequest) -> Sequence[Target]:
         targets = self._backends.targets(request.model.digest)
         if request.full_only:
-            full = [one for one in targets if is_full(one.part.name)]
+            digest = request.model.digest
+            full = [one for one in targets if one.digest == digest and is_full(one.part.name)]
             if targets and not full:
                 raise not_full(request.model, retry_after_s=RETRY_AFTER_S)
             targets = full

@@ -87,8 +87,10 @@ class ServedModel:
         context_tokens: The context that a request gets, prompt and answer together; 0 when that is
             not known.
         created_s: Unix time shown as its creation; 0 when not known.
-        layout: How it is served, or will be: `whole`, `pipeline` or `experts`; "" for not at all.
+        layout: How it is served, or will be: `whole`, `pipeline`, `experts`, or `quantisation` when
+            a smaller one answers for it; "" for not at all.
         shards: In `experts`, what the shards hold and how good they are at least.
+        served_as: The id of the quantisation that answers for it; "" where it answers itself.
     """
 
     digest: ModelDigest
@@ -105,6 +107,7 @@ class ServedModel:
     created_s: int = 0
     layout: str = ""
     shards: ShardsServed | None = None
+    served_as: str = ""
 
     def fit(self, modalities: Sequence[str]) -> int | None:
         """The place among `modalities` of the first that the model gives; None for none."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
@@ -102,6 +102,10 @@ class Shard(NamedTuple):
     def size(self) -> int:
         """Return how many places it holds."""
         return self.kept.bit_count()
+
+    def described(self) -> dict[str, Any]:
+        """Return how much it holds, for people and programs: places of `kind`, of how many."""
+        return {"kind": self.kind.value, "held": self.size, "of": self.places}
 
     @property
     def kept_bytes(self) -> bytes:

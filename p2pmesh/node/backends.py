@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -124,6 +124,8 @@ class MeshBackends:
             if state in states:
                 return state
         assignment = self._assignments().get(digest)
+        if assignment is not None and assignment.instead is not None:
+            return self.state(assignment.instead)
         return LOADING if assignment and assignment.nodes else "not served"
 
     def reason(self, digest: ModelDigest) -> str:
@@ -189,6 +191,18 @@ class MeshBackends:
         return any(model.digest in node.held for node, _ in self.replicas(model.digest))
 
     def _model(self, model: ModelView, catalogue: Catalogue) -> ServedModel:
+        stand_in = self._stand_in(model.digest)
+        if stand_in is not None:
+            one = self._model(stand_in, catalogue)
+            return replace(
+                one,
+                digest=model.digest,
+                id=catalogue.id_of(model.digest),
+                reason=self.reason(model.digest),
+                demo=False,
+                layout="quantisation",
+                served_as=one.id,
+            )
         digest, card = model.digest, model.card
         serving = self._serving(digest)
         claiming = [(node, one) for node, one in serving if one.state == READY]
@@ -216,7 +230,16 @@ class MeshBackends:
             shards=_shards(assignment),
         )
 
+    def _stand_in(self, digest: ModelDigest) -> ModelView | None:
+        """Return the model that answers in place of another, by the plan; None for none."""
+        assignment = self._assignments().get(digest)
+        if assignment is None or assignment.instead is None:
+            return None
+        return self._mesh.view.models.get(assignment.instead)
+
     def _targets(self, digest: ModelDigest) -> tuple[Target, ...]:
+        if stand_in := self._stand_in(digest):
+            return self._targets(stand_in.digest)
         model = self._mesh.view.models.get(digest)
         offered = next((one for one in self._fresh().models if one.digest == digest), None)
         if model is None or offered is None:

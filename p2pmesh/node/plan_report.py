@@ -310,7 +310,7 @@ class _Shown:
             "part": one.name,
             "first_layer": one.first_layer,
             "last_layer": one.last_layer,
-            "experts": None if one.shard is None else [one.shard.size, one.shard.places],
+            "experts": None if one.shard is None else one.shard.described(),
             "need_bytes": one.need_bytes,
             "read_us": one.read_us,
             "measured_tokens_per_s": self._measured.get(

@@ -286,12 +286,9 @@ class NodeStatus:
         return one.state if health is Health.LIVE else health.value
 
 
-def _experts(served: Served) -> list[int] | None:
-    """Return how many experts of each layer a shard holds, and of how many; None for others.
-
-    Of a thin shard these are sixteenths, or as many parts, of each expert.
-    """
-    return None if served.shard is None else [served.shard.size, served.shard.places]
+def _experts(served: Served) -> dict[str, Any] | None:
+    """Return how much a shard holds of the experts; None for other parts."""
+    return None if served.shard is None else served.shard.described()
 
 
 def _layers(served: Served) -> list[int] | None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import (
-    WHOLE,
     StageRange,
-    parse_stage,
     unit_id,
 )
 from p2pmesh.placement.assignment import Assignment, Reason, Refusal, ShardRefusal
@@ -23,8 +20,9 @@ from p2pmesh.placement.experts import (
     new_set,
     why_no_set,
 )
-from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, Resident
-from p2pmesh.placement.layout import Experts, Pipeline, Whole
+from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs
+from p2pmesh.placement.layout import Pipeline, Whole
+from p2pmesh.placement.ledger import Ledger
 from p2pmesh.placement.pipeline import (
     Candidate,
     Stage,
@@ -34,6 +32,7 @@ from p2pmesh.placement.pipeline import (
     odd_one,
 )
 from p2pmesh.placement.rendezvous import rank
+from p2pmesh.placement.running import Running
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 
 # In the rank of a model more memory than this many of its copies take counts no more: nobody draws
@@ -63,26 +62,10 @@ class Allocation:
     def __init__(self, facts: PlacementInputs) -> None:
         self._nodes = {part.node: part for part in facts.nodes}
         self._budgets = {part.node: part.budget_bytes for part in facts.nodes}
-        self._room = dict(self._budgets)
-        self._places: dict[ModelDigest, list[NodeId]] = {}
-        self._pipelines: dict[ModelDigest, tuple[Stage, ...]] = {}
-        self._running: dict[tuple[ModelDigest, str], list[NodeId]] = {}
-        self._units: dict[ModelDigest, dict[tuple[StageRange, ...], list[str]]] = {}
-        self._shards: dict[ModelDigest, Experts] = {}
-        self._running_shards: dict[ModelDigest, dict[NodeId, Resident]] = {}
-        for part in facts.residents:
-            if part.node not in self._budgets:
-                continue
-            if part.name == WHOLE:
-                self._running.setdefault((part.digest, part.state), []).append(part.node)
-            elif _is_own_stage(part):
-                units = self._units.setdefault(part.digest, {})
-                units.setdefault(part.stages, []).append(part.state)
-            elif part.shard is not None:
-                # Of two on one node, in the order of the facts, the later one that is ready.
-                shards = self._running_shards.setdefault(part.digest, {})
-                if part.node not in shards or part.state == "ready":
-                    shards[part.node] = part
+        self._given = Ledger(self._budgets)
+        self._running = Running(facts)
+        self._models = {model.digest: model for model in facts.models}
+        self._wanted = {want.digest for want in facts.wants}
         self._own_needs = {model.digest: dict(model.own_needs) for model in facts.models}
 
     def serve(self, demands: Iterable[Demand]) -> list[Assignment]:
@@ -95,16 +78,13 @@ class Allocation:
         for demand in equals:
             self.keep(demand)
         while True:
-            kept = self._places, self._pipelines, self._shards, self._room
-            self._places = {digest: [*nodes] for digest, nodes in self._places.items()}
-            self._pipelines, self._shards = dict(self._pipelines), dict(self._shards)
-            self._room = dict(self._room)
+            kept, self._given = self._given, self._given.copy()
             replaced = self._place(equals)
             if replaced is None:
                 return [self.assignment(demand) for demand in equals]
             demand, node = replaced
-            self._places, self._pipelines, self._shards, self._room = kept
-            self._take_back(demand)
+            self._given = kept
+            kept.take_back(demand.model.digest)
             self._give(demand, [node])
 
     def _place(self, equals: Sequence[Demand]) -> tuple[Demand, NodeId] | None:
@@ -118,39 +98,85 @@ class Allocation:
                     return demand, instead
                 self.extend(demand)
         for demand in equals:
-            if not demand.split and not self._places[demand.model.digest]:
+            if not demand.split and not self._given.places(demand.model.digest):
                 self._share(demand)
         return None
 
     def _share(self, demand: Demand) -> None:
         """Have several nodes serve a model that is whole on none: in shards or as a pipeline."""
         digest = demand.model.digest
-        if digest in self._shards:
+        if digest in self._given.stand_ins:
+            self._extend_smaller(demand)
+        elif digest in self._given.shards:
             self._extend_shards(demand)
         elif demand.moe is Sharing.EXPERTS:
             _ = self._make_shards(demand) or self._make_shards(demand, measured=False)
-        elif demand.moe is Sharing.LAYERS or digest in self._pipelines:
+        elif demand.moe is Sharing.LAYERS or digest in self._given.pipelines:
             self.split(demand)
-        elif not self._make_shards(demand):
+        elif not (self._find_smaller(demand) or self._make_shards(demand)):
             self.split(demand)
-            if digest not in self._pipelines:
+            if digest not in self._given.pipelines:
                 self._make_shards(demand, measured=False)
 
     def keep(self, demand: Demand) -> None:
         """Gives what runs its place as far as it fits: copies or a unit, as it is wanted."""
         digest = demand.model.digest
-        self._places[digest] = []
         if not demand.split:
             self._keep_copies(demand)
-        if not self._places[digest] and self._keep_shards(demand):
+        if self._given.places(digest) or self._keep_smaller(demand) or self._keep_shards(demand):
             return
-        units = self._units.get(digest, {}) if not self._places[digest] else {}
+        units = self._running.units(digest)
         for ranges in sorted(
             units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
         ):
             if stages := self._feasible(demand, ranges):
-                self._give_stages(demand, stages)
+                self._given.give_stages(digest, stages)
                 return
+
+    def _of_smaller(self, demand: Demand) -> list[Demand]:
+        """What a demand would be for each smaller quantisation of its model, the largest first."""
+        if demand.split or demand.moe is not Sharing.AUTO:
+            return []
+        models = [self._models[one] for one in demand.model.smaller if one in self._models]
+        return [Demand(model=one, copies=demand.copies, priority=demand.priority) for one in models]
+
+    def _keep_smaller(self, demand: Demand) -> bool:
+        """Give running copies of a smaller quantisation that stands in their places, if any."""
+        for one in self._of_smaller(demand):
+            digest = one.model.digest
+            if digest not in self._wanted:
+                self._keep_copies(one)
+                if self._given.places(digest):
+                    self._given.stand_ins[demand.model.digest] = digest
+                    return True
+        return False
+
+    def _find_smaller(self, demand: Demand) -> bool:
+        """Have a smaller quantisation stand in: one that is placed, or finds a place."""
+        for one in self._of_smaller(demand):
+            digest = one.model.digest
+            if digest not in self._wanted:
+                self.extend(one)
+            if self._given.places(digest):
+                self._given.stand_ins[demand.model.digest] = digest
+                return True
+        return False
+
+    def _extend_smaller(self, demand: Demand) -> None:
+        digest = self._given.stand_ins[demand.model.digest]
+        for one in self._of_smaller(demand):
+            if one.model.digest == digest and digest not in self._wanted:
+                self.extend(one)
+
+    def stand_ins(self, demands: Iterable[Demand]) -> list[Assignment]:
+        """Return the assignments of models that nobody asks for and that stand in for others."""
+        found = {}
+        for demand in demands:
+            for one in self._of_smaller(demand):
+                digest = one.model.digest
+                if self._given.stand_ins.get(demand.model.digest) == digest not in self._wanted:
+                    found[digest] = self._of_copies(one)
+        return list(found.values())
 
     def _keep_shards(self, demand: Demand) -> bool:
         """Give running shards their place, as far as they fit and are good enough.
@@ -161,26 +187,31 @@ class Allocation:
             return False
         digest, hosts = demand.model.digest, self._hosts(demand)
         found = kept_set(digest, demand.model.qualities, demand.divergence_max, hosts)
-        if found is None and demand.moe is Sharing.EXPERTS and digest in self._units:
+        if found is None and demand.moe is Sharing.EXPERTS and self._running.units(digest):
             return self._make_shards(demand)
-        return self._give_shards(found)
+        if found is not None:
+            self._given.give_shards(found)
+        return found is not None
 
     def _make_shards(self, demand: Demand, *, measured: bool = True) -> bool:
         """Make a set of shards of which none runs; whether there is one."""
         model = demand.model
         good = good_enough(model.qualities, demand.divergence_max, measured=measured)
-        return self._give_shards(new_set(model.digest, good, self._hosts(demand)))
+        found = new_set(model.digest, good, self._hosts(demand))
+        if found is not None:
+            self._given.give_shards(found)
+        return found is not None
 
     def _extend_shards(self, demand: Demand) -> None:
         """Have further nodes join the shards that run."""
-        kept = self._shards[demand.model.digest]
-        self._take_back(demand)
-        self._give_shards(extended_set(kept, self._hosts(demand)))
+        kept = self._given.shards[demand.model.digest]
+        self._given.take_back(demand.model.digest)
+        self._given.give_shards(extended_set(kept, self._hosts(demand)))
 
     def _hosts(self, demand: Demand) -> list[Host]:
         """The nodes that have the file and say what its experts take, with their room."""
         experts = dict(demand.model.expert_bytes)
-        running = self._running_shards.get(demand.model.digest, {})
+        running = self._running.shards(demand.model.digest)
         hosts = []
         for node in self._holders(demand.model):
             if experts.get(node):
@@ -188,32 +219,24 @@ class Allocation:
                 shard, is_ready = (one.shard, one.state == "ready") if one else (None, False)
                 need_bytes = self._need(demand, node)
                 hosts.append(
-                    Host(node, self._room[node], need_bytes, experts[node], shard, is_ready)
+                    Host(node, self._given.room[node], need_bytes, experts[node], shard, is_ready)
                 )
         return hosts
 
-    def _give_shards(self, found: Experts | None) -> bool:
-        if found is None:
-            return False
-        self._shards[found.digest] = found
-        for each in found.shards:
-            self._room[each.node] -= each.need_bytes
-        return True
-
     def split(self, demand: Demand) -> None:
         """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs."""
-        if demand.model.digest in self._pipelines:
+        if demand.model.digest in self._given.pipelines:
             return
         stages = choose(self._candidates(demand), split=demand.split)
         if stages is not None:
-            self._give_stages(demand, stages)
+            self._given.give_stages(demand.model.digest, stages)
         elif demand.split:
             self._keep_copies(demand)
 
     def extend(self, demand: Demand) -> None:
         """Gives the copies still missing a place among the nodes that have the file."""
-        if len(self._places[demand.model.digest]) < demand.copies:
-            self._give(demand, self._fitting(demand, self._room))
+        if len(self._given.places(demand.model.digest)) < demand.copies:
+            self._give(demand, self._fitting(demand, self._given.room))
 
     def _instead(self, demand: Demand) -> NodeId | None:
         """The node for a copy instead of a unit or shards that run, if there is one.
@@ -221,13 +244,13 @@ class Allocation:
         It fits beside them, which answer until the copy does, or without them and with room to
         spare.
         """
-        held = self._held(demand)
+        held = self._given.held(demand.model.digest)
         if not held:
             return None
-        without = dict(self._room)
+        without = dict(self._given.room)
         for node, need_bytes in held:
             without[node] += need_bytes
-        fitting = self._fitting(demand, self._room)
+        fitting = self._fitting(demand, self._given.room)
         fitting = fitting or self._fitting(demand, without, slack_share=SLACK_SHARE)
         return fitting[0] if fitting else None
 
@@ -246,18 +269,24 @@ class Allocation:
         """Return the assignment of a demand, once all of its priority have been served."""
         if demand.split:
             return self._of_split(demand)
-        if demand.model.digest in self._pipelines:
+        if demand.model.digest in self._given.pipelines:
             return self._of_pipeline(demand)
-        if demand.model.digest in self._shards:
+        if demand.model.digest in self._given.shards:
             return self._of_shards(demand)
+        if demand.model.digest in self._given.stand_ins:
+            return replace(
+                self._of_copies(demand),
+                reason=Reason.SMALLER,
+                instead=self._given.stand_ins[demand.model.digest],
+            )
         return self._of_copies(demand)
 
     def _of_copies(self, demand: Demand) -> Assignment:
-        places = self._places[demand.model.digest]
+        places = self._given.places(demand.model.digest)
         holders = self._holders(demand.model)
         free = self._free(demand)
         reason = self._reason(demand, len(places), len(holders), free)
-        offers = self._budgets if reason is Reason.TOO_LARGE else self._room
+        offers = self._budgets if reason is Reason.TOO_LARGE else self._given.room
         short = len(places) < demand.copies
         roomiest = None
         if free and short:
@@ -276,7 +305,7 @@ class Allocation:
         )
 
     def _of_shards(self, demand: Demand) -> Assignment:
-        layout = self._shards[demand.model.digest]
+        layout = self._given.shards[demand.model.digest]
         return Assignment(
             digest=demand.model.digest,
             layout=layout,
@@ -295,7 +324,7 @@ class Allocation:
 
     def _of_pipeline(self, demand: Demand) -> Assignment:
         digest = demand.model.digest
-        stages = self._pipelines[digest]
+        stages = self._given.pipelines[digest]
         return Assignment(
             digest=digest,
             layout=Pipeline.of(digest, stages),
@@ -310,12 +339,12 @@ class Allocation:
     def _of_split(self, demand: Demand) -> Assignment:
         """Return the pipeline that is asked for, or why there is none."""
         digest = demand.model.digest
-        if digest in self._pipelines:
+        if digest in self._given.pipelines:
             return self._of_pipeline(demand)
         refusal = self._refusal(demand)
         return Assignment(
             digest=digest,
-            layout=Whole(nodes=tuple(sorted(self._places[digest]))),
+            layout=Whole(nodes=tuple(sorted(self._given.places(digest)))),
             reason=refusal.reason,
             copies=demand.copies,
             need_bytes=refusal.need_bytes,
@@ -353,15 +382,15 @@ class Allocation:
         """
         model = demand.model
         shapes = dict(model.shapes)
-        copies = self._running.get((model.digest, "ready"), []) if demand.split else []
+        copies = self._running.copies(model.digest, "ready") if demand.split else []
         beside = {node: self._need(demand, node) for node in copies}
-        kept = self._places[model.digest]
-        taken = self._taken_by_stages()
+        kept = self._given.places(model.digest)
+        taken = self._given.taken_by_stages()
         candidates = []
         for node, facts in self._nodes.items():
             if not facts.measured:
                 continue
-            room = self._room[node] + (self._need(demand, node) if node in kept else 0)
+            room = self._given.room[node] + (self._need(demand, node) if node in kept else 0)
             room = min(room, facts.budget_bytes - beside.get(node, 0))
             room = min(room, facts.stage_bytes - taken[node])
             candidates.append(
@@ -389,21 +418,13 @@ class Allocation:
         if ranges[-1].last_layer != len(shape.layer_bytes) - 1:
             return None
         stages = tuple(Stage(*one, shape.need(one.first_layer, one.last_layer)) for one in ranges)
-        taken = self._taken_by_stages()
+        taken = self._given.taken_by_stages()
         fits = (
             one.need_bytes
-            <= min(self._room[one.node], self._nodes[one.node].stage_bytes - taken[one.node])
+            <= min(self._given.room[one.node], self._nodes[one.node].stage_bytes - taken[one.node])
             for one in stages
         )
         return stages if all(fits) else None
-
-    def _taken_by_stages(self) -> Counter[NodeId]:
-        """The memory of each node that stages have."""
-        taken: Counter[NodeId] = Counter()
-        for stages in self._pipelines.values():
-            for stage in stages:
-                taken[stage.node] += stage.need_bytes
-        return taken
 
     def left_out(self, model: ModelFacts) -> Assignment:
         """The assignment of a model that is not wanted: no place."""
@@ -430,42 +451,22 @@ class Allocation:
     def _keep_copies(self, demand: Demand) -> None:
         """Gives the running copies their places, ready ones first, as far as they fit."""
         digest = demand.model.digest
-        ready, loading = (self._running.get((digest, state), []) for state in ("ready", "loading"))
+        ready, loading = (self._running.copies(digest, state) for state in ("ready", "loading"))
         self._give(demand, self._rank(demand, ready) + self._rank(demand, loading))
 
-    def _give_stages(self, demand: Demand, stages: tuple[Stage, ...]) -> None:
-        self._pipelines[demand.model.digest] = stages
-        for stage in stages:
-            self._room[stage.node] -= stage.need_bytes
-
-    def _held(self, demand: Demand) -> list[tuple[NodeId, int]]:
-        """The memory that the stages or shards of a model have been given, by node."""
-        digest = demand.model.digest
-        held = [(stage.node, stage.need_bytes) for stage in self._pipelines.get(digest, ())]
-        if digest in self._shards:
-            held += [(shard.node, shard.need_bytes) for shard in self._shards[digest].shards]
-        return held
-
-    def _take_back(self, demand: Demand) -> None:
-        """Take the memory back that stages or shards of a model have."""
-        for node, need_bytes in self._held(demand):
-            self._room[node] += need_bytes
-        self._pipelines.pop(demand.model.digest, None)
-        self._shards.pop(demand.model.digest, None)
-
     def _give(self, demand: Demand, nodes: list[NodeId]) -> None:
-        places = self._places.setdefault(demand.model.digest, [])
+        digest = demand.model.digest
         for node in nodes:
             need_bytes = self._need(demand, node)
-            if len(places) < demand.copies and self._room[node] >= need_bytes:
-                places.append(node)
-                self._room[node] -= need_bytes
+            is_missing = len(self._given.places(digest)) < demand.copies
+            if is_missing and self._given.room[node] >= need_bytes:
+                self._given.give_copy(digest, node, need_bytes)
 
     def _holders(self, model: ModelFacts) -> list[NodeId]:
         return [node for node in model.holders if node in self._budgets]
 
     def _free(self, demand: Demand) -> list[NodeId]:
-        places = self._places[demand.model.digest]
+        places = self._given.places(demand.model.digest)
         return [node for node in self._holders(demand.model) if node not in places]
 
     def _need(self, demand: Demand, node: NodeId | None) -> int:
@@ -473,18 +474,10 @@ class Allocation:
         needs = self._own_needs.get(demand.model.digest, {})
         return demand.model.need_bytes if node is None else needs.get(node, demand.model.need_bytes)
 
-    def _rank(self, demand: Demand, nodes: list[NodeId]) -> list[NodeId]:
+    def _rank(self, demand: Demand, nodes: Sequence[NodeId]) -> list[NodeId]:
         most = WEIGHT_COPIES_MAX * demand.model.need_bytes
         weights = [(node, min(self._budgets[node], most) // MIB) for node in nodes]
         return rank(demand.model.digest, weights)
-
-
-def _is_own_stage(part: Resident) -> bool:
-    """Whether a resident is a stage, of a unit that has it on this very node."""
-    stage = parse_stage(part.name)
-    if stage is None or stage.number >= len(part.stages):
-        return False
-    return part.stages[stage.number].node == part.node
 
 
 def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     NO_ENGINES = "no-engines"
     NO_RIGHT = "no-right"
     NO_STAGE_ROOM = "no-stage-room"
+    SMALLER = "smaller"
 
 
 class Refusal(NamedTuple):
@@ -81,6 +82,7 @@ class Assignment:
         split: How many nodes should share it; 0 where that was not asked for.
         refusal: Why a model without a place is not split either, where nobody asked for that.
         shard_refusal: Why a model of experts that is not placed whole is not in shards.
+        instead: The smaller quantisation of the same model that is served in its place.
     """
 
     digest: ModelDigest
@@ -94,6 +96,7 @@ class Assignment:
     split: int = 0
     refusal: Refusal | None = None
     shard_refusal: ShardRefusal | None = None
+    instead: ModelDigest | None = None
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
@@ -102,7 +105,8 @@ class Assignment:
 
     def decision(self) -> list[Any]:
         """Return what nodes agree on: the choice, without the figures that explain it."""
-        return [self.digest, self.layout.decision(), self.reason.value, self.copies]
+        decision = [self.digest, self.layout.decision(), self.reason.value, self.copies]
+        return decision if self.instead is None else [*decision, self.instead]
 
     def replicas(self) -> Iterator[ReplicaKey]:
         """Every part of the layout, with its node."""

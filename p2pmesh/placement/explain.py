@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pmesh.identity.keys import NodeId, show_id
-from p2pmesh.models.parts import ShardQuality
+from p2pmesh.models.parts import ShardKind, ShardQuality
 from p2pmesh.placement.assignment import Assignment, Reason, ShardRefusal
 from p2pmesh.placement.layout import Experts, Pipeline
 from p2pmesh.placement.pipeline import Stage
@@ -37,13 +37,12 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
             nor = _nor_sharded(a.shard_refusal)
             return f"{why}split over {len(a.nodes)} nodes: layers {shares}{nor}"
         case Reason.PLACED if isinstance(a.layout, Experts):
-            shares = ", ".join(
-                f"{one.shard.size} on {name_of(one.node)}" for one in a.layout.shards
-            )
+            return f"it fits on no node: {_show_shards(a.layout, name_of)}"
+        case Reason.SMALLER:
             return (
-                f"it fits on no node: expert shards on {len(a.nodes)} nodes, of"
-                f" {a.layout.quality.places} experts of a layer {shares};"
-                f" {quality(a.layout.quality)}"
+                f"needs {need}, which is free on no node that holds it: a smaller quantisation of"
+                " the same model answers for it, better than shards of that size in everything"
+                " measured so far"
             )
         case Reason.PLACED:
             return f"{len(a.nodes)} of {a.copies} {'copy' if a.copies == 1 else 'copies'}"
@@ -87,6 +86,17 @@ def _nor_split(assignment: Assignment, name_of: Callable[[NodeId], str]) -> str:
     need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
     lack = f"its layers need {need}, all nodes that could share it have {offer} for them"
     return f"; not split over several nodes either: {_why_not_split(refusal.reason, node, lack)}"
+
+
+def _show_shards(layout: Experts, name_of: Callable[[NodeId], str]) -> str:
+    """Say who holds which share of the experts, and how good that is."""
+    shares = [f"{one.shard.size} on {name_of(one.node)}" for one in layout.shards]
+    places = layout.quality.places
+    if layout.quality.kind is ShardKind.THIN:
+        what = f"thin shards, of {places} parts of each expert {', '.join(shares)}"
+    else:
+        what = f"expert shards, of {places} experts of a layer {', '.join(shares)}"
+    return f"{what}; {quality(layout.quality)}"
 
 
 def quality(known: ShardQuality) -> str:

@@ -66,6 +66,8 @@ class ModelFacts:
         expert_bytes: Of what a copy takes, the experts, by the card of each holder; as `shapes`,
             and only for models that have experts.
         qualities: How good shards of it are, by what holders say, sorted.
+        smaller: Of a model of experts that is wanted, the quantisations of the same model that take
+            less, by what holders say of both, the largest first.
     """
 
     digest: ModelDigest
@@ -76,6 +78,7 @@ class ModelFacts:
     shapes: tuple[tuple[NodeId, Shape], ...] = ()
     expert_bytes: tuple[tuple[NodeId, int], ...] = ()
     qualities: tuple[ShardQuality, ...] = ()
+    smaller: tuple[ModelDigest, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
@@ -196,6 +199,7 @@ class PlacementInputs:
                         *(m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs),
                         [[node, *shape] for node, shape in m.shapes],
                         [m.expert_bytes, [[one.kind.value, *one[1:]] for one in m.qualities]],
+                        m.smaller,
                     ]
                     for m in self.models
                 ],

@@ -6,10 +6,10 @@ facts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, ModelDigest, need_bytes
@@ -112,6 +112,7 @@ class InputsReader:
         models = [
             self._model(one, demo=digest in view.demos) for digest, one in view.models.items()
         ]
+        models = _with_smaller(models)
         for cache, current in ((self._nodes, view.nodes), (self._models, view.models)):
             if len(cache) > 2 * len(current):
                 cache.clear()
@@ -140,6 +141,21 @@ class InputsReader:
         return known[2]
 
 
+class _Family(NamedTuple):
+    """What quantisations of one model of experts have in common, by the card of a holder.
+
+    The parameters are those of no file alone: some quantisations have tensors of scales besides.
+    """
+
+    architecture: str
+    layers: int
+    width: int
+    vocabulary: int
+    experts: int
+    experts_used: int
+    context: int
+
+
 @dataclass(frozen=True, slots=True)
 class _OfModel:
     """The part of the inputs that is about one model."""
@@ -147,6 +163,7 @@ class _OfModel:
     facts: ModelFacts | None
     wants: tuple[PlacementRequest, ...]
     residents: tuple[Resident, ...]
+    family: _Family | None
 
 
 def facts_of(view: MeshView, dead: Iterable[NodeId]) -> PlacementInputs:
@@ -227,7 +244,38 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
             for node, served in model.replicas
             if node.node not in gone and served.state in ("ready", "loading")
         ),
+        _family(model, gone),
     )
+
+
+def _family(model: ModelView, gone: Collection[NodeId]) -> _Family | None:
+    """Return the family of a model by its first holder; None without experts."""
+    cards = (one.held[model.digest].card for one in model.holders if one.node not in gone)
+    card = next(cards, None)
+    if card is None or not card.experts:
+        return None
+    return _Family(*(getattr(card, field) for field in _Family._fields))
+
+
+def _with_smaller(models: list[_OfModel]) -> list[_OfModel]:
+    """Tell each wanted model of experts which smaller quantisations of it are there."""
+    families: dict[_Family, list[ModelFacts]] = {}
+    for one in models:
+        if one.family is not None and one.facts is not None:
+            families.setdefault(one.family, []).append(one.facts)
+    if all(len(members) == 1 for members in families.values()):
+        return models
+    return [_told_smaller(one, families) for one in models]
+
+
+def _told_smaller(one: _OfModel, families: Mapping[_Family, list[ModelFacts]]) -> _OfModel:
+    if one.family is None or one.facts is None or not one.wants:
+        return one
+    need_bytes = one.facts.need_bytes
+    smaller = [other for other in families[one.family] if other.need_bytes < need_bytes]
+    smaller.sort(key=lambda other: (-other.need_bytes, other.digest))
+    digests = tuple(other.digest for other in smaller if not other.fallback)
+    return replace(one, facts=replace(one.facts, smaller=digests))
 
 
 def _worst(claims: Iterable[ShardQuality]) -> tuple[ShardQuality, ...]:

@@ -86,6 +86,9 @@ def plan(facts: PlacementInputs) -> Plan:
     table = Allocation(facts)
     demands, idle = _demands(facts)
     assignments = [a for _, group in groupby(demands, key=_priority) for a in table.serve(group)]
+    assignments += table.stand_ins(demands)
+    placed = {a.digest for a in assignments}
+    idle = [model for model in idle if model.digest not in placed]
     fallbacks = {model.digest for model in facts.models if model.fallback}
     if not any(a.nodes for a in assignments if a.digest not in fallbacks):
         standby = [model for model in idle if model.fallback]

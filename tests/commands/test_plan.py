@@ -114,6 +114,21 @@ def test_a_mesh_without_models_says_how_to_get_one() -> None:
     assert "Nobody wants a model yet: p2pmesh up --model FILE.gguf" in shown(models=[])
 
 
+def test_shards_say_what_they_hold_and_how_good_they_are() -> None:
+    parts = [
+        {**part(name, 0, 7), "part": "shard-0011223344556677", "experts": held}
+        for name, held in (
+            ("anna", {"kind": "experts", "held": 11, "of": 16}),
+            ("bert", {"kind": "thin", "held": 10, "of": 16}),
+        )
+    ]
+    sharded = model(*parts, layout="experts", split_nodes=0)
+    lines = shown(models=[sharded], nodes=[node("anna", parts=[{"model": "big", **parts[0]}])])
+    whole = "\n".join(lines)
+    assert "shards: 11/16 experts on anna (4.0 GiB), 10/16 of each expert on bert" in whole
+    assert "big (11/16 experts, 4.0 GiB)" in whole
+
+
 def test_copies_of_different_speed_have_a_range() -> None:
     whole = {**part("anna", 0, 7), "part": "whole"}
     lines = shown(models=[model(whole, layout="whole", predicted_tokens_per_s_min=8.5)])

@@ -87,6 +87,7 @@ class FakeBackends:
         self._lost: dict[NodeId, trio.Event] = {}
         self._changed = trio.Event()
         self.failures: list[ReplicaKey] = []
+        self.stand_ins: dict[ModelDigest, ModelDigest] = {}
         self.in_flight: Counter[PartId] = Counter()
 
     def put(self, replica: Target, dial: Dial) -> None:
@@ -112,8 +113,13 @@ class FakeBackends:
         return Catalogue(Named(digest=m.digest, stem=m.id, name="") for m in self._models)
 
     def targets(self, digest: ModelDigest) -> Sequence[Target]:
-        found = [replica for replica, _ in self.ways.values() if replica.digest == digest]
+        digests = {digest, self.stand_ins.get(digest, digest)}
+        found = [replica for replica, _ in self.ways.values() if replica.digest in digests]
         return sorted(found, key=lambda replica: (not replica.local, replica.node))
+
+    def stand_in(self, digest: ModelDigest, other: ModelDigest) -> None:
+        """Have a smaller quantisation answer for a model too."""
+        self.stand_ins[digest] = other
 
     async def connect(self, target: Target) -> trio.abc.Stream:
         self.dialled.append(target.node_name)

@@ -426,10 +426,15 @@ async def test_full_quality_comes_from_the_whole_model_or_a_pipeline_only() -> N
         head, body = await world.caller().ask("POST", CHAT, BODY, **ask)
         error = json.loads(body)["error"]
         assert (head.status_code, error["code"]) == (503, "full_quality_not_served")
-        assert "expert shards only" in error["message"]
+        assert "no node runs it whole" in error["message"]
         assert not shard.asked
         head, _ = await world.caller().ask("POST", CHAT, BODY)
         assert field_of(head, "x-p2pmesh-served-by") == f"here/{SHARD}"
+        smaller = world.engine(hello, target(THERE, BETA))
+        world.backends.stand_in(ALPHA, BETA)
+        head, _ = await world.caller().ask("POST", CHAT, BODY, **ask)
+        assert head.status_code == 503
+        assert not smaller.asked
         world.engine(hello, target(THERE, part=HEAD))
         for _ in range(5):
             head, _ = await world.caller().ask("POST", CHAT, BODY, **ask)

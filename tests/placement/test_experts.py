@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pmesh.identity.keys import NodeId
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import UNMEASURED, Shard, ShardKind, ShardQuality, is_shard, shard_name
 from p2pmesh.placement.assignment import Assignment, Reason
 from p2pmesh.placement.experts import (
@@ -270,7 +272,7 @@ def test_a_model_of_experts_that_fits_on_no_node_is_served_in_shards() -> None:
     row = only(plan(facts(16, 16, 16)), MOE)
     assert isinstance(row.layout, Experts)
     assert row.reason is Reason.PLACED
-    assert explain(row).startswith("it fits on no node: expert shards on 3 nodes, of 16 experts")
+    assert explain(row).startswith("it fits on no node: expert shards, of 16 experts of a layer 1")
     assert explain(row).endswith("measured divergence 0.050")
     assert all(is_shard(one.part.name) for one in row.replicas())
 
@@ -373,6 +375,88 @@ def test_a_dead_node_leaves_the_others_as_they_are_but_one() -> None:
     after = planned(plan(facts(16, 16, described=moe(A, B), residents=running)))
     old = planned(before)
     assert sum(after[one] == old[one] for one in (A, B)) == 1
+
+
+# Smaller quantisations.
+
+SMALL, TINY = model("small"), model("tiny")
+
+
+def quantised(
+    *budgets: int,
+    smaller: Mapping[ModelDigest, tuple[int, tuple[NodeId, ...]]],
+    wish: PlacementRequest | None = None,
+    residents: tuple[Resident, ...] = (),
+    wanted: tuple[ModelDigest, ...] = (),
+) -> PlacementInputs:
+    """A model that fits nowhere, with quantisations of it: their need in GiB and holders."""
+    base = facts(*budgets, wish=wish, residents=residents)
+    [big] = base.models
+    others = tuple(
+        ModelFacts(digest=digest, need_bytes=need * GIB, holders=holders)
+        for digest, (need, holders) in smaller.items()
+    )
+    digests = sorted(smaller, key=lambda digest: -smaller[digest][0])
+    return replace(
+        base,
+        models=(replace(big, smaller=tuple(digests)), *others),
+        wants=(*base.wants, *(PlacementRequest(digest=one, owner=B) for one in wanted)),
+    )
+
+
+def test_a_smaller_quantisation_that_fits_answers_for_a_model_that_does_not() -> None:
+    base = quantised(16, 16, 16, smaller={SMALL: (12, (B,)), TINY: (8, (A, B, C))})
+    result = plan(base)
+    row, stands_in = only(result, MOE), only(result, SMALL)
+    assert (row.nodes, row.reason, row.instead) == ((), Reason.SMALLER, SMALL)
+    assert (stands_in.nodes, stands_in.copies) == ((B,), 1)
+    assert only(result, TINY).copies == 0, "the largest that fits is the best"
+    assert "a smaller quantisation of the same model answers for it" in explain(row)
+    for state in STATES:
+        running = (Resident(digest=SMALL, node=B, state=state),)
+        assert plan(replace(base, residents=running)) == result
+
+
+def test_one_that_does_not_fit_leaves_it_to_the_next_and_then_to_shards() -> None:
+    base = quantised(16, 16, 16, smaller={SMALL: (17, (B,)), TINY: (8, (A,))})
+    assert only(plan(base), MOE).instead == TINY
+    base = quantised(16, 16, 16, smaller={SMALL: (17, (B,))})
+    assert isinstance(only(plan(base), MOE).layout, Experts)
+
+
+def test_only_auto_takes_a_smaller_quantisation() -> None:
+    smaller = {SMALL: (12, (B,))}
+    for moe, layout in ((Sharing.EXPERTS, Experts), (Sharing.LAYERS, Pipeline)):
+        wish = PlacementRequest(digest=MOE, owner=A, moe=moe)
+        row = only(plan(quantised(16, 16, 16, smaller=smaller, wish=wish)), MOE)
+        assert isinstance(row.layout, layout)
+        assert row.instead is None
+
+
+def test_a_stand_in_makes_way_for_the_model_itself() -> None:
+    running = (Resident(digest=SMALL, node=B, state="ready"),)
+    base = quantised(16, 16, 16, 20, smaller={SMALL: (12, (B,))}, residents=running)
+    result = plan(base)
+    assert (only(result, MOE).nodes, only(result, MOE).instead) == ((D,), None)
+    assert only(result, SMALL).copies == 0
+
+
+def test_a_quantisation_that_somebody_wants_stands_in_as_well_and_stays() -> None:
+    base = quantised(16, 16, 16, smaller={SMALL: (12, (B,))}, wanted=(SMALL,))
+    result = plan(base)
+    assert only(result, MOE).instead == SMALL
+    assert only(result, SMALL).nodes == (B,)
+    running = (Resident(digest=SMALL, node=B, state="ready"),)
+    grown = quantised(16, 16, 16, 20, smaller={SMALL: (12, (B,))}, wanted=(SMALL,))
+    result = plan(replace(grown, residents=running))
+    assert only(result, MOE).nodes == (D,)
+    assert only(result, SMALL).nodes == (B,)
+
+
+def test_what_runs_already_stays_when_a_quantisation_comes() -> None:
+    running = residents_of(only(plan(facts(16, 16, 16)), MOE))
+    base = quantised(16, 16, 16, smaller={SMALL: (1, (B,))}, residents=running)
+    assert isinstance(only(plan(base), MOE).layout, Experts)
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -141,6 +141,21 @@ def test_experts_are_looked_at_only_where_a_model_is_wanted_or_shared() -> None:
     assert [one.shard for one in facts.residents] == [shard]
 
 
+def test_smaller_quantisations_of_a_wanted_model_are_told() -> None:
+    size = 4 << 30
+    big = card(experts=16, experts_used=4, expert_bytes=size // 2, size_bytes=size)
+    half, quarter = (replace(big, size_bytes=size // part) for part in (2, 4))
+    other = replace(quarter, width=big.width + 1)
+    dense = replace(big, experts=0, size_bytes=size // 8)
+    world = World()
+    cards = [big, half, quarter, other, dense]
+    world.node(0, holds=[held(n, card=one) for n, one in enumerate(cards, 1)], wants=[wanted(1)])
+    found = {one.digest: one.smaller for one in facts_of(world.view(), ()).models}
+    assert found == {**dict.fromkeys(map(digest, range(1, 6)), ()), digest(1): (BETA, digest(3))}
+    world.node(0, holds=[held(n, card=one) for n, one in enumerate(cards, 1)], wants=[wanted(3)])
+    assert not any(one.smaller for one in facts_of(world.view(), ()).models), "nothing is smaller"
+
+
 # Context
 
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from p2pmesh.models.parts import Shard, ShardKind, StageName, StageRange, shard_name, unit_id
+from p2pmesh.placement.facts import NodeFacts, PlacementInputs, Resident
+from p2pmesh.placement.running import Running
+from tests.placement.placement_strategies import model, node
+
+A, B, GONE = node("a"), node("b"), node("gone")
+ONE = model("one")
+RANGES = (StageRange(A, 0, 1), StageRange(B, 2, 3))
+UNIT = unit_id(ONE, RANGES)
+SHARD = Shard(ShardKind.EXPERTS, "ab" * 32, 4, 2, 0b0111)
+
+
+def stage(number: int, where: bytes = A, state: str = "ready") -> Resident:
+    name = str(StageName(UNIT, number))
+    return Resident(digest=ONE, node=where, state=state, name=name, stages=RANGES)  # type: ignore[arg-type]
+
+
+def running(*residents: Resident) -> Running:
+    nodes = tuple(NodeFacts(node=one, budget_bytes=1) for one in (A, B))
+    return Running(PlacementInputs(nodes=nodes, residents=residents))
+
+
+def test_parts_are_known_by_what_they_are() -> None:
+    name = shard_name(ONE, SHARD)
+    found = running(
+        Resident(digest=ONE, node=A, state="ready"),
+        Resident(digest=ONE, node=B, state="loading"),
+        stage(0),
+        stage(1, B, "loading"),
+        Resident(digest=ONE, node=B, state="ready", name=name, shard=SHARD),
+    )
+    assert (found.copies(ONE, "ready"), found.copies(ONE, "loading")) == ([A], [B])
+    assert found.units(ONE) == {RANGES: ["ready", "loading"]}
+    assert {where: one.shard for where, one in found.shards(ONE).items()} == {B: SHARD}
+    other = model("other")
+    assert (found.copies(other, "ready"), found.units(other), found.shards(other)) == ([], {}, {})
+
+
+def test_what_runs_on_nodes_that_are_gone_does_not_count() -> None:
+    found = running(Resident(digest=ONE, node=GONE, state="ready"), stage(0, GONE))
+    assert (found.copies(ONE, "ready"), found.units(ONE)) == ([], {})
+
+
+def test_a_stage_counts_only_where_its_unit_has_it() -> None:
+    assert running(stage(0, B)).units(ONE) == {}
+    assert running(stage(5)).units(ONE) == {}
+
+
+def test_of_two_shards_on_one_node_the_one_that_is_ready_counts() -> None:
+    other = SHARD._replace(kept=0b1011)
+    for states in (("ready", "loading"), ("loading", "ready")):
+        residents = [
+            Resident(digest=ONE, node=A, state=state, name=shard_name(ONE, one), shard=one)  # type: ignore[arg-type]
+            for state, one in zip(states, (SHARD, other), strict=True)
+        ]
+        [found] = running(*residents).shards(ONE).values()
+        assert found.state == "ready"
