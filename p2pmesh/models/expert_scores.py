@@ -111,19 +111,6 @@ def ranking_of(
     return rank(model, method, [one.layer for one in scores], by_domain, critical, neurons=neurons)
 
 
-def kept_neurons(scores: Floats, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return the `width` neurons of each expert that a thin shard keeps: [experts, width].
-
-    They are ascending; of equal ones the first stay.
-
-    Args:
-        scores: Of the neurons on one domain or summed over several, [experts, neurons].
-        width: Of each expert in a thin shard.
-    """
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
-    return np.sort(order, axis=1)
-
-
 def _by_method(method: Method, scores: LayerScores) -> Doubles:
     if method == "counts":
         return scores.counts

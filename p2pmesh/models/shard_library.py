@@ -103,13 +103,14 @@ class ShardLibrary:
         Raises:
             ModelError: The ranking is not here, or of another model; the model cannot be cut.
             LocalError: It would take more disk than shards may, or the system does not let the
-                files be read or written.
+                files be read or written; of a thin shard, the scores of neurons are not here.
         """
-        if shard.kind is not ShardKind.EXPERTS:
-            raise ModelError("this version makes no thin shards")
         ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
         if ranking is None or ranking.model != digest:
             raise ModelError("the ranking of its experts is not here")
+        if shard.kind is ShardKind.THIN:
+            neurons = rankings.load_neurons(self._folder, ranking)
+            return self._cache.make_thin(file, digest, ranking, neurons, shard, progress=progress)
         lists = Places(ranking, self._layout(digest, file)).of(shard)
         return self._cache.make(file, digest, lists, ranking=shard.ranking, progress=progress)
 

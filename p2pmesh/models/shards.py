@@ -2,34 +2,96 @@
 
 Pure. A place of a ranking is one expert of each layer, where experts are in groups one of each
 group: the most important first, by the mean of the domains, after those that every shard needs.
-One list serves all prompts; shards that specialise would be sets of their own.
+One list serves all prompts; shards that specialise would be sets of their own. The places of thin
+shards are in thin_places.py; both kinds are used alike.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import ClassVar
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.experts import KEPT_MIN, KEPT_PER_GROUP_MIN, ExpertLayout, ExpertLists
 from p2pmesh.models.importance import Ranking, coverage, digest_of, merged, ordered
 from p2pmesh.models.parts import UNMEASURED, Shard, ShardKind, ShardQuality
+from p2pmesh.models.shard_file import Plan, shard_file
 from p2pmesh.sharing import COVERAGE_MIN
 
 
-class Places:
-    """The places of one ranking of one model.
-
-    Args:
-        ranking: Of that model.
-        layout: Of that model.
-
-    Raises:
-        ModelError: The ranking is of another model.
+class RankedPlaces(ABC):
+    """The places of one ranking of one model, of either kind.
 
     Attributes:
+        kind: Of the shards.
+        ranking: Of that model.
         count: How many places there are.
         critical_min: How many of them the smallest shard has.
     """
+
+    kind: ClassVar[ShardKind]
+    ranking: Ranking
+    count: int
+    critical_min: int
+
+    @abstractmethod
+    def plan(self, critical: int) -> Plan:
+        """Return the plan of a shard that holds the first places and no others."""
+
+    @abstractmethod
+    def plan_of(self, shard: Shard) -> Plan:
+        """Return the plan of a shard.
+
+        Raises:
+            ModelError: The shard is not one of this ranking.
+        """
+
+    @abstractmethod
+    def coverage(self, critical: int) -> int:
+        """Return how much of the importance the first places have, in millionths.
+
+        That of the layer and the domain where it is least.
+        """
+
+    def quality(self, critical: int, divergence: int = UNMEASURED) -> ShardQuality:
+        """Return what is known of shards that hold the first places."""
+        return ShardQuality(
+            kind=self.kind,
+            ranking=digest_of(self.ranking),
+            places=self.count,
+            critical=critical,
+            divergence=divergence,
+            coverage=self.coverage(critical),
+        )
+
+    def predicted(self) -> ShardQuality | None:
+        """Return the smallest shards whose coverage will do where nothing can be measured."""
+        fits = (n for n in range(self.critical_min, self.count) if self.coverage(n) >= COVERAGE_MIN)
+        critical = next(fits, None)
+        return None if critical is None else self.quality(critical)
+
+    def check(self, shard: Shard) -> None:
+        """Raise ModelError unless a shard is one of this ranking."""
+        if (shard.kind, shard.ranking) != (self.kind, digest_of(self.ranking)) or (
+            shard.places != self.count or not self.critical_min <= shard.size <= self.count
+        ):
+            raise ModelError("the shard is one of another ranking")
+
+
+class Places(RankedPlaces):
+    """The places of shards of whole experts.
+
+    Args:
+        ranking: Of the model.
+        layout: Of the same model.
+
+    Raises:
+        ModelError: The ranking is of another model.
+    """
+
+    kind = ShardKind.EXPERTS
 
     def __init__(self, ranking: Ranking, layout: ExpertLayout) -> None:
         # Layers that predict further tokens have experts and no ranking: nothing runs them.
@@ -63,36 +125,23 @@ class Places:
         Raises:
             ModelError: The shard is not one of this ranking.
         """
-        if shard.ranking != digest_of(self.ranking) or shard.places != self.count:
-            raise ModelError("the shard is one of another ranking")
+        self.check(shard)
         return self.lists(place for place in range(self.count) if shard.kept >> place & 1)
 
-    def coverage(self, critical: int) -> int:
-        """Return how much of the importance the first places have, in millionths.
+    def plan(self, critical: int) -> Plan:
+        """Return the plan of a shard that holds the first places and no others."""
+        return partial(shard_file, lists=self.lists(range(critical)))
 
-        That of the layer and the domain where it is least.
-        """
+    def plan_of(self, shard: Shard) -> Plan:
+        """Return the plan of a shard; raises what `of` does."""
+        return partial(shard_file, lists=self.of(shard))
+
+    def coverage(self, critical: int) -> int:
+        """Return how much of the importance the first places have, in millionths."""
         lists = self.lists(range(critical))
         kept = [lists[layer] for layer in self.ranking.layers]
         domains = self.ranking.domains
         return min(min(coverage(self.ranking, domain.name, kept)) for domain in domains)
-
-    def quality(self, critical: int, divergence: int = UNMEASURED) -> ShardQuality:
-        """Return what is known of shards that hold the first places."""
-        return ShardQuality(
-            kind=ShardKind.EXPERTS,
-            ranking=digest_of(self.ranking),
-            places=self.count,
-            critical=critical,
-            divergence=divergence,
-            coverage=self.coverage(critical),
-        )
-
-    def predicted(self) -> ShardQuality | None:
-        """Return the smallest shards whose coverage will do where nothing can be measured."""
-        fits = (n for n in range(self.critical_min, self.count) if self.coverage(n) >= COVERAGE_MIN)
-        critical = next(fits, None)
-        return None if critical is None else self.quality(critical)
 
     def _fewest(self) -> int:
         """Return the fewest places with which the model runs as it is meant to."""
@@ -108,7 +157,7 @@ class Places:
         return max(len(needed.intersection(group)) for group in self._order[layer])
 
 
-def sizes_to_measure(places: Places, count: int) -> Sequence[int]:
+def sizes_to_measure(places: RankedPlaces, count: int) -> Sequence[int]:
     """Return how many critical places to measure, ascending: from half of all to all but one.
 
     Args:

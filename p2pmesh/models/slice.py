@@ -1,25 +1,30 @@
-"""Writing the file of an expert shard.
+"""Writing the file of a shard.
 
-Shell: synchronous, for threads. shard_file.py decides what the file holds; here its bytes are
-copied, through one small buffer whatever the size of the model. The file appears whole or not at
-all.
+Shell: synchronous, for threads. shard_file.py and thin.py decide what the file holds; here its
+bytes are copied, through one small buffer whatever the size of the model. The file appears whole
+or not at all.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias, TypeVar
 
 from p2pmesh.errors import ConfigError, LocalError, ModelError
 from p2pmesh.home import replacing
 from p2pmesh.models.experts import ExpertLayout, ExpertLists, layout_of
-from p2pmesh.models.shard_file import ShardFile, Span, shard_file
+from p2pmesh.models.gguf import Header
+from p2pmesh.models.shard_file import Cut, Plan, ShardFile, Span, shard_file
 from p2pmesh.models.store import ModelFile, Progress, read_header
 
 COPY_STEP_BYTES = 8 * 2**20  # progress some 100 times a second, and the disks stay busy
+
+T = TypeVar("T")
+Chunk: TypeAlias = bytes | memoryview
 
 
 def read_layout(model: ModelFile) -> ExpertLayout:
@@ -29,38 +34,62 @@ def read_layout(model: ModelFile) -> ExpertLayout:
         ModelError: It has no experts, or no shard of it would be right.
         LocalError: The system does not let it be read.
     """
+    return of_headers(model, layout_of)
+
+
+def of_headers(model: ModelFile, read: Callable[[Sequence[Header]], T]) -> T:
+    """Return what a function finds in the headers of a model's files.
+
+    Raises:
+        ModelError: The function raised one, a clause that goes on from the file's name.
+        LocalError: The system does not let the files be read.
+    """
     headers = [read_header(path) for path in model.parts]
     try:
-        return layout_of(headers)
+        return read(headers)
     except ModelError as exc:
-        raise _uncut(model, exc) from exc
+        raise ModelError(f"{model.parts[0]} cannot be cut into shards: {exc}") from exc
 
 
 def shard_bytes(model: ModelFile, lists: ExpertLists) -> int:
     """Return the size in bytes that `write_shard` would give the shard; raises what that does."""
-    return _shard_file(model, lists).size_bytes
+    return of_headers(model, partial(shard_file, lists=lists)).size_bytes
 
 
 def write_shard(
     model: ModelFile, lists: ExpertLists, output: Path, progress: Progress | None = None
 ) -> int:
-    """Write the shard of a model that keeps these experts, and return its size in bytes.
+    """Write the shard of a model that keeps these experts; see `write_planned`.
 
     Args:
         model: As the store opened it.
         lists: The experts to keep in each layer that has any.
+        output: The file.
+        progress: Called with bytes written and bytes in all.
+    """
+    return write_planned(model, partial(shard_file, lists=lists), output, progress)
+
+
+def write_planned(
+    model: ModelFile, plan: Plan, output: Path, progress: Progress | None = None
+) -> int:
+    """Write a shard of a model, and return its size in bytes.
+
+    Args:
+        model: As the store opened it.
+        plan: Of the shard's file.
         output: The file, replaced if it is there; nothing is left of it when this raises.
         progress: Called with bytes written and bytes in all; what it raises stops the work.
 
     Raises:
-        ConfigError: No shard can be made of these lists, or `output` is the model itself.
+        ConfigError: No such shard can be made, or `output` is the model itself.
         ModelError: The model cannot be cut, is damaged, or changed meanwhile.
         LocalError: The system does not let the model be read or the shard be written.
     """
     if os.path.realpath(output) in {os.path.realpath(part) for part in model.parts}:
         raise ConfigError(f"{output} is the model itself; choose another file for the shard")
     before = _stamps(model)
-    shard = _shard_file(model, lists)
+    shard = of_headers(model, plan)
     size_bytes = shard.size_bytes
     _check_room(output, size_bytes)
     report = progress or (lambda _done, _total: None)
@@ -71,14 +100,6 @@ def write_shard(
     return size_bytes
 
 
-def _shard_file(model: ModelFile, lists: ExpertLists) -> ShardFile:
-    headers = [read_header(path) for path in model.parts]
-    try:
-        return shard_file(headers, lists)
-    except ModelError as exc:
-        raise _uncut(model, exc) from exc
-
-
 def _copy(
     parts: Sequence[Path], shard: ShardFile, file: BinaryIO, total: int, report: Progress
 ) -> None:
@@ -86,13 +107,19 @@ def _copy(
     done = 0
     report(done, total)
     for piece in shard.pieces():
-        chunks = _chunks(parts[piece.part], piece, buffer) if isinstance(piece, Span) else [piece]
+        match piece:
+            case Span(part=part):
+                chunks = _chunks(parts[part], piece, buffer)
+            case Cut(part=part):
+                chunks = _columns(parts[part], piece)
+            case _:
+                chunks = iter([piece])
         for chunk in chunks:
             done += file.write(chunk)
             report(done, total)
 
 
-def _chunks(path: Path, span: Span, buffer: memoryview) -> Iterator[memoryview]:
+def _chunks(path: Path, span: Span, buffer: memoryview) -> Iterator[Chunk]:
     """The bytes of a range, in a buffer that the next step overwrites."""
     left = span.end - span.start
     try:
@@ -104,6 +131,20 @@ def _chunks(path: Path, span: Span, buffer: memoryview) -> Iterator[memoryview]:
                     raise _changed(path)
                 yield buffer[:count]
                 left -= count
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+
+
+def _columns(path: Path, cut: Cut) -> Iterator[Chunk]:
+    """The columns of a matrix that stay, some at a time."""
+    try:
+        with path.open("rb") as file:
+            file.seek(cut.start)
+            for slab in cut.slabs(COPY_STEP_BYTES):  # one lies behind the other
+                data = file.read(slab.read_bytes)
+                if len(data) != slab.read_bytes:
+                    raise _changed(path)
+                yield slab.taken(data)
     except OSError as exc:
         raise _unreadable(path, exc) from exc
 
@@ -133,10 +174,6 @@ def _stamps(model: ModelFile) -> list[tuple[int, int]]:
             raise _unreadable(path, exc) from exc
         stamps.append((status.st_size, status.st_mtime_ns))
     return stamps
-
-
-def _uncut(model: ModelFile, exc: ModelError) -> ModelError:
-    return ModelError(f"{model.parts[0]} cannot be cut into shards: {exc}")
 
 
 def _changed(path: Path) -> ModelError:

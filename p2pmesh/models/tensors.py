@@ -60,6 +60,11 @@ def type_name(number: int) -> str:
     return known[0] if known else f"type {number}"
 
 
+def type_block(number: int) -> int:
+    """Return how many neighbouring elements of a row one of ggml's known types stores together."""
+    return _types()[number][1]
+
+
 def tensor_bytes(name: str, shape: tuple[int, ...], number: int) -> int:
     """Return the bytes of a tensor of this shape and type, or raise why there can be none."""
     known = _types().get(number)

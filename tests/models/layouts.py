@@ -7,7 +7,7 @@ from a fixed seed. Layer 0 is dense where the architecture begins with dense lay
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,8 @@ def moe_gguf(
     *,
     layers: int = 3,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    down: gguf.GGMLQuantizationType | None = None,
+    width: int = 0,
     keys: Mapping[str, Any] | None = None,
     split_tensors: int = 0,
 ) -> Path:
@@ -189,6 +191,8 @@ def moe_gguf(
         layout: Name of the layout.
         layers: Blocks in all.
         kind: The type of the experts; other tensors are 32 bit floats.
+        down: The type of their last matrices, where it is another.
+        width: Of the inner layers of experts; 0 for the layout's own.
         keys: Metadata that adds to or replaces the usual; None as a value removes a key.
         split_tensors: Tensors per part; 0 writes one file.
 
@@ -196,6 +200,8 @@ def moe_gguf(
         The file, or the first part.
     """
     one = LAYOUTS[layout]
+    if width:
+        one = _with_width(one, width)
     writer = gguf.GGUFWriter(path, one.architecture, split_max_tensors=split_tensors)
     usual: dict[str, Any] = {
         "block_count": layers,
@@ -220,8 +226,9 @@ def moe_gguf(
     rng = np.random.default_rng(1)
     for name, shape in _tensors(one, layers):
         values = _values(rng, name, shape)
-        if "_exps.weight" in name and kind != gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        wanted = (down if "down_exps" in name else None) or kind
+        if "_exps.weight" in name and wanted != gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(name, _quantised(rng, values, wanted), raw_dtype=wanted)
         else:
             writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -229,6 +236,25 @@ def moe_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path if path.exists() else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
+
+
+def _with_width(one: Layout, width: int) -> Layout:
+    key = "expert_feed_forward_length"
+    keys = {**one.keys, key if key in one.keys else "feed_forward_length": width}
+    biases = [f"ffn_{part}_exps.bias" for part in ("gate", "up")]
+    extra = {**one.extra, **{name: (EXPERTS, width) for name in biases if name in one.extra}}
+    return replace(one, keys=keys, extra=extra, expert_width=width)
+
+
+def _quantised(rng: np.random.Generator, values: Array, kind: gguf.GGMLQuantizationType) -> Array:
+    if kind != gguf.GGMLQuantizationType.Q4_K:
+        return gguf.quants.quantize(values, kind)
+    # gguf reads this type and cannot make it: random bytes, with two scales before each block.
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    shape = (*values.shape[:-1], values.shape[-1] // block, size)
+    blocks = rng.integers(0, 256, shape, np.uint8)
+    blocks[..., :4] = np.array([1e-4, 1e-4], np.float16).view(np.uint8)
+    return blocks.reshape(*values.shape[:-1], -1)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -31,25 +31,44 @@ def source(
     layout: str,
     *,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    down: gguf.GGMLQuantizationType | None = None,
+    width: int = 0,
     split_tensors: int = 0,
 ) -> Source:
     """Return the model of `moe_gguf`."""
     with tempfile.TemporaryDirectory() as folder:
-        moe_gguf(Path(folder, "m.gguf"), layout, kind=kind, split_tensors=split_tensors)
+        path = Path(folder, "m.gguf")
+        moe_gguf(path, layout, kind=kind, down=down, width=width, split_tensors=split_tensors)
         files = tuple(path.read_bytes() for path in sorted(Path(folder).iterdir()))
     return Source(files, tuple(map(scan, files)))
 
 
 def cut(model: Source, lists: ExpertLists) -> Source:
     """Return the shard of a model, made in memory."""
-    pieces = shard_file.shard_file(model.headers, lists).pieces()
-    data = b"".join(
-        model.files[piece.part][piece.start : piece.end]
-        if isinstance(piece, shard_file.Span)
-        else piece
-        for piece in pieces
-    )
+    return assembled(model, shard_file.shard_file(model.headers, lists))
+
+
+def assembled(model: Source, shard: shard_file.ShardFile, *, slab_bytes: int = 2**20) -> Source:
+    """Return the file of a shard, with the bytes of its model in memory.
+
+    Args:
+        slab_bytes: Of a matrix that are read at a time.
+    """
+    data = b"".join(_bytes(model, piece, slab_bytes) for piece in shard.pieces())
+    assert len(data) == shard.size_bytes
     return Source((data,), (scan(data),))
+
+
+def _bytes(model: Source, piece: shard_file.Piece, slab_bytes: int) -> bytes:
+    match piece:
+        case shard_file.Span(part=part, start=start, end=end):
+            return model.files[part][start:end]
+        case shard_file.Cut(part=part):
+            data = model.files[part]
+            slabs = list(piece.slabs(slab_bytes))
+            return b"".join(one.taken(data[one.start :][: one.read_bytes]) for one in slabs)
+        case bytes():
+            return piece
 
 
 def tensors(model: Source) -> dict[str, tuple[tuple[int, ...], int, bytes]]:

@@ -11,7 +11,7 @@ import pytest
 from p2pmesh.errors import ModelError
 from p2pmesh.models import expert_scores
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.expert_scores import kept_neurons, layer_scores, ranking_of
+from p2pmesh.models.expert_scores import layer_scores, ranking_of
 from p2pmesh.models.imatrix import DownTensor, down_tensors
 from p2pmesh.models.importance import ordered
 from p2pmesh.models.store import Store
@@ -80,11 +80,6 @@ def test_an_outlier_of_one_channel_is_critical(store: Store, tmp_path: Path) -> 
     scores = list(layer_scores(tensors, [random_imatrix(tensors), matrix], nothing))
     ranking = ranking_of(ModelDigest("a" * 64), "counts-energy", ["calm", "odd"], scores)
     assert ranking.critical == ((), (5,), ())
-
-
-def test_the_neurons_with_the_largest_scores_are_kept() -> None:
-    scores = np.array([[1, 5, 3, 4], [2, 2, 2, 2]], np.float32)
-    assert kept_neurons(scores, 2).tolist() == [[1, 3], [0, 1]]
 
 
 def test_progress_ends_with_all_layers(store: Store, tmp_path: Path) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from p2pmesh.errors import ConfigError, LocalError
+from p2pmesh.errors import ConfigError, LocalError, ModelError
 from p2pmesh.home import Home, locked
+from p2pmesh.models import slice as slice_module
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.experts import ExpertLists
+from p2pmesh.models.importance import digest_of, rank
+from p2pmesh.models.parts import Shard, ShardKind
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.slice import shard_bytes
-from p2pmesh.models.store import ModelFile, Store
+from p2pmesh.models.store import ModelFile, Progress, Store
+from p2pmesh.models.thin_places import Floats
 from tests.models.layouts import moe_gguf
-from tests.models.sliced import Source, assert_kept
+from tests.models.sliced import Source, assert_kept, tensors
 from tests.models.test_slice import LISTS, loaded
 
 
@@ -30,6 +37,7 @@ class Shards:
 
     def __init__(self, home: Home, store: Store, model: ModelFile) -> None:
         self.folder = home.shards
+        self.store = store
         self.model, self.digest = model, store.digest(model)
         self.each = shard_bytes(model, LISTS)
 
@@ -53,7 +61,7 @@ def age(path: Path, seconds: int) -> None:
     os.utime(path, (seconds, seconds))
 
 
-def whole(shards: Shards) -> Source:
+def whole_of(shards: Shards) -> Source:
     return loaded(*shards.model.parts)
 
 
@@ -62,7 +70,7 @@ def test_a_shard_is_made_once(shards: Shards) -> None:
     made = path.stat().st_ino
     assert shards.make() == path
     assert path.stat().st_ino == made
-    assert_kept(whole(shards), loaded(path), LISTS)
+    assert_kept(whole_of(shards), loaded(path), LISTS)
 
 
 def test_other_lists_and_rankings_are_other_shards(shards: Shards) -> None:
@@ -77,7 +85,7 @@ def test_a_shard_that_was_cut_off_is_made_again(shards: Shards) -> None:
     path = shards.make()
     os.truncate(path, 100)
     assert shards.make() == path
-    assert_kept(whole(shards), loaded(path), LISTS)
+    assert_kept(whole_of(shards), loaded(path), LISTS)
 
 
 def test_those_unused_longest_go_first(shards: Shards) -> None:
@@ -92,7 +100,7 @@ def test_those_unused_longest_go_first(shards: Shards) -> None:
 
 def test_a_shard_larger_than_all_may_be_is_refused_and_nothing_deleted(shards: Shards) -> None:
     first = shards.make()
-    with pytest.raises(LocalError, match="keep fewer experts, or allow more with --disk"):
+    with pytest.raises(LocalError, match="keep less of the model, or allow more with --disk"):
         shards.make(pairs(0), room=shards.each - 1)
     assert shards.files() == {first}
 
@@ -136,3 +144,75 @@ def test_a_folder_that_cannot_be_made_is_named(shards: Shards) -> None:
     shards.folder.write_bytes(b"a file")
     with pytest.raises(LocalError, match="Cannot keep a shard in"):
         shards.make()
+
+
+def test_a_shard_that_runs_is_never_deleted(shards: Shards) -> None:
+    first, second = shards.make(pairs(0)), shards.make(pairs(2))
+    age(first, 1)
+    cache = ShardCache(shards.folder, 2 * shards.each, in_use=lambda: [first])
+    third = cache.make(shards.model, shards.digest, pairs(4))
+    assert shards.files() == {first, third}
+    assert not second.exists()
+    full = ShardCache(shards.folder, 2 * shards.each, in_use=lambda: [first, third])
+    with pytest.raises(LocalError, match="of it by those that run; keep less of the model"):
+        full.make(shards.model, shards.digest, pairs(6))
+    assert shards.files() == {first, third}
+
+
+class Thin:
+    """A ranking of a model with scores of its neurons."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        weights = {"x": [[1.0] * 16] * 3}
+        self.ranking = rank(shards.digest, "counts", range(3), weights, ((),) * 3)
+        self.neurons = np.random.default_rng(1).random((3, 1, 16, 64), np.float32)
+
+    def make(self, kept: int, neurons: Floats | None, progress: Progress | None = None) -> Path:
+        shards = self.shards
+        shard = Shard(ShardKind.THIN, digest_of(self.ranking), 8, kept, (1 << kept) - 1)
+        return ShardCache(shards.folder, None).make_thin(
+            shards.model, shards.digest, self.ranking, neurons, shard, progress=progress
+        )
+
+
+def test_a_thin_shard_is_made_once_for_each_width(shards: Shards) -> None:
+    thin = Thin(shards)
+    told: list[tuple[int, int]] = []
+    path = thin.make(5, thin.neurons, lambda *step: told.append(step))
+    size = path.stat().st_size
+    assert (told[0], told[-1]) == ((0, size), (size, size))
+    made = path.stat().st_ino
+    assert thin.make(5, thin.neurons) == path
+    assert path.stat().st_ino == made
+    assert thin.make(6, thin.neurons).stat().st_size > size
+    assert len(shards.files()) == 2
+    card = shards.store.open(path).card
+    assert card.experts == shards.model.card.experts
+
+
+def test_a_thin_shard_has_the_best_neurons(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slice_module, "COPY_STEP_BYTES", 1000)  # less than a matrix
+    thin = Thin(shards)
+    shard, whole = tensors(loaded(thin.make(5, thin.neurons))), tensors(whole_of(shards))
+    for layer in range(3):
+        best = np.sort(np.argsort(-thin.neurons[layer, 0], axis=1)[:, :40], axis=1)
+        for part, axis in (("gate", 1), ("up", 1), ("down", 2)):
+            name = f"blk.{layer}.ffn_{part}_exps.weight"
+            (columns, rows, experts), _, data = whole[name]
+            matrix = np.frombuffer(data, np.float32).reshape(experts, rows, columns)
+            indices = best[:, :, None] if axis == 1 else best[:, None, :]
+            expected = np.take_along_axis(matrix, indices, axis)
+            assert shard[name][2] == expected.tobytes()
+
+
+def test_what_a_thin_shard_cannot_be_made_of_is_named(shards: Shards) -> None:
+    thin = Thin(shards)
+    with pytest.raises(LocalError, match=r"no scores of the neurons .*experts rank model"):
+        thin.make(5, None)
+    with pytest.raises(ModelError, match="another ranking"):
+        thin.make(9, thin.neurons)
+    thin.ranking = replace(thin.ranking, model=ModelDigest("b" * 64))
+    with pytest.raises(ModelError, match="the ranking is of another model"):
+        thin.make(5, thin.neurons)
+    assert not shards.files()

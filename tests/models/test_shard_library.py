@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from p2pmesh.errors import ModelError, PeerError
+from p2pmesh.errors import LocalError, ModelError, PeerError
 from p2pmesh.home import Home
 from p2pmesh.models import measured, rankings
 from p2pmesh.models.cards import ModelDigest
@@ -14,8 +16,9 @@ from p2pmesh.models.parts import Shard, ShardKind
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shard_library import QUALITIES_MAX, ShardLibrary
 from p2pmesh.models.shards import Places
-from p2pmesh.models.slice import read_layout
+from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import Store, read_header
+from p2pmesh.models.thin import thin_layout_of
 
 STORE = Store(Home.at(Path("/nowhere")), environ={})
 FILE = STORE.embedded()
@@ -128,6 +131,22 @@ def test_a_shard_is_made_once(tmp_path: Path, library: ShardLibrary) -> None:
     assert library.make(FILE, MODEL, shard, lambda *_: seen.clear()) == path
     assert seen
     assert path.stat().st_mtime_ns >= before
+
+
+def test_a_thin_shard_is_made_where_the_scores_of_neurons_are(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    thin = of_headers(FILE, thin_layout_of)
+    scores = np.random.default_rng(1).random((len(LAYOUT.layers), 1, thin.experts, thin.width))
+    neurons = rankings.save_neurons(tmp_path / "rankings", list(scores.astype(np.float32)))
+    name = keep(tmp_path, replace(ranking(), neurons=neurons))
+    shard = Shard(ShardKind.THIN, name, thin.count, 3, 0b111)
+    path = library.make(FILE, MODEL, shard)
+    width = read_header(path).metadata["qwen3moe.expert_feed_forward_length"]
+    assert width == 3 * thin.step
+    (tmp_path / "rankings" / f"{neurons.digest}.neurons").unlink()
+    with pytest.raises(LocalError, match="p2pmesh experts rank"):
+        library.make(FILE, MODEL, shard)
 
 
 def test_a_shard_of_a_ranking_that_is_not_here_is_not_made(

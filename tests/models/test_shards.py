@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.experts import ExpertLayout, check_lists
+from p2pmesh.models.experts import ExpertLayout, check_lists, layout_of
 from p2pmesh.models.importance import Ranking, digest_of, rank
 from p2pmesh.models.parts import UNMEASURED, Shard, ShardKind
 from p2pmesh.models.shards import Places, sizes_to_measure
+from tests.models.sliced import assembled, assert_kept, source
 
 LAYOUT = ExpertLayout(count=4, used=2, groups=1, groups_used=1, layers=(1, 2, 5), fixed_used=False)
 # Layer 5 predicts further tokens: it has experts, and no text runs through them.
@@ -99,3 +100,14 @@ def test_the_sizes_to_measure_go_from_half_to_all_but_one(count: int, experts: i
         assert count == 1 or sizes[-1] == experts - 1
     else:
         assert not sizes
+
+
+def test_the_plan_of_places_is_that_of_their_experts() -> None:
+    model = source("qwen3moe")
+    flat = rank(ModelDigest("a" * 64), "counts", range(3), {"x": [[1.0] * 16] * 3}, ((),) * 3)
+    places = Places(flat, layout_of(model.headers))
+    shard = Shard(ShardKind.EXPERTS, digest_of(flat), 16, 4, 0b1011111)
+    cut = assembled(model, places.plan_of(shard)(model.headers))
+    assert_kept(model, cut, dict.fromkeys(range(3), (0, 1, 2, 3, 4, 6)))
+    critical = assembled(model, places.plan(4)(model.headers))
+    assert_kept(model, critical, dict.fromkeys(range(3), (0, 1, 2, 3)))
