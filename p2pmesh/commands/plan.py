@@ -221,12 +221,33 @@ def _explained(model: Mapping[str, Any], width: int) -> str:
         ("A token", _cost(model)),
         ("Measured", _seen(model)),
         *(("Helps", _help(one, model)) for one in model["helps"]),
+        *_alternatives(model["alternatives"]),
     ]
     name = click.style(formatting.line(model["id"]), bold=True)
     lines = [f"{name}  sha256 {formatting.line(model['digest'])}"]
     lines += [f"  {term:<8}  {formatting.line(text)}" for term, text in facts]
     rows = [_candidate(one) for one in model["candidates"]]
     return "\n".join([*lines, "", table(_CANDIDATES, rows, width=width)])
+
+
+def _alternatives(others: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """How else a model of experts could be served."""
+    if others is None:
+        return
+    yield "Shards", others["experts"]
+    yield "Layers", others["layers"]
+    fits = others["fits"]
+    if others["smaller"]:
+        yield "Smaller", f"in this mesh: {', '.join(others['smaller'])}"
+    elif fits is None:
+        yield "Smaller", "no usual quantisation would fit whole on a node that has the file"
+    else:
+        said = (
+            f"{fits['quantisation']} would fit whole on {fits['name']}, where there is room for a"
+            f" file of {formatting.size(fits['size_bytes'])}: get that; at equal bytes it was"
+            " better than shards in everything measured so far"
+        )
+        yield "Smaller", said
 
 
 def _cost(model: Mapping[str, Any]) -> str:

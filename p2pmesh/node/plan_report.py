@@ -26,6 +26,7 @@ from p2pmesh.node.authority import find_id
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
+from p2pmesh.placement.alternatives import Alternatives, alternatives
 from p2pmesh.placement.explain import explain
 from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import default_context
@@ -161,7 +162,12 @@ class PlanReporter:
             "what_if": None,
         }
         if digest is not None:
-            answer["explained"] = shown.explained(facts, present, digest)
+            one = view.models.get(digest)
+            others = await trio.to_thread.run_sync(
+                partial(alternatives, facts, digest, one.card if one else None),
+                abandon_on_cancel=True,
+            )
+            answer["explained"] = shown.explained(facts, present, digest, others)
         if what_if:
             answer["what_if"] = await self._changed(facts, present, changes, shapes, names)
         return answer
@@ -280,7 +286,11 @@ class _Shown:
         }
 
     def explained(
-        self, facts: PlacementInputs, present: Report, digest: ModelDigest
+        self,
+        facts: PlacementInputs,
+        present: Report,
+        digest: ModelDigest,
+        others: Alternatives | None,
     ) -> dict[str, Any]:
         """Return everything about one model."""
         [model] = (one for one in present.models if one.digest == digest)
@@ -292,6 +302,23 @@ class _Shown:
                 {"lack": lack.value, **self._candidate(one)}
                 for lack, one in helps(facts, present, digest)
             ],
+            "alternatives": None if others is None else self._alternatives(others),
+        }
+
+    def _alternatives(self, others: Alternatives) -> dict[str, Any]:
+        """Return how else a model of experts could be served."""
+        fits = others.fits
+        return {
+            "experts": explain(others.experts, self._name),
+            "layers": explain(others.layers, self._name),
+            "smaller": [self._id(one) for one in others.smaller],
+            "fits": None
+            if fits is None
+            else {
+                "name": self._name(fits.node),
+                "size_bytes": fits.size_bytes,
+                "quantisation": fits.name,
+            },
         }
 
     def difference(self, one: Difference) -> dict[str, Any]:

@@ -114,6 +114,26 @@ def test_a_mesh_without_models_says_how_to_get_one() -> None:
     assert "Nobody wants a model yet: p2pmesh up --model FILE.gguf" in shown(models=[])
 
 
+def test_other_ways_to_serve_a_model_of_experts_are_told() -> None:
+    others = {
+        "experts": "expert shards, of 16 experts of a layer 11 on anna",
+        "layers": "split over 2 nodes",
+        "smaller": [],
+        "fits": {"name": "bert", "size_bytes": 5 * GIB, "quantisation": "Q4_K_M"},
+    }
+
+    def lines(**changes: Any) -> str:
+        explained = {**SPLIT, "candidates": [], "helps": []}
+        alternatives = {**others, **changes}
+        return "\n".join(shown(explained={**explained, "alternatives": alternatives}))
+
+    assert "Shards    expert shards, of 16 experts of a layer 11 on anna" in lines()
+    assert "Layers    split over 2 nodes" in lines()
+    assert "Q4_K_M would fit whole on bert, where there is room for a file of 5.0 GiB" in lines()
+    assert "no usual quantisation would fit" in lines(fits=None)
+    assert "Smaller   in this mesh: big-q4" in lines(smaller=["big-q4"])
+
+
 def test_shards_say_what_they_hold_and_how_good_they_are() -> None:
     parts = [
         {**part(name, 0, 7), "part": "shard-0011223344556677", "experts": held}
@@ -147,7 +167,15 @@ def explained(**changes: Any) -> list[str]:
         "lacks": ["memory", "right", "engine", "file"],
     }
     helps = [{"lack": lack, **lacking} for lack in lacking["lacks"]]  # type: ignore[attr-defined]
-    return shown(explained={**SPLIT, "candidates": [lacking], "helps": helps, **changes})
+    return shown(
+        explained={
+            **SPLIT,
+            "candidates": [lacking],
+            "helps": helps,
+            "alternatives": None,
+            **changes,
+        }
+    )
 
 
 def test_a_model_is_explained() -> None:
