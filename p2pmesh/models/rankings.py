@@ -7,7 +7,8 @@ width], in the order of the ranking, so that any part of it can be read by itsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -88,6 +89,41 @@ def save_neurons(folder: Path, layers: Sequence[Floats]) -> Neurons:
     return Neurons(digest, layers[0].shape[-1])
 
 
+def neurons_path(folder: Path, neurons: Neurons) -> Path:
+    """Return where the scores of neurons are, if they are here."""
+    return folder / f"{neurons.digest}{NEURONS_SUFFIX}"
+
+
+def neurons_bytes(ranking: Ranking) -> int:
+    """Return the size of the file with the scores of neurons of a ranking; 0 without any."""
+    if ranking.neurons is None:
+        return 0
+    scores = len(ranking.layers) * len(ranking.domains) * ranking.experts * ranking.neurons.width
+    return FLOATS.itemsize * scores
+
+
+@contextmanager
+def taking_neurons(folder: Path, ranking: Ranking) -> Iterator[Callable[[bytes], object]]:
+    """Keep the scores of neurons that a peer sends, piece by piece, by the function given.
+
+    Raises:
+        ModelError: At the end: it was another file than the one that the ranking names.
+        LocalError: Disk full, no permission.
+    """
+    assert ranking.neurons is not None, "there is something to take"
+    _create(folder)
+    hasher = blake2b(digest_size=DIGEST_BYTES)
+    with replacing(neurons_path(folder, ranking.neurons)) as file:
+
+        def take(piece: bytes) -> None:
+            hasher.update(piece)
+            file.write(piece)
+
+        yield take
+        if hasher.hexdigest() != ranking.neurons.digest:
+            raise ModelError("what came are not the neurons that the ranking names")
+
+
 def load_neurons(folder: Path, ranking: Ranking) -> Floats | None:
     """Return the scores of neurons of a ranking, [layers, domains, experts, width].
 
@@ -99,10 +135,10 @@ def load_neurons(folder: Path, ranking: Ranking) -> Floats | None:
     """
     if ranking.neurons is None:
         return None
-    path = folder / f"{ranking.neurons.digest}{NEURONS_SUFFIX}"
+    path = neurons_path(folder, ranking.neurons)
     shape = (len(ranking.layers), len(ranking.domains), ranking.experts, ranking.neurons.width)
     try:
-        if path.stat().st_size != FLOATS.itemsize * np.prod(shape, dtype=np.int64):
+        if path.stat().st_size != neurons_bytes(ranking):
             raise _damaged(path)
         scores: Floats = np.memmap(path, FLOATS, mode="r", shape=shape)
     except FileNotFoundError:

@@ -6,7 +6,8 @@ folder is looked at again and again, and read only when something in it has chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
@@ -15,12 +16,21 @@ from p2pmesh.errors import MeshError, ModelError
 from p2pmesh.models import measured, rankings
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.experts import ExpertLayout
-from p2pmesh.models.importance import Ranking, RankingDigest, digest_of, from_bytes, to_bytes
+from p2pmesh.models.importance import (
+    Neurons,
+    Ranking,
+    RankingDigest,
+    digest_of,
+    from_bytes,
+    to_bytes,
+)
 from p2pmesh.models.parts import Shard, ShardKind, ShardQuality
 from p2pmesh.models.shard_cache import ShardCache
-from p2pmesh.models.shards import Places
-from p2pmesh.models.slice import read_layout
+from p2pmesh.models.shards import Places, RankedPlaces
+from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import ModelFile, Progress
+from p2pmesh.models.thin import thin_layout_of
+from p2pmesh.models.thin_places import ThinPlaces
 
 QUALITIES_MAX = 8  # of one model, that go to the mesh
 
@@ -89,6 +99,33 @@ class ShardLibrary:
         rankings.save(self._folder, ranking)
         measured.add(self._folder, digest, claims)
 
+    def lacks(self, shard: Shard) -> str:
+        """Return what this node lacks for a shard: `ranking`, `neurons`, or "" for nothing.
+
+        Raises:
+            ModelError: The ranking is damaged.
+            LocalError: The system does not let it be read.
+        """
+        ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
+        if ranking is None:
+            return "ranking"
+        if shard.kind is not ShardKind.THIN or ranking.neurons is None:
+            return ""
+        return "" if rankings.neurons_path(self._folder, ranking.neurons).is_file() else "neurons"
+
+    def neurons(self, digest: str) -> Path | None:
+        """Return the file with the scores of neurons of this digest; None when it is not here."""
+        path = rankings.neurons_path(self._folder, Neurons(digest, 0))
+        return path if path.is_file() else None
+
+    def ranking(self, digest: RankingDigest) -> Ranking | None:
+        """Return a ranking; None when it is not here. Raises as `read`."""
+        return rankings.load(self._folder, digest)
+
+    def taking_neurons(self, ranking: Ranking) -> AbstractContextManager[Callable[[bytes], object]]:
+        """See `rankings.taking_neurons`."""
+        return rankings.taking_neurons(self._folder, ranking)
+
     def make(
         self, file: ModelFile, digest: ModelDigest, shard: Shard, progress: Progress | None = None
     ) -> Path:
@@ -117,10 +154,15 @@ class ShardLibrary:
     def _qualities(
         self, ranking: Ranking, models: Mapping[ModelDigest, ModelFile]
     ) -> Iterator[ShardQuality]:
-        places = Places(ranking, self._layout(ranking.model, models[ranking.model]))
+        file = models[ranking.model]
         yield from measured.load(self._folder, digest_of(ranking))
-        if predicted := places.predicted():
-            yield predicted
+        kinds: list[RankedPlaces] = [Places(ranking, self._layout(ranking.model, file))]
+        neurons = rankings.load_neurons(self._folder, ranking)
+        if neurons is not None:
+            kinds.append(ThinPlaces(ranking, neurons, of_headers(file, thin_layout_of)))
+        for places in kinds:
+            if predicted := places.predicted():
+                yield predicted
 
     def _layout(self, digest: ModelDigest, file: ModelFile) -> ExpertLayout:
         if digest not in self._layouts:

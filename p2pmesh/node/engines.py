@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 @dataclass(slots=True)
 class _Running:
     process: Supervisor
+    kind: EngineKind
     scope: trio.CancelScope
     beside: Beside | None = None
     stages: tuple[StageRange, ...] = ()
@@ -112,6 +113,11 @@ class EngineManager:
         """Return the process id of a part's engine while there is one."""
         running = self._running.get(part)
         return running.process.status.pid if running else None
+
+    def files(self) -> set[Path]:
+        """Return the files that engines read."""
+        kinds = [one.kind for one in list(self._running.values())]
+        return {Path(file) for kind in kinds for file in kind.access.files}
 
     def log_path(self, part: PartId) -> Path | None:
         """Return where a part's engine logs; None while none runs."""
@@ -202,7 +208,7 @@ class EngineManager:
             return  # the node is stopping
         process = Supervisor(kind, logs=self._logs, on_change=lambda _: self._tell())
         log.info("part_starting", part=part, engine=kind.name)
-        self._running[part] = _Running(process, trio.CancelScope(), beside, stages, shard)
+        self._running[part] = _Running(process, kind, trio.CancelScope(), beside, stages, shard)
         self._nursery.start_soon(self._serve, part, self._running[part])
 
     def say(self, part: PartId, detail: str) -> None:

@@ -391,7 +391,7 @@ class Node:
             clock=self._clock,
             transport=frame.transport,
             engines=engines,
-            inventory=ModelInventory(self._store, self._opened, self._library()),
+            inventory=ModelInventory(self._store, self._opened, self._library(engines)),
             gateway=gateway,
             own=own,
             wanted=self._opened.wanted,
@@ -402,8 +402,8 @@ class Node:
             change_mesh=self.change_mesh,
         )
 
-    def _library(self) -> ShardLibrary:
-        cache = ShardCache(self._home.shards, self._settings.disk)
+    def _library(self, engines: EngineManager) -> ShardLibrary:
+        cache = ShardCache(self._home.shards, self._settings.disk, in_use=engines.files)
         return ShardLibrary(self._home.rankings, cache)
 
     def _make_status(

@@ -8,10 +8,12 @@ here. Rankings are named by their digest, so it does not matter who sends one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -24,20 +26,32 @@ from p2pmesh.identity.hello import RANKING, Needs, Peer
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import RANKING_BYTES_MAX, RankingDigest
-from p2pmesh.models.parts import PartId, Shard
+from p2pmesh.models.parts import PartId, Shard, ShardQuality
+from p2pmesh.models.rankings import neurons_bytes
 from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import ModelFile
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.transport.base import Handlers, Service
+from p2pmesh.transport.base import Handlers, Service, link_errors
 from p2pmesh.transport.handshake import receive_frame, send_frame
 
-REQUEST_BYTES_MAX = 64  # a digest in hex
+NEURONS = b"neurons:"  # before the digest of a file with the scores of neurons
+REQUEST_BYTES_MAX = 72  # that, and a digest in hex
 ANSWER_TIMEOUT_S = 30.0  # for at most 2 MiB
+PIECE_BYTES = 2**20
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
+_BROKEN = "the connection broke before all was there"
 
 log = structlog.get_logger(__name__)
+
+
+class _Source(NamedTuple):
+    """A node, and what it says about the shards by one ranking."""
+
+    node: NodeId
+    ranking: RankingDigest
+    claims: tuple[ShardQuality, ...]
 
 
 class Shards:
@@ -75,9 +89,9 @@ class Shards:
         Raises:
             MeshError: There is none, and another try soon would end the same way.
         """
-        digest = RankingDigest(shard.ranking)
-        if self._library.read(digest) is None:
-            trio.from_thread.run(self._fetch, part.digest, digest)
+        while lacks := self._library.lacks(shard):
+            get = self._ask_ranking if lacks == "ranking" else self._ask_neurons
+            trio.from_thread.run(self._fetch, part.digest, shard, lacks, get)
         shown = -1
 
         def progress(done: int, total: int) -> None:
@@ -93,51 +107,101 @@ class Shards:
 
     # --- rankings -------------------------------------------------------------------------------
 
-    async def _fetch(self, model: ModelDigest, digest: RankingDigest) -> None:
-        """Get a ranking from any node that says something about its shards.
+    async def _fetch(
+        self, model: ModelDigest, shard: Shard, what: str, get: Callable[[_Source], Awaitable[None]]
+    ) -> None:
+        """Get the ranking of a shard, or its neurons, from any node that says to have measured it.
 
         Raises:
             LinkError: Nobody gives it.
         """
         known = self._mesh.view.models.get(model)
-        holders = known.holders if known else ()
         said = "no node has it"
-        for view in holders:
-            claims = tuple(q for q in view.held[model].qualities if q.ranking == digest)
+        for view in known.holders if known else ():
+            claims = tuple(q for q in view.held[model].qualities if q.ranking == shard.ranking)
             if not claims or view.node == self._mesh.me:
                 continue
             try:
-                data = await self._ask(view.node, digest)
-                take = partial(self._library.take, digest, data, claims)
-                await trio.to_thread.run_sync(take)
+                await get(_Source(view.node, RankingDigest(shard.ranking), claims))
             except MeshError as exc:
                 said = f"{view.member.name}: {exc}"
-                log.warning("ranking_not_fetched", node=view.member.name, reason=str(exc))
+                log.warning("not_fetched", what=what, node=view.member.name, reason=str(exc))
             else:
-                log.info("ranking_fetched", node=view.member.name, ranking=digest)
+                log.info("fetched", what=what, node=view.member.name, ranking=shard.ranking)
                 return
-        raise LinkError(f"the ranking of its experts cannot be fetched: {said}")
+        raise LinkError(f"the {what} of its experts cannot be fetched: {said}")
 
-    async def _ask(self, node: NodeId, digest: RankingDigest) -> bytes:
-        stream = await self._mesh.open_stream(node, RANKING)
+    async def _ask_ranking(self, source: _Source) -> None:
+        stream = await self._mesh.open_stream(source.node, RANKING)
         async with stream:
-            with trio.move_on_after(ANSWER_TIMEOUT_S):
-                await send_frame(stream, digest.encode())
+            with _patience():
+                await send_frame(stream, source.ranking.encode())
                 data = await receive_frame(stream, bytes_max=RANKING_BYTES_MAX)
-                if not data:
-                    raise PeerError("it does not have that ranking any more")
-                return data
-        raise LinkError("it did not send the ranking in time")
+        if not data:
+            raise PeerError("it does not have that ranking any more")
+        take = partial(self._library.take, source.ranking, data, source.claims)
+        await trio.to_thread.run_sync(take)
+
+    async def _ask_neurons(self, source: _Source) -> None:
+        ranking = self._library.ranking(source.ranking)
+        assert ranking is not None, "it was fetched before"
+        assert ranking.neurons is not None, "else nothing is lacking"
+        stream = await self._mesh.open_stream(source.node, RANKING)
+        async with stream:
+            with _patience():
+                await send_frame(stream, NEURONS + ranking.neurons.digest.encode())
+                size = await receive_frame(stream, bytes_max=REQUEST_BYTES_MAX)
+            left = neurons_bytes(ranking)
+            if size != b"%d" % left:
+                raise PeerError("it does not have the neurons of that ranking")
+            with self._library.taking_neurons(ranking) as take:
+                while left:
+                    with _patience(), link_errors(_BROKEN):
+                        piece = await stream.receive_some(min(left, PIECE_BYTES))
+                    if not piece:
+                        raise LinkError(_BROKEN)
+                    await trio.to_thread.run_sync(take, bytes(piece))
+                    left -= len(piece)
 
     async def _serve(self, peer: Peer, stream: trio.abc.Stream) -> None:
-        """Give a peer the ranking that it asks for, or nothing when that is not here."""
-        with trio.move_on_after(ANSWER_TIMEOUT_S):
+        """Give a peer the ranking or the neurons that it asks for, or nothing."""
+        with _patience():
             asked = await receive_frame(stream, bytes_max=REQUEST_BYTES_MAX)
-            digest = RankingDigest(asked.decode("ascii", "replace"))
-            is_named = _DIGEST.fullmatch(digest) is not None  # it becomes the name of a file
-            data = await trio.to_thread.run_sync(self._library.read, digest) if is_named else None
-            log.debug("ranking_asked", node=show_id(peer.node), here=data is not None)
-            await send_frame(stream, data or b"")
+        named = asked.removeprefix(NEURONS)
+        if not _DIGEST.fullmatch(named):  # it becomes the name of a file
+            await send_frame(stream, b"")
+        elif named == asked:
+            read = partial(self._library.read, RankingDigest(named.decode()))
+            data = await trio.to_thread.run_sync(read)
+            with _patience():
+                await send_frame(stream, data or b"")
+        else:
+            await self._send_neurons(stream, self._library.neurons(named.decode()))
+        log.debug("ranking_asked", node=show_id(peer.node), asked=asked)
+
+    async def _send_neurons(self, stream: trio.abc.Stream, path: Path | None) -> None:
+        if path is None:
+            await send_frame(stream, b"")
+            return
+        async with await trio.open_file(path, "rb") as file:
+            await send_frame(stream, b"%d" % (await trio.Path(path).stat()).st_size)
+            while piece := await file.read(PIECE_BYTES):
+                with _patience(), link_errors(_BROKEN):
+                    await stream.send_all(piece)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Give the other side so much time for each step.
+
+    Raises:
+        LinkError: It took longer.
+    """
+    try:
+        with trio.fail_after(ANSWER_TIMEOUT_S):
+            yield
+    except trio.TooSlowError as exc:
+        raise LinkError("the other side does not go on") from exc
 
 
 class _ShardServer(LlamaServer):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import trio
 from trio.testing import memory_stream_pair
@@ -24,11 +26,14 @@ from p2pmesh.models.importance import RANKING_BYTES_MAX, Ranking, digest_of, ran
 from p2pmesh.models.parts import PartId, Shard, ShardKind, ShardQuality, shard_name
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shard_library import ShardLibrary
-from p2pmesh.models.slice import read_layout
+from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import Store
+from p2pmesh.models.thin import thin_layout_of
+from p2pmesh.node import shards as module
 from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.shards import Shards
+from p2pmesh.transport.base import Service
 from p2pmesh.transport.handshake import receive_frame, send_frame
 from p2pmesh.watchable import Watchable
 from tests.engine.samples import EMBEDDED
@@ -61,11 +66,12 @@ class Ways:
         self.me = NODES[0]
         self.others: dict[NodeId, Any] = {}
         self.asked: list[NodeId] = []
+        self.claims = (CLAIM,)
         self._nursery = nursery
 
     @property
     def view(self) -> Any:
-        held = {MODEL: SimpleNamespace(qualities=(CLAIM,))}
+        held = {MODEL: SimpleNamespace(qualities=self.claims)}
         holders = [
             SimpleNamespace(node=node, held=held, member=SimpleNamespace(name=node.hex()[:4]))
             for node in (self.me, *self.others)
@@ -101,9 +107,9 @@ class Node:
         self.changes = Watchable()
         self.details: list[str] = []
 
-    async def until(self, state: str | None) -> None:
+    async def until(self, state: str | None, part: PartId = PART) -> None:
         with self.engines.watched(self._note):
-            while self.engines.states().get(PART) != state:
+            while self.engines.states().get(part) != state:
                 await self.changes.wait(self.changes.count)
 
     def _note(self) -> None:
@@ -124,11 +130,16 @@ async def node_in(folder: Path) -> AsyncIterator[Node]:
 def giver(folder: Path) -> Any:
     """The handler of a node that has the ranking."""
     rankings.save(folder / "rankings", ranking())
+    return service(folder).handler
+
+
+def service(folder: Path) -> Service:
+    """The service of a node with what is in a folder."""
     library = ShardLibrary(folder / "rankings", ShardCache(folder / "shards", None))
     shards = Shards(cast("Mesh", None), cast("EngineManager", None), library)
-    service = shards.handlers()[RANKING]
-    assert service.needs == Needs(Role.SERVE)
-    return service.handler
+    found = shards.handlers()[RANKING]
+    assert found.needs == Needs(Role.SERVE)
+    return found
 
 
 async def test_a_shard_is_made_and_answers(tmp_path: Path) -> None:
@@ -169,6 +180,43 @@ async def test_a_ranking_comes_from_whoever_has_it(tmp_path: Path) -> None:
         assert node.library.read(NAME) is not None
         node.library.look({MODEL: FILE})
         assert CLAIM in node.library.known(MODEL), "others learn it from this node too"
+
+
+def thin_ranking(folder: Path) -> tuple[Ranking, Shard]:
+    """A ranking with scores of neurons, kept in a folder, and a thin shard by it."""
+    layout = of_headers(FILE, thin_layout_of)
+    rng = np.random.default_rng(7)
+    scores = rng.random((1, layout.experts, layout.width), dtype=np.float32)
+    neurons = rankings.save_neurons(folder, [scores] * len(LAYOUT.layers))
+    one = replace(ranking(), neurons=neurons)
+    name = rankings.save(folder, one).stem
+    return one, Shard(ShardKind.THIN, name, layout.count, 2, 0b11)
+
+
+async def test_the_neurons_of_a_thin_shard_come_with_its_ranking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 1000)
+    one, shard = thin_ranking(tmp_path / "giver" / "rankings")
+    part = PartId(MODEL, shard_name(MODEL, shard))
+    claim = CLAIM._replace(kind=ShardKind.THIN, ranking=shard.ranking, places=shard.places)
+    async with node_in(tmp_path / "me") as node:
+        handler = service(tmp_path / "giver").handler
+        other, other_shard = thin_ranking(tmp_path / "other" / "rankings")
+        assert (other, other_shard) == (one, shard)
+        assert one.neurons is not None
+        broken = rankings.neurons_path(tmp_path / "other" / "rankings", one.neurons)
+        broken.write_bytes(bytes(broken.stat().st_size))
+        node.ways.others = dict(
+            zip(NODES[1:], (service(tmp_path / "other").handler, handler), strict=False)
+        )
+        node.ways.claims = (claim,)
+        node.shards.start(part, shard, LAUNCH, FILE)
+        await node.until("ready", part)
+        assert node.library.lacks(shard) == ""
+        assert node.ways.asked == [NODES[1], NODES[1], NODES[2]], "the first gave other neurons"
+        node.engines.drain(part)
+        await node.until(None, part)
 
 
 async def test_without_its_ranking_a_shard_says_what_it_lacks(tmp_path: Path) -> None:
