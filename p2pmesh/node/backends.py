@@ -106,6 +106,11 @@ class MeshBackends:
         dead = self._mesh.dead
         return [pair for pair in model.replicas if pair[0].node not in dead] if model else ()
 
+    def answering(self, digest: ModelDigest) -> Sequence[tuple[NodeView, Served]]:
+        """Return the replicas for a model, or for what stands in for it, in whatever state."""
+        stand_in = self._stand_in(digest)
+        return self.replicas(digest if stand_in is None else stand_in.digest)
+
     def _serving(self, digest: ModelDigest) -> list[tuple[NodeView, Served]]:
         """Return the replicas among them that take requests: no stages behind a head."""
         return [pair for pair in self.replicas(digest) if takes_requests(pair[1].name)]

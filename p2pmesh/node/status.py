@@ -242,7 +242,7 @@ class NodeStatus:
         view = self._mesh.view
         model = view.models[digest]
         card = model.card
-        replicas = [self._replica(node, one) for node, one in self._routes.replicas(digest)]
+        replicas = [self._replica(node, one) for node, one in self._routes.answering(digest)]
         copies = [a.copies for a in self._reconciler.plan.assignments if a.digest == digest]
         state = self._routes.state(digest)
         if state == "ready" and not any(one["state"] == "ready" for one in replicas):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -151,6 +152,29 @@ def test_an_owner_can_take_worse_shards(tmp_path: Path) -> None:
     with mesh(tmp_path, 12, 12, divergence=170_000, options=options) as nodes:
         wait_until(lambda: len(ready_shards(nodes[0])) == 2, "two shards", within_s=LOADED_S)
         assert "/shard-" in ask(nodes[1])[0]
+
+
+@pytest.mark.full
+def test_a_smaller_quantisation_answers_for_a_model_that_fits_nowhere(tmp_path: Path) -> None:
+    small = tmp_path / "small.gguf"
+    quantise = [
+        str(native() / "llama-quantize"),
+        "--allow-requantize",
+        str(MODEL),
+        str(small),
+        "Q4_0",
+    ]
+    subprocess.run(quantise, check=True, capture_output=True, timeout=60)
+    options = ("--model", str(small))
+    with mesh(tmp_path, 12, 12, options=options) as nodes:
+        wait_until(lambda: model(nodes[0])["state"] == "ready", "it answers", within_s=LOADED_S)
+        served, answer = ask(nodes[1])
+        assert served == "node-1/whole"
+        assert answer["model"] == "small"
+        assert "a smaller quantisation of the same model" in model(nodes[0])["reason"]
+        with pytest.raises(urllib.request.HTTPError) as refused:
+            ask(nodes[1], quality="full")
+        assert refused.value.code == 503
 
 
 @pytest.mark.full

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.parts import Shard, ShardKind, StageName, StageRange, shard_name, unit_id
-from p2pmesh.placement.facts import NodeFacts, PlacementInputs, Resident
+from p2pmesh.placement.facts import NodeFacts, PlacementInputs, Resident, ResidentState
 from p2pmesh.placement.running import Running
 from tests.placement.placement_strategies import model, node
 
@@ -12,9 +13,9 @@ UNIT = unit_id(ONE, RANGES)
 SHARD = Shard(ShardKind.EXPERTS, "ab" * 32, 4, 2, 0b0111)
 
 
-def stage(number: int, where: bytes = A, state: str = "ready") -> Resident:
+def stage(number: int, where: NodeId = A, state: ResidentState = "ready") -> Resident:
     name = str(StageName(UNIT, number))
-    return Resident(digest=ONE, node=where, state=state, name=name, stages=RANGES)  # type: ignore[arg-type]
+    return Resident(digest=ONE, node=where, state=state, name=name, stages=RANGES)
 
 
 def running(*residents: Resident) -> Running:
@@ -50,9 +51,10 @@ def test_a_stage_counts_only_where_its_unit_has_it() -> None:
 
 def test_of_two_shards_on_one_node_the_one_that_is_ready_counts() -> None:
     other = SHARD._replace(kept=0b1011)
-    for states in (("ready", "loading"), ("loading", "ready")):
+    orders: list[tuple[ResidentState, ResidentState]] = [("ready", "loading"), ("loading", "ready")]
+    for states in orders:
         residents = [
-            Resident(digest=ONE, node=A, state=state, name=shard_name(ONE, one), shard=one)  # type: ignore[arg-type]
+            Resident(digest=ONE, node=A, state=state, name=shard_name(ONE, one), shard=one)
             for state, one in zip(states, (SHARD, other), strict=True)
         ]
         [found] = running(*residents).shards(ONE).values()
