@@ -21,7 +21,7 @@ KEYS = {
     },
     "parts": {
         *("node", "name", "part", "first_layer", "last_layer", "need_bytes", "read_us"),
-        "measured_tokens_per_s",
+        *("experts", "measured_tokens_per_s"),
     },
     "nodes": {
         *("id", "name", "self", "imagined", "budget_bytes", "used_bytes", "memory_mib_per_s"),
