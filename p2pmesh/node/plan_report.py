@@ -27,7 +27,7 @@ from p2pmesh.node.engines import EngineManager
 from p2pmesh.node.mesh import Mesh
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.placement.alternatives import Alternatives, alternatives
-from p2pmesh.placement.explain import explain
+from p2pmesh.placement.explain import explain, explain_layers, explain_shards
 from p2pmesh.placement.facts import PlacementInputs
 from p2pmesh.placement.inputs import default_context
 from p2pmesh.placement.plan import Plan, plan
@@ -309,8 +309,8 @@ class _Shown:
         """Return how else a model of experts could be served."""
         fits = others.fits
         return {
-            "experts": explain(others.experts, self._name),
-            "layers": explain(others.layers, self._name),
+            "experts": explain_shards(others.experts, self._name),
+            "layers": explain_layers(others.layers, self._name),
             "smaller": [self._id(one) for one in others.smaller],
             "fits": None
             if fits is None

@@ -53,8 +53,8 @@ class ShardRefusal(NamedTuple):
     Attributes:
         best: The best that is known of its shards; None when nothing is.
         divergence_max: What they may diverge, in millionths of a nat.
-        need_bytes: The memory of the smallest shard with the critical experts alone; 0 when quality
-            is in the way.
+        need_bytes: The memory of a shard with the critical experts alone; 0 when quality is in the
+            way.
         room_bytes: What the node with the most of it has for a shard.
         hosts: How many nodes have room for one.
     """

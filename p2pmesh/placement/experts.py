@@ -176,8 +176,7 @@ def why_no_set(
         best = min(measured, key=lambda one: (one.divergence, -one.coverage), default=None)
         return ShardRefusal(best, divergence_max)
     [smallest, *_] = good
-    more = smallest.kind is ShardKind.EXPERTS and smallest.critical < smallest.places
-    least = Shard(*smallest[:4], (1 << (smallest.critical + more)) - 1)
+    least = Shard(*smallest[:4], (1 << smallest.critical) - 1)
     first = max(here, key=lambda one: (one.capacity(smallest.places), one.node))
     return ShardRefusal(
         smallest,
@@ -212,7 +211,7 @@ def shards_of(quality: ShardQuality, hosts: Iterable[Host]) -> dict[NodeId, Shar
     places, critical = quality.places, quality.critical
     is_thin = quality.kind is ShardKind.THIN
     able = [(one, one.capacity(places) - critical) for one in hosts]
-    able = [pair for pair in able if pair[1] >= (0 if is_thin else 1)]
+    able = [pair for pair in able if pair[1] >= 0]
     able.sort(key=lambda pair: (pair[0].running is None, -pair[1], pair[0].node))
     del able[SHARDS_MAX:]
     kept = {one.node: (1 << critical) - 1 for one, _ in able}

@@ -77,6 +77,20 @@ def explain(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) 
             return f"not split over {a.split} nodes: {why}{stays}"
 
 
+def explain_shards(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) -> str:
+    """How a model of experts is served in shards, or why it is not."""
+    if isinstance(assignment.layout, Experts):
+        return _show_shards(assignment.layout, name_of)
+    return _nor_sharded(assignment.shard_refusal).removeprefix("; ") or "it is whole"
+
+
+def explain_layers(assignment: Assignment, name_of: Callable[[NodeId], str] = show_id) -> str:
+    """How a model is served as a pipeline, or why it is not."""
+    if isinstance(assignment.layout, Pipeline):
+        return explain(assignment, name_of)
+    return _nor_split(assignment, name_of).removeprefix("; ") or "it is whole"
+
+
 def _nor_split(assignment: Assignment, name_of: Callable[[NodeId], str]) -> str:
     """Say why a model that fits on no node is not split either."""
     refusal = assignment.refusal
@@ -116,8 +130,8 @@ def _nor_sharded(refusal: ShardRefusal | None) -> str:
     elif refusal.need_bytes:
         need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
         why = (
-            f"the smallest that is good enough takes {need}, {refusal.hosts} nodes with the file"
-            f" have room for one, the largest room is {offer}"
+            f"each takes {need} and more, {refusal.hosts} nodes with the file have room for one, the"
+            f" largest room is {offer}"
         )
     elif not best.is_measured:
         why = f"{quality(best)}: `p2pmesh experts measure` may change that"

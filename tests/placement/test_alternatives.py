@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from p2pmesh.models.parts import ShardKind, ShardQuality
 from p2pmesh.placement.alternatives import Alternatives, alternatives
+from p2pmesh.placement.explain import explain_layers, explain_shards
 from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs, PlacementRequest
 from p2pmesh.placement.layout import Experts, Pipeline
 from p2pmesh.placement.plan import plan
@@ -67,3 +68,14 @@ def test_other_models_have_no_such_ways() -> None:
     without = alternatives(facts(), MOE, None)
     assert without is not None
     assert without.fits is None
+
+
+def test_each_way_is_told_by_itself() -> None:
+    others = found(facts())
+    assert explain_shards(others.experts).startswith("expert shards, of 16 experts of a layer ")
+    assert explain_layers(others.layers).startswith("it fits on no node: split over 2 nodes")
+    none = found(facts(5))
+    assert explain_shards(none.experts).startswith("not in expert shards: each takes")
+    assert explain_layers(none.layers).startswith("not split over several nodes either: its layers")
+    whole = found(facts(20))
+    assert explain_shards(whole.experts) == explain_layers(whole.layers) == "it is whole"

@@ -83,6 +83,12 @@ def test_shares_follow_the_memory_of_the_nodes() -> None:
     assert sizes(shards) == {node("a"): 10, node("b"): 14}
 
 
+def test_a_node_with_room_for_the_critical_experts_alone_takes_part() -> None:
+    shards = shards_of(GOOD, [host("a", 12), host("b", 20)])
+    assert sizes(shards) == {A: 8, B: 16}
+    assert shards_of(GOOD, [host("a", 12), host("b", 12)]) == {}, "others would live nowhere"
+
+
 def test_there_is_no_set_where_experts_would_live_nowhere() -> None:
     assert shards_of(GOOD, [host("a", 15), host("b", 16)]) == {}  # 3 + 4 of 8 places
     assert shards_of(GOOD, [host("a", 30)]) == {}, "one node"
@@ -332,7 +338,7 @@ def test_what_is_not_measured_will_do_only_where_the_model_can_run_nowhere() -> 
     [
         ((), "nothing is known of their quality: `p2pmesh experts rank`"),
         ((GOOD._replace(divergence=UNMEASURED, coverage=800_000),), "experts measure"),
-        ((GOOD._replace(critical=14),), "the smallest that is good enough takes 19.0 GiB, 0 nodes"),
+        ((GOOD._replace(critical=14),), "each takes 18.0 GiB and more, 0 nodes"),
     ],
 )
 def test_it_says_why_there_are_no_shards(known: tuple[ShardQuality, ...], says: str) -> None:
