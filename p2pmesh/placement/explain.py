@@ -130,8 +130,8 @@ def _nor_sharded(refusal: ShardRefusal | None) -> str:
     elif refusal.need_bytes:
         need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
         why = (
-            f"each takes {need} and more, {refusal.hosts} nodes with the file have room for one, the"
-            f" largest room is {offer}"
+            f"each takes {need} and more, {refusal.hosts} nodes with the file have room for one,"
+            f" the largest room is {offer}"
         )
     elif not best.is_measured:
         why = f"{quality(best)}: `p2pmesh experts measure` may change that"
