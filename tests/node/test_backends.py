@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.errors import EngineError, LinkError
-from p2pmesh.gateway.route import ServedModel, rank_auto
+from p2pmesh.gateway.route import ServedModel, ShardsServed, rank_auto
 from p2pmesh.models.catalogue import AmbiguousModel, UnknownModel
-from p2pmesh.models.parts import PartId, StageName, StageRange, unit_id
+from p2pmesh.models.parts import (
+    PartId,
+    ShardKind,
+    ShardQuality,
+    StageName,
+    StageRange,
+    unit_id,
+)
 from p2pmesh.node.backends import MeshBackends
 from p2pmesh.placement.inputs import CONTEXT_DEFAULT_MAX
-from p2pmesh.state.registers import Served, ServeState
+from p2pmesh.state.registers import HeldModel, Served, ServeState
 from tests.node.isolated_node import GIB, ME, SLOTS, Parts, serving, wanted
 from tests.state.builders import NODES, card, digest, held
 
@@ -420,3 +430,45 @@ async def test_another_node_is_lost_when_the_mesh_suspects_it(parts: Parts) -> N
         parts.hearsay.suspect(1)
         with trio.fail_after(1):
             await parts.routes.lost(other)
+
+
+# Models of experts that fit on no node
+
+
+def moe(model: int, size_bytes: int) -> HeldModel:
+    made = held(model)
+    experts: dict[str, Any] = {"experts": 16, "experts_used": 4, "expert_bytes": size_bytes // 2}
+    return replace(made, card=replace(made.card, size_bytes=size_bytes, **experts))
+
+
+async def test_a_smaller_quantisation_answers_under_both_names(parts: Parts) -> None:
+    for node in (1, 2):
+        parts.hearsay.join(node, budget_bytes=8 * GIB)
+    parts.hearsay.hold(1, moe(5, 20 * GIB), moe(6, 4 * GIB))
+    parts.hearsay.want_copies(2, wanted(5))
+    async with serving(parts):
+        parts.hearsay.serve(1, 6, "ready")
+        found = {one.id: one for one in parts.routes.models()}
+        big, small = found["model-5"], found["model-6"]
+        assert (big.state, big.layout, big.served_as) == ("ready", "quantisation", "model-6")
+        assert (small.state, small.layout, small.served_as) == ("ready", "whole", "")
+        assert big.nodes == ("node-1",)
+        assert "a smaller quantisation of the same model answers" in big.reason
+        [target] = parts.routes.targets(big.digest)
+        assert (target.digest, target.node_name) == (small.digest, "node-1")
+        assert parts.routes.targets(small.digest) == (target,)
+
+
+async def test_a_model_says_what_its_shards_hold(parts: Parts) -> None:
+    quality = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000)
+    described = replace(moe(5, 8 * GIB + GIB // 2), qualities=(quality,))
+    for node in (1, 2):
+        parts.hearsay.join(node, budget_bytes=8 * GIB)
+        parts.hearsay.hold(node, described)
+    parts.hearsay.want_copies(1, wanted(5))
+    async with serving(parts):
+        found = {one.id: one for one in parts.routes.models()}["model-5"]
+        assert found.layout == "experts"
+        assert found.shards == ShardsServed(
+            experts=16, kept=(12, 12), divergence=0.05, coverage=0.93
+        )
