@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 import trio
 
 import p2pmesh
 from p2pmesh.commands.formatting import count, line, size
+from p2pmesh.commands.long_work import domains, scratch, show, stoppable
 from p2pmesh.commands.table import Column, table
 from p2pmesh.config import Settings
 from p2pmesh.engine.find import find_engine
@@ -31,7 +26,6 @@ from p2pmesh.models import rankings
 from p2pmesh.models.expert_scores import layer_scores, ranking_of
 from p2pmesh.models.imatrix import DownTensor, Imatrix, down_tensors, read_imatrix
 from p2pmesh.models.importance import (
-    DOMAINS_MAX,
     NAME_CHARACTERS_MAX,
     SHARE_UNIT,
     Method,
@@ -120,63 +114,21 @@ def rank(
     if texts and imatrices:
         raise ConfigError("Give either --text or --imatrix")
     home = Home.of(settings)
-    request = _Request(texts=_named(texts), imatrices=_named(imatrices), minutes=minutes)
+    request = _Request(texts=domains(texts), imatrices=domains(imatrices), minutes=minutes)
     store = Store(home, environ=os.environ)
     source = store.locate(model)
     tensors = down_tensors(source)
-    with _stoppable():
+    with stoppable("Stopped; no ranking was made"):
         found = _statistics(settings, home, source, tensors, request)
         names = sorted(found)
         matrices = [found[name] for name in names]
-        show = partial(_show, "Weighing experts", "layers")
-        scores = list(layer_scores(tensors, matrices, show))
+        weighing = partial(show, "Weighing experts", "layers")
+        scores = list(layer_scores(tensors, matrices, weighing))
         neurons = rankings.save_neurons(home.rankings, [one.neurons for one in scores])
         ranking = ranking_of(store.digest(source), METHOD, names, scores, neurons)
         path = rankings.save(home.rankings, ranking)
     chunks = {name: found[name].chunks for name in names}
     click.echo(json.dumps(_as_object(ranking, path, chunks)) if as_json else _text(ranking, path))
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """A request to stop ends the block in order: llama-imatrix ends, no half file is left."""
-    stopped = False
-    # Only for SIGINT does trio see to it that KeyboardInterrupt comes at a safe place.
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    except* KeyboardInterrupt:  # trio puts it into a group
-        stopped = True
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stopped:
-        raise LocalError("Stopped; no ranking was made")
-
-
-@contextlib.contextmanager
-def _scratch(cache: Path) -> Iterator[Path]:
-    """A folder for files that are not needed afterwards; deletes those that killed runs left."""
-    for left in cache.glob("imatrix-*-*"):
-        pid = left.name.split("-")[1]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"imatrix-{os.getpid()}-", dir=cache) as folder:
-        yield Path(folder)
-
-
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return the files by the names of their domains."""
-    named = {path.stem[:NAME_CHARACTERS_MAX]: path for path in paths}
-    if len(named) < len(paths):
-        raise ConfigError("Two of the files have the same name, which is that of their domain")
-    if len(named) > DOMAINS_MAX:
-        raise ConfigError(f"{len(named)} files; a ranking has {DOMAINS_MAX} domains at most")
-    for name, path in named.items():
-        if not path.is_file():
-            raise ConfigError(f"There is no file {path}; check the path")
-        if not name.isprintable():
-            raise ConfigError(f"{str(path)!r} names no domain; rename it to printable characters")
-    return named
 
 
 def _statistics(
@@ -196,7 +148,7 @@ def _statistics(
     engine = find_engine(settings.engine, home.engine, os.environ)
     program = imatrix_program(engine)
     home.create()
-    with _scratch(home.cache) as folder:
+    with scratch(home.cache, "imatrix") as folder:
         return trio.run(_collect, program, source, tensors, request, folder)
 
 
@@ -236,19 +188,12 @@ async def _collect(
             output=output,
             deadline_s=(end_s - trio.current_time()) / (len(texts) - number),
         )
-        if not await collect(job, partial(_show, f"Text {name}", "chunks")):
+        if not await collect(job, partial(show, f"Text {name}", "chunks")):
             click.echo(f"The time is over before {line(text)} is; its beginning counts", err=True)
         found[name] = read_imatrix(output, tensors)
         output.unlink()
         click.echo(f"Text {line(name)}: {count(found[name].chunks, 'chunk')}", err=True)
     return found
-
-
-def _show(what: str, unit: str, done: int, total: int) -> None:
-    """Show progress as one moving line on a terminal, and nothing elsewhere."""
-    if sys.stderr.isatty():
-        of = f" of {total}" if total else ""
-        click.echo(f"\r{line(what)}: {done}{of} {unit}\r", err=True, nl=False)
 
 
 def _text(ranking: Ranking, path: Path) -> str:

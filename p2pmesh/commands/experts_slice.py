@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import click
 
 from p2pmesh.commands.formatting import line, size
+from p2pmesh.commands.long_work import stoppable
 from p2pmesh.config import Settings
-from p2pmesh.errors import ConfigError, LocalError
+from p2pmesh.errors import ConfigError
 from p2pmesh.home import Home, read_json
 from p2pmesh.models.experts import (
     ExpertLayout,
@@ -64,7 +64,7 @@ def slice_model(settings: Settings, *, model: str, keep: str, output: Path | Non
     kept = check_lists(layout, lists)
     if output is not None and os.path.lexists(output):
         raise ConfigError(f"{output} is there already; delete it, or choose another with --output")
-    with _stoppable():
+    with stoppable("Stopped; no shard was written"):
         if output is None:
             with _bar("Reading") as show:
                 digest = store.digest(source, show)
@@ -84,18 +84,6 @@ def slice_model(settings: Settings, *, model: str, keep: str, output: Path | Non
             f"{_most(layout.used)}: more are not there."
         )
     click.echo(f"Run it: p2pmesh up --model {shlex.quote(line(output))}")
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """A request to stop ends the block in order, so that no unfinished file is left."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise LocalError("Stopped; no shard was written") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import structlog
 
-from p2pmesh.errors import LocalError, ModelError, PeerError
+from p2pmesh.errors import LocalError, MeshError, ModelError, PeerError
 from p2pmesh.home import replacing, write_atomic
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.imatrix import Floats
 from p2pmesh.models.importance import (
     DIGEST_BYTES,
@@ -31,6 +33,8 @@ from p2pmesh.models.importance import (
 SUFFIX = ".ranking"
 NEURONS_SUFFIX = ".neurons"
 FLOATS = np.dtype("<f4")
+
+log = structlog.get_logger(__name__)
 
 
 def save(folder: Path, ranking: Ranking) -> Path:
@@ -66,6 +70,29 @@ def load(folder: Path, digest: RankingDigest) -> Ranking | None:
         return from_bytes(data)
     except PeerError as exc:
         raise ModelError(f"{path} cannot be used: {exc}") from exc
+
+
+def newest(folder: Path, model: ModelDigest) -> Ranking | None:
+    """Return the ranking of a model that was made here last; None when there is none.
+
+    Files that cannot be used are logged and passed over.
+
+    Raises:
+        LocalError: The system does not let the folder be read.
+    """
+    try:
+        found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{SUFFIX}")]
+    except OSError as exc:
+        raise _unreadable(folder, exc) from exc
+    for _, path in sorted(found, reverse=True):
+        try:
+            ranking = load(folder, RankingDigest(path.stem))
+        except MeshError as exc:
+            log.warning("ranking_unusable", reason=str(exc))
+            continue
+        if ranking is not None and ranking.model == model:
+            return ranking
+    return None
 
 
 def save_neurons(folder: Path, layers: Sequence[Floats]) -> Neurons:

@@ -12,7 +12,8 @@ import trio.testing
 
 import p2pmesh
 from p2pmesh.engine.find import SERVER, Engine, find_engine
-from p2pmesh.engine.imatrix import CHUNK_TOKENS, Collection, collect, imatrix_program
+from p2pmesh.engine.imatrix import Collection, collect, imatrix_program
+from p2pmesh.engine.tools import CHUNK_TOKENS
 from p2pmesh.errors import ConfigError, EngineError, LocalError
 from p2pmesh.home import Home
 from p2pmesh.models.expert_scores import layer_scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from p2pmesh.errors import LocalError, ModelError
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import Neurons, Ranking, digest_of, rank
-from p2pmesh.models.rankings import load, load_neurons, save, save_neurons
+from p2pmesh.models.rankings import load, load_neurons, newest, save, save_neurons
 
 SCORES = np.arange(2 * 1 * 3 * 5, dtype=np.float32).reshape(2, 1, 3, 5)
 
@@ -35,6 +36,18 @@ def test_a_changed_ranking_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match="is damaged: its bytes are not those that its name says"):
         load(tmp_path, digest_of(ranking()))
+
+
+def test_the_newest_ranking_of_a_model_is_found(tmp_path: Path) -> None:
+    assert newest(tmp_path / "none", ModelDigest("a" * 64)) is None
+    later = replace(ranking(), critical=((), ()))
+    other = replace(ranking(), model=ModelDigest("b" * 64))
+    for at_s, one in enumerate((ranking(), later, other)):
+        os.utime(save(tmp_path, one), (at_s, at_s))
+    (tmp_path / f"{'c' * 64}.ranking").write_bytes(b"damaged, and newer than all")
+    assert newest(tmp_path, ModelDigest("a" * 64)) == later
+    assert newest(tmp_path, ModelDigest("b" * 64)) == other
+    assert newest(tmp_path, ModelDigest("c" * 64)) is None
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
