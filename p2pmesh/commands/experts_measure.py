@@ -21,15 +21,15 @@ from p2pmesh.config import Settings
 from p2pmesh.engine.find import find_engine
 from p2pmesh.engine.measuring import Measured, Task, measure
 from p2pmesh.engine.perplexity import perplexity_program
-from p2pmesh.errors import ConfigError, EngineError, LocalError
+from p2pmesh.errors import ConfigError, EngineError, LocalError, ModelError
 from p2pmesh.home import Home
 from p2pmesh.models import measured as measures
 from p2pmesh.models import rankings
-from p2pmesh.models.candidates import CANDIDATES
+from p2pmesh.models.candidates import Candidate, candidates
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import Ranking, RankingDigest, digest_of
-from p2pmesh.models.parts import MEASURES_MAX
-from p2pmesh.models.store import Store
+from p2pmesh.models.parts import MEASURES_MAX, ShardKind
+from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.sharing import DIVERGENCE_MAX, MILLION
 
 SIZES = 4
@@ -65,14 +65,14 @@ _ALL = "all"
 )
 @click.option(
     "--kind",
-    type=click.Choice([*CANDIDATES, _ALL]),
+    type=click.Choice([*(kind.value for kind in ShardKind), _ALL]),
     default=_ALL,
     show_default=True,
     help="Which kind of shards.",
 )
 @click.option(
     "--sizes",
-    type=click.IntRange(2, MEASURES_MAX // len(CANDIDATES)),
+    type=click.IntRange(1, MEASURES_MAX // len(ShardKind)),
     default=SIZES,
     show_default=True,
     help="How many sizes of each kind, from half of the experts to all but one.",
@@ -109,9 +109,8 @@ def measure_model(
     source = store.locate(model)
     with stoppable("Stopped; the sizes that were measured to their end are kept"):
         ranking = _ranking(home, store.digest(source), wanted, model)
-        kinds = [one for one in CANDIDATES if kind in {one, _ALL}]
-        candidates = [shard for one in kinds for shard in CANDIDATES[one](source, ranking, sizes)]
-        if not candidates:
+        shards = _candidates(kind, source, ranking, home.rankings, sizes)
+        if not shards:
             raise ConfigError(f"{line(model)} needs all its experts; there is no shard to measure")
         program = perplexity_program(find_engine(settings.engine, home.engine, os.environ))
         home.create()
@@ -120,7 +119,7 @@ def measure_model(
                 program=program,
                 model=source.parts[0],
                 texts=domain_texts,
-                candidates=candidates,
+                candidates=shards,
                 folder=folder,
                 answers_bytes_max=_room(folder, settings.disk),
                 deadline_s=60 * minutes,
@@ -135,6 +134,23 @@ def measure_model(
             "--sizes, or measure on a faster machine"
         )
     click.echo(json.dumps(_as_object(ranking, found)) if as_json else text_of(found))
+
+
+def _candidates(
+    kind: str, model: ModelFile, ranking: Ranking, folder: Path, sizes: int
+) -> list[Candidate]:
+    """Return the shards to measure; where all kinds will do, of those that the model allows."""
+    found: list[Candidate] = []
+    for one in ShardKind:
+        if kind not in {one, _ALL}:
+            continue
+        try:
+            found += candidates(one, model, ranking, folder, sizes)
+        except (ModelError, LocalError) as exc:
+            if kind == one or one is ShardKind.EXPERTS:
+                raise
+            click.echo(f"No thin shards: {line(exc)}", err=True)
+    return found
 
 
 def _ranking(home: Home, model: ModelDigest, wanted: str | None, name: str) -> Ranking:

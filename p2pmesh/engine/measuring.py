@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
 from p2pmesh.engine.perplexity import Figures, compare, save_answers
 from p2pmesh.errors import LocalError
-from p2pmesh.models.candidates import Candidate
 from p2pmesh.models.parts import ShardQuality
+from p2pmesh.models.store import Progress
 from p2pmesh.sharing import DIVERGENCE_LIMIT, MILLION
 
 CHUNKS_MAX = 40  # of a text: with so many, other tools agree to 0.0003 nats
@@ -28,6 +29,21 @@ GOOD_COUNT = 2  # and when so many have it, larger ones do too
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, the chunks that are done, and all of them; 0 while unknown."""
+
+
+class Candidate(Protocol):
+    """A shard before it is written: see `candidates.Candidate`."""
+
+    @property
+    def quality(self) -> ShardQuality:
+        """Its kind, ranking, places and coverage; unmeasured."""
+
+    @property
+    def holds(self) -> str:
+        """What it holds, for people."""
+
+    def write(self, output: Path, progress: Progress) -> int:
+        """Write its file and return the size of that in bytes; blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

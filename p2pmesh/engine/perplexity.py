@@ -6,6 +6,7 @@ a chunk; then it runs the other model on the same tokens and compares.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -31,11 +32,13 @@ ATTEMPTS = 8
 _HEAD = struct.Struct("<8s3i")  # "_logits_", tokens of a chunk, vocabulary, chunks
 _TOKEN_BYTES = 4
 _DIVERGENCE = re.compile(r"Mean +KLD: +(-?\d+\.\d+)")
+_RATIO = re.compile(r"Mean +ln\(PPL\(Q\)/PPL\(base\)\) +: +(-?\d+\.\d+)")
 _AGREEMENT = re.compile(r"Same top p: +(\d+\.\d+)")
-# A line after each chunk, about all until then: perplexity, its change, divergence, change of
-# probabilities, agreement.
+# A line after each chunk, about all until then: perplexity, the logarithm of its ratio, divergence,
+# change of probabilities, agreement.
 _STEP = re.compile(
-    r" *(?P<chunk>\d+) .* ± +\S+ .* ± +\S+ +(?P<divergence>-?\d+\.\d+) ± .* ± .* %"
+    r" *(?P<chunk>\d+) +\S+ ± +\S+ +(?P<ratio>-?\d+\.\d+) ± +\S+"
+    r" +(?P<divergence>-?\d+\.\d+) ± .* ± .* %"
     r" +(?P<agreement>\d+\.\d+) ± .* %"
 )
 
@@ -51,10 +54,12 @@ class Figures:
         divergence: Kullback-Leibler divergence, the mean per token, in nats. Rounding may make it
             slightly negative where the models are the same.
         agreement: Share of the tokens for which both prefer the same one, from 0 to 1.
+        perplexity: Of the text, by that of the whole model; 1.1 is ten percent worse.
     """
 
     divergence: float
     agreement: float
+    perplexity: float
 
 
 class Reading:
@@ -72,6 +77,7 @@ class Reading:
         self.chunks = 0
         self._divergence: float | None = None
         self._agreement: float | None = None
+        self._log_ratio: float | None = None
 
     def hear(self, said: str) -> None:
         """Take in a line that it says."""
@@ -80,6 +86,9 @@ class Reading:
             if self.chunks == self._total:  # in case that the lines after it are lost
                 self._divergence = float(match["divergence"])
                 self._agreement = float(match["agreement"]) / 100
+                self._log_ratio = float(match["ratio"])
+        elif match := _RATIO.match(said):
+            self._log_ratio = float(match[1])
         elif match := _DIVERGENCE.match(said):  # with a decimal more
             self._divergence = float(match[1])
         elif match := _AGREEMENT.match(said):
@@ -88,9 +97,9 @@ class Reading:
     @property
     def figures(self) -> Figures | None:
         """Return what it found; None unless it has said all of it."""
-        if self._divergence is None or self._agreement is None:
+        if self._divergence is None or self._agreement is None or self._log_ratio is None:
             return None
-        return Figures(self._divergence, self._agreement)
+        return Figures(self._divergence, self._agreement, math.exp(self._log_ratio))
 
 
 def perplexity_program(engine: Engine) -> Path:

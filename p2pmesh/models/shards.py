@@ -37,6 +37,10 @@ class RankedPlaces(ABC):
     critical_min: int
 
     @abstractmethod
+    def holds(self, critical: int) -> str:
+        """Return what a shard holds that has the first places, for people."""
+
+    @abstractmethod
     def plan(self, critical: int) -> Plan:
         """Return the plan of a shard that holds the first places and no others."""
 
@@ -128,6 +132,11 @@ class Places(RankedPlaces):
         self.check(shard)
         return self.lists(place for place in range(self.count) if shard.kept >> place & 1)
 
+    def holds(self, critical: int) -> str:
+        """Return how many experts a shard has of each layer."""
+        groups = self._layout.groups
+        return f"{critical * groups} of {self._layout.count} experts"
+
     def plan(self, critical: int) -> Plan:
         """Return the plan of a shard that holds the first places and no others."""
         return partial(shard_file, lists=self.lists(range(critical)))
@@ -167,5 +176,5 @@ def sizes_to_measure(places: RankedPlaces, count: int) -> Sequence[int]:
     low, high = max(places.critical_min, places.count // 2), places.count - 1
     if low > high:
         return ()
-    steps = max(min(count, high - low + 1) - 1, 1)
-    return sorted({low + (high - low) * step // steps for step in range(steps + 1)})
+    steps = min(count, high - low + 1) - 1
+    return sorted({low + (high - low) * step // max(steps, 1) for step in range(steps + 1)})

@@ -73,6 +73,10 @@ class ThinPlaces(RankedPlaces):
         neurons = blocks[:, :, None] * block + np.arange(block)
         return neurons.reshape(self.layout.experts, width)
 
+    def holds(self, critical: int) -> str:
+        """Return how many neurons a shard has of each expert."""
+        return f"{critical * self.layout.step} of {self.layout.width} neurons"
+
     def plan(self, critical: int) -> Plan:
         """Return the plan of a shard that holds the first places."""
         return partial(self._file, critical)

@@ -110,8 +110,17 @@ def test_mistakes_are_named(folder: Path) -> None:
     ranked(folder / "moe.gguf")
     refused(ConfigError, "no file none.txt", call("moe.gguf", "--text", "none.txt"))
     refused(EngineError, "comes without llama-perplexity; p2pmesh engine inst", call("moe.gguf"))
-    assert "2<=x<=" in call("moe.gguf", "--sizes", "1").stderr
+    assert "1<=x<=" in call("moe.gguf", "--sizes", "0").stderr
     assert "0<x<=" in call("moe.gguf", "--minutes", "0").stderr
+
+
+def test_thin_shards_take_the_scores_of_neurons(folder: Path) -> None:
+    ranked(folder / "moe.gguf")
+    words = (
+        "There are no scores of the neurons of moe here; make them with p2pmesh experts rank moe"
+    )
+    refused(LocalError, words, call("moe.gguf", "--kind=thin"))
+    assert f"No thin shards: {words}" in call("moe.gguf").stderr
 
 
 def test_texts_that_are_too_short_are_named() -> None:
@@ -131,7 +140,7 @@ def test_shards_of_the_embedded_model_are_measured_and_kept() -> None:
     made = ranked(MODEL, LAYERS)
     left = HOME / "cache" / "measure-999999999-killed"
     left.mkdir(parents=True)
-    arguments = (str(MODEL), "--sizes", "2", "--text", str(TEXTS["manual"]))
+    arguments = (str(MODEL), "--kind=experts", "--sizes", "2", "--text", str(TEXTS["manual"]))
     result = call(*arguments, "--json", engine=native() / SERVER)
     assert result.exception is None
     half, most = json.loads(result.stdout)["shards"]
@@ -156,7 +165,9 @@ def test_by_its_own_ranking_the_embedded_model_loses_little() -> None:
     assert ranking.exception is None
     result = call(str(MODEL), "--sizes", "8", "--json", engine=engine)
     assert result.exception is None
-    worst = [one["divergence"] for one in json.loads(result.stdout)["shards"]]
+    shards = json.loads(result.stdout)["shards"]
+    assert {one["kind"] for one in shards} == {"experts", "thin"}
+    worst = [one["divergence"] for one in shards if one["kind"] == "experts"]
     assert worst == sorted(worst, reverse=True)
     assert worst[0] < 1.5
     assert worst[-1] < 0.05
@@ -199,7 +210,10 @@ def test_the_table_says_what_to_do(divergences: list[int], words: str) -> None:
             ),
             holds=f"{critical} of {EXPERTS} experts",
             size_bytes=2**20,
-            figures={"code": Figures(divergence / 1e6, 0.5), "prose": Figures(0.001, 0.75)},
+            figures={
+                "code": Figures(divergence / 1e6, 0.5, 1.0),
+                "prose": Figures(0.001, 0.75, 1.0),
+            },
         )
         for critical, divergence in enumerate(divergences, 8)
     ]
@@ -220,7 +234,7 @@ def test_whoever_stops_it_finds_no_answers_left(number: signal.Signals, folder: 
     text = folder / "endless.txt"
     text.write_bytes(TEXTS["prose"].read_bytes() * 500)
     arguments = ["--home", str(HOME), "--engine", str(native() / SERVER), str(MODEL)]
-    command = [sys.executable, "-m", "p2pmesh", "experts", "measure", *arguments]
+    command = [sys.executable, "-m", "p2pmesh", "experts", "measure", "--kind=experts", *arguments]
     process = subprocess.Popen(
         [*command, "--text", str(text)], stderr=subprocess.PIPE, env=os.environ, text=True
     )

@@ -70,7 +70,7 @@ class Tool:
         progress(chunks, chunks)
         code, prose = (await trio.Path(shard).read_text()).split()
         divergence = float(code if content.startswith(b"code") else prose)
-        return Figures(divergence, 1 - divergence)
+        return Figures(divergence, 1 - divergence, 1.0)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ async def test_the_worst_domain_counts(tool: Tool, tmp_path: Path) -> None:
     assert await measure(work, found.append, lambda what, *_: told.append(what))
     assert [one.quality.divergence for one in found] == [400_000, 200_000]
     assert [one.quality.critical for one in found] == [8, 12]
-    assert found[0].figures == {"code": Figures(0.4, 0.6), "prose": Figures(0.25, 0.75)}
+    assert found[0].figures == {"code": Figures(0.4, 0.6, 1.0), "prose": Figures(0.25, 0.75, 1.0)}
     assert found[0].agreement == 0.6
     assert found[1].size_bytes == 12
     assert "12 of 16 experts on prose" in told

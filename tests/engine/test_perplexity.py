@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from pathlib import Path
 
@@ -68,13 +69,16 @@ def read(said: str, total: int = 4) -> Reading:
 
 def test_the_figures_are_read() -> None:
     reading = read(SAID)
-    assert reading.figures == Figures(0.402316, 59.646 / 100)
+    assert reading.figures == Figures(0.402316, 59.646 / 100, math.exp(0.351991))
     assert reading.chunks == 2
     none = read(SAID.replace("0.402316", "-0.000000").replace("59.646 ±", "100.000 ±"))
-    assert none.figures == Figures(0.0, 1.0)
+    assert none.figures == Figures(0.0, 1.0, math.exp(0.351991))
 
 
-@pytest.mark.parametrize("lost", ["Mean    KLD:   0.402316", "Same top p: 59.646"])
+@pytest.mark.parametrize(
+    "lost",
+    ["Mean    KLD:   0.402316", "Same top p: 59.646", "Mean ln(PPL(Q)/PPL(base))     :   0.351991"],
+)
 def test_half_of_the_figures_are_none(lost: str) -> None:
     assert read(SAID.replace(lost, "")).figures is None
     assert read(SAID.replace(lost, lost.rstrip("0123456789.") + "nan")).figures is None
@@ -83,9 +87,9 @@ def test_half_of_the_figures_are_none(lost: str) -> None:
 def test_the_line_of_the_last_chunk_is_enough() -> None:
     steps = SAID.partition("\n======")[0]
     assert read(steps).figures is None
-    assert read(steps, 2).figures == Figures(0.39406, 61.024 / 100)
-    assert read(steps, 1).figures == Figures(0.39312, 57.48 / 100)
-    assert read(SAID, 2).figures == Figures(0.402316, 59.646 / 100)
+    assert read(steps, 2).figures == Figures(0.39406, 61.024 / 100, math.exp(0.41281))
+    assert read(steps, 1).figures == Figures(0.39312, 57.48 / 100, math.exp(0.55576))
+    assert read(SAID, 2).figures == Figures(0.402316, 59.646 / 100, math.exp(0.351991))
 
 
 async def test_it_is_asked_again_when_it_said_nothing(
@@ -95,16 +99,21 @@ async def test_it_is_asked_again_when_it_said_nothing(
     mark = tmp_path / "mark"
     source = (
         "import pathlib, sys; mark = pathlib.Path(sys.argv[1]); again = mark.exists(); mark.touch()"
-        "\nif again: print('Mean    KLD:   0.5 ± 0.1'); print('Same top p: 60.0 ± 1.0 %')"
+        "\nif again: print(*sys.argv[2:], sep='\\n')"
     )
+    said = ("Mean    KLD:   0.5", "Mean ln(PPL(Q)/PPL(base)) : 0.0", "Same top p: 60.0")
     argv = [sys.executable, "-X", "utf8", "-c"]
     program, model = Path("none"), Path("none")
 
     def steps(_done: int, _total: int) -> None:
         pass
 
-    monkeypatch.setattr(module, "_argv", lambda *_: (*argv, source, str(mark)))
-    assert await compare(program, model, tmp_path / "answers", steps) == Figures(0.5, 0.6)
+    monkeypatch.setattr(
+        module,
+        "_argv",
+        lambda *_: (*argv, source, str(mark), *said),
+    )
+    assert await compare(program, model, tmp_path / "answers", steps) == Figures(0.5, 0.6, 1.0)
     monkeypatch.setattr(module, "_argv", lambda *_: (*argv, "pass"))
     with pytest.raises(EngineError, match="ended 8 times without its figures; run the command"):
         await compare(program, model, tmp_path / "answers", steps)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from p2pmesh.errors import ModelError
+from p2pmesh.errors import LocalError, ModelError
 from p2pmesh.home import Home
-from p2pmesh.models.candidates import CANDIDATES, expert_shards
+from p2pmesh.models import rankings
+from p2pmesh.models.candidates import Candidate, candidates
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import Ranking, digest_of, rank
 from p2pmesh.models.parts import UNMEASURED, ShardKind
-from p2pmesh.models.store import ModelFile, Store
+from p2pmesh.models.slice import of_headers
+from p2pmesh.models.store import ModelFile, Store, read_header
+from p2pmesh.models.thin import thin_layout_of
 from tests.models.builders import tiny_gguf
 from tests.models.layouts import EXPERTS, moe_gguf
 from tests.models.sliced import assert_kept
@@ -26,6 +31,10 @@ def ranking(layers: tuple[int, ...] = (0, 1, 2)) -> Ranking:
 
 def opened(path: Path) -> ModelFile:
     return Store(Home.at(path.parent / "home"), environ={}).open(path)
+
+
+def expert_shards(model: ModelFile, one: Ranking, count: int) -> list[Candidate]:
+    return list(candidates(ShardKind.EXPERTS, model, one, Path("/nowhere"), count))
 
 
 def test_shards_of_whole_experts_hold_the_first_places(tmp_path: Path) -> None:
@@ -45,7 +54,7 @@ def test_shards_of_whole_experts_hold_the_first_places(tmp_path: Path) -> None:
 
 def test_what_progress_raises_stops_the_writing(tmp_path: Path) -> None:
     path = moe_gguf(tmp_path / "moe.gguf", "qwen3moe")
-    shard, _ = CANDIDATES[ShardKind.EXPERTS](opened(path), ranking(), 2)
+    [shard] = expert_shards(opened(path), ranking(), 1)
 
     def stop(_done: int, _total: int) -> None:
         raise KeyError
@@ -70,3 +79,19 @@ def test_models_without_experts_and_rankings_of_others_are_refused(tmp_path: Pat
     path = moe_gguf(tmp_path / "moe.gguf", "qwen3moe")
     with pytest.raises(ModelError, match="of a model with other experts"):
         expert_shards(opened(path), ranking((0, 9)), 4)
+
+
+def test_thin_shards_hold_the_first_neurons(tmp_path: Path) -> None:
+    path = moe_gguf(tmp_path / "moe.gguf", "qwen3moe")
+    model = opened(path)
+    layout = of_headers(model, thin_layout_of)
+    scores = np.ones((1, EXPERTS, layout.width), dtype=np.float32)
+    neurons = rankings.save_neurons(tmp_path, [scores] * 3)
+    with pytest.raises(LocalError, match="p2pmesh experts rank moe"):
+        candidates(ShardKind.THIN, model, replace(ranking(), neurons=None), tmp_path, 2)
+    shards = candidates(ShardKind.THIN, model, replace(ranking(), neurons=neurons), tmp_path, 2)
+    assert [one.quality.kind for one in shards] == [ShardKind.THIN] * 2
+    assert shards[0].holds == f"{layout.width // 2} of {layout.width} neurons"
+    output = tmp_path / "shard.gguf"
+    shards[0].write(output, lambda _done, _total: None)
+    assert read_header(output).metadata["qwen3moe.expert_feed_forward_length"] == layout.width // 2

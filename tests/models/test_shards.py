@@ -93,7 +93,7 @@ def test_the_sizes_to_measure_go_from_half_to_all_but_one(count: int, experts: i
     flat = rank(ModelDigest("a" * 64), "counts", (1,), {"x": [[1.0] * experts]}, ((),))
     places = Places(flat, replace(layout, layers=(1,)))
     sizes = sizes_to_measure(places, count)
-    assert len(sizes) <= max(count, 2)
+    assert len(sizes) <= count
     assert list(sizes) == sorted(set(sizes))
     if experts > places.critical_min:
         assert sizes[0] == max(places.critical_min, experts // 2)
