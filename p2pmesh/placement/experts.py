@@ -261,7 +261,8 @@ def extended(quality: ShardQuality, hosts: Sequence[Host]) -> dict[NodeId, Shard
             share = fresh[one.node].kept | missing
             if share.bit_count() <= one.capacity(quality.places):
                 return {**result, one.node: fresh[one.node]._replace(kept=share)}
-    if all(one.is_ready for one in hosts if one.running is not None):
+    # One that stops to change, or has yet to start, does not answer: the others wait for it.
+    if all(one.running is not None and one.is_ready for one in hosts if one.node in result):
         for node in sorted(running):
             if node in fresh and fresh[node].kept & ~running[node].kept:
                 return {**result, node: fresh[node]}

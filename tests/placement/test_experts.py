@@ -148,6 +148,25 @@ def test_of_those_that_stay_one_after_the_other_takes_what_is_lost() -> None:
     assert extended(GOOD, [host(name, 16, done[node(name)]) for name in "ab"]) == done
 
 
+def test_while_one_stops_for_its_larger_shard_the_others_stay() -> None:
+    old = running_set("a", "b", "c")
+    left = {name: old[node(name)] for name in "ab"}
+    first = extended(GOOD, [host(name, 16, one) for name, one in left.items()])
+    [changing] = [name for name in "ab" if first[node(name)] != left[name]]
+    now = {**left, changing: None}
+    assert extended(GOOD, [host(name, 16, one) for name, one in now.items()]) == first
+
+
+def test_one_that_stays_takes_what_is_lost_when_one_that_joins_answers() -> None:
+    stays = running_set("a", "b", "c")[A]
+    joining = extended(GOOD, [host("a", 16, stays), host("b", 16)])
+    assert joining[A] == stays
+    assert extended(GOOD, [host("a", 16, stays), host("b", 16, joining[B], ready=False)]) == joining
+    both = extended(GOOD, [host("a", 16, stays), host("b", 16, joining[B])])
+    assert both[A] != stays
+    assert union(both) == 0xFFFF
+
+
 def test_a_node_that_joins_takes_what_is_lost() -> None:
     old = running_set("a", "b", "c")
     new = extended(GOOD, [*(host(name, 16, old[node(name)]) for name in "ab"), host("d", 16)])
