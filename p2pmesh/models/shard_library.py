@@ -6,7 +6,7 @@ folder is looked at again and again, and read only when something in it has chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from p2pmesh.models.shards import Places, RankedPlaces
 from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import ModelFile, Progress
 from p2pmesh.models.thin import thin_layout_of
-from p2pmesh.models.thin_places import ThinPlaces
+from p2pmesh.models.thin_places import ThinPlaces, is_of
 
 QUALITIES_MAX = 8  # of one model, that go to the mesh
 
@@ -69,10 +69,7 @@ class ShardLibrary:
                 found.setdefault(ranking.model, []).extend(self._qualities(ranking, models))
             except MeshError as exc:
                 log.warning("ranking_not_used", ranking=digest_of(ranking), reason=str(exc))
-        self._known = {
-            model: tuple(sorted(rows, key=_usefulness)[:QUALITIES_MAX])
-            for model, rows in found.items()
-        }
+        self._known = {model: _told(rows) for model, rows in found.items()}
         return self._known != before
 
     def read(self, digest: RankingDigest) -> bytes | None:
@@ -99,11 +96,16 @@ class ShardLibrary:
         rankings.save(self._folder, ranking)
         measured.add(self._folder, digest, claims)
 
-    def lacks(self, shard: Shard) -> str:
+    def lacks(self, file: ModelFile, digest: ModelDigest, shard: Shard) -> str:
         """Return what this node lacks for a shard: `ranking`, `neurons`, or "" for nothing.
 
+        Args:
+            file: The whole model.
+            digest: Of the whole model.
+            shard: What to keep.
+
         Raises:
-            ModelError: The ranking is damaged.
+            ModelError: The ranking is damaged, or of another model.
             LocalError: The system does not let it be read.
         """
         ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
@@ -111,6 +113,9 @@ class ShardLibrary:
             return "ranking"
         if shard.kind is not ShardKind.THIN or ranking.neurons is None:
             return ""
+        # It may be a peer's, and says how large the file is that would be fetched.
+        if ranking.model != digest or not is_of(ranking, of_headers(file, thin_layout_of)):
+            raise ModelError("the ranking of its experts is of another model")
         return "" if rankings.neurons_path(self._folder, ranking.neurons).is_file() else "neurons"
 
     def neurons(self, digest: str) -> Path | None:
@@ -190,6 +195,19 @@ class ShardLibrary:
         return frozenset(stamps)
 
 
-def _usefulness(one: ShardQuality) -> tuple[bool, int, ShardQuality]:
-    """Return the order in which qualities are told: measured ones first, small shards first."""
-    return not one.is_measured, one.critical * 1000 // one.places, one
+def _told(known: Collection[ShardQuality]) -> tuple[ShardQuality, ...]:
+    """Return as much as the mesh is told: the measured first, small shards first.
+
+    Of too many measured ones some of all sizes, the smallest and the largest among them: which
+    of them are good enough is up to those who want the model.
+    """
+    measures = sorted((one for one in known if one.is_measured), key=_size)
+    if len(measures) > QUALITIES_MAX:
+        last = len(measures) - 1
+        measures = [measures[n * last // (QUALITIES_MAX - 1)] for n in range(QUALITIES_MAX)]
+    guesses = sorted((one for one in known if not one.is_measured), key=_size)
+    return (*measures, *guesses)[:QUALITIES_MAX]
+
+
+def _size(one: ShardQuality) -> tuple[int, ShardQuality]:
+    return one.critical * 1000 // one.places, one

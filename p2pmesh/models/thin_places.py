@@ -46,7 +46,7 @@ class ThinPlaces(RankedPlaces):
 
     def __init__(self, ranking: Ranking, neurons: Floats, layout: ThinLayout) -> None:
         shape = (len(ranking.layers), len(ranking.domains), layout.experts, layout.width)
-        if neurons.shape != shape or not set(ranking.layers) <= set(layout.blocks):
+        if neurons.shape != shape or not is_of(ranking, layout):
             raise ModelError("the ranking is of a model with other experts; rank this one anew")
         self.ranking, self.layout, self._neurons = ranking, layout, neurons
         self.count = layout.count
@@ -127,6 +127,13 @@ class ThinPlaces(RankedPlaces):
             covered = np.where(totals > 0, reached / np.where(totals > 0, totals, 1), usual)
             least = np.minimum(least, covered.min(axis=0))
         return (0, *(least * MILLION).astype(int).tolist())
+
+
+def is_of(ranking: Ranking, layout: ThinLayout) -> bool:
+    """Whether a ranking is of a model with these experts and, if it names neurons, with these."""
+    width = layout.width if ranking.neurons is None else ranking.neurons.width
+    same = (ranking.experts, width) == (layout.experts, layout.width)
+    return same and set(ranking.layers) <= set(layout.blocks)
 
 
 def _descending(shares: Floats) -> Indices:

@@ -169,7 +169,7 @@ class Reconciler:
         )
         check = partial(self._inventory.check, part.digest)
         if action.shard is not None:
-            self._shards.start(part, action.shard, launch, file)
+            self._shards.start(part, action.shard, launch, file, check)
         elif stage is None:
             self._engines.start(part, LlamaServer(self._engines.engine, launch, check=check))
         else:

@@ -37,7 +37,7 @@ from p2pmesh.transport.handshake import receive_frame, send_frame
 
 NEURONS = b"neurons:"  # before the digest of a file with the scores of neurons
 REQUEST_BYTES_MAX = 72  # that, and a digest in hex
-ANSWER_TIMEOUT_S = 30.0  # for at most 2 MiB
+ANSWER_TIMEOUT_S = 30.0  # for at most 2 MiB, and for each piece of more
 PIECE_BYTES = 2**20
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
@@ -70,7 +70,14 @@ class Shards:
         """The service for those who lack a ranking."""
         return {RANKING: Service(self._serve, Needs(Role.SERVE))}
 
-    def start(self, part: PartId, shard: Shard, launch: Launch, file: ModelFile) -> None:
+    def start(
+        self,
+        part: PartId,
+        shard: Shard,
+        launch: Launch,
+        file: ModelFile,
+        check: Callable[[], None],
+    ) -> None:
         """Start the engine of a shard.
 
         Args:
@@ -78,18 +85,20 @@ class Shards:
             shard: What it holds.
             launch: How it serves the model, apart from its file.
             file: The whole model.
+            check: Raises MeshError when `file` is not that model any more.
         """
-        make = partial(self._make, part, shard, file)
+        make = partial(self._make, part, shard, file, check)
         kind = _ShardServer(self._engines.engine, launch, make=make)
         self._engines.start(part, kind, shard=shard)
 
-    def _make(self, part: PartId, shard: Shard, file: ModelFile) -> Path:
+    def _make(self, part: PartId, shard: Shard, file: ModelFile, check: Callable[[], None]) -> Path:
         """Return the file of a shard; in a thread of trio's, which a cancellation ends.
 
         Raises:
             MeshError: There is none, and another try soon would end the same way.
         """
-        while lacks := self._library.lacks(shard):
+        check()  # the file of a shard is kept under the model's name
+        while lacks := self._library.lacks(file, part.digest, shard):
             get = self._ask_ranking if lacks == "ranking" else self._ask_neurons
             trio.from_thread.run(self._fetch, part.digest, shard, lacks, get)
         shown = -1
@@ -156,11 +165,9 @@ class Shards:
                 raise PeerError("it does not have the neurons of that ranking")
             with self._library.taking_neurons(ranking) as take:
                 while left:
-                    with _patience(), link_errors(_BROKEN):
-                        piece = await stream.receive_some(min(left, PIECE_BYTES))
-                    if not piece:
-                        raise LinkError(_BROKEN)
-                    await trio.to_thread.run_sync(take, bytes(piece))
+                    with _patience():  # for all of a piece: others may have it and be faster
+                        piece = await _receive(stream, min(left, PIECE_BYTES))
+                    await trio.to_thread.run_sync(take, piece)
                     left -= len(piece)
 
     async def _serve(self, peer: Peer, stream: trio.abc.Stream) -> None:
@@ -188,6 +195,18 @@ class Shards:
             while piece := await file.read(PIECE_BYTES):
                 with _patience(), link_errors(_BROKEN):
                     await stream.send_all(piece)
+
+
+async def _receive(stream: trio.abc.Stream, size: int) -> bytes:
+    """Receive exactly so many bytes; raises LinkError when the connection breaks before."""
+    received = bytearray()
+    while len(received) < size:
+        with link_errors(_BROKEN):
+            some = await stream.receive_some(size - len(received))
+        if not some:
+            raise LinkError(_BROKEN)
+        received += some
+    return bytes(received)
 
 
 @contextmanager

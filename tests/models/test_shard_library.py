@@ -11,7 +11,15 @@ from p2pmesh.errors import LocalError, ModelError, PeerError
 from p2pmesh.home import Home
 from p2pmesh.models import measured, rankings
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.importance import Ranking, RankingDigest, digest_of, rank, to_bytes
+from p2pmesh.models.importance import (
+    NEURONS_MAX,
+    Neurons,
+    Ranking,
+    RankingDigest,
+    digest_of,
+    rank,
+    to_bytes,
+)
 from p2pmesh.models.parts import Shard, ShardKind
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shard_library import QUALITIES_MAX, ShardLibrary
@@ -89,11 +97,13 @@ def test_no_more_is_told_than_a_record_takes_and_measured_ones_first(
 ) -> None:
     places = Places(ranking(), LAYOUT)
     name = keep(tmp_path, ranking())
-    rows = [places.quality(size, 1000) for size in range(5, 15)]
+    rows = [places.quality(size, 1000 * (20 - size)) for size in range(5, 15)]
     measured.add(tmp_path / "rankings", name, rows)
     library.look({MODEL: FILE})
-    assert len(library.known(MODEL)) == QUALITIES_MAX
-    assert all(one.is_measured for one in library.known(MODEL))
+    told = library.known(MODEL)
+    assert len(told) == QUALITIES_MAX
+    assert all(one.is_measured for one in told)
+    assert (told[0], told[-1]) == (rows[0], rows[-1]), "the best are the largest"
 
 
 def test_a_ranking_goes_from_one_library_to_another(tmp_path: Path, library: ShardLibrary) -> None:
@@ -147,6 +157,22 @@ def test_a_thin_shard_is_made_where_the_scores_of_neurons_are(
     (tmp_path / "rankings" / f"{neurons.digest}.neurons").unlink()
     with pytest.raises(LocalError, match="p2pmesh experts rank"):
         library.make(FILE, MODEL, shard)
+
+
+def test_no_neurons_are_lacking_that_the_model_cannot_have(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    width = of_headers(FILE, thin_layout_of).width
+
+    def thin(one: Ranking) -> Shard:
+        return Shard(ShardKind.THIN, keep(tmp_path, one), 8, 3, 0b111)
+
+    good = replace(ranking(), neurons=Neurons("0" * 64, width))
+    assert library.lacks(FILE, MODEL, thin(good)) == "neurons"
+    huge = replace(good, neurons=Neurons("0" * 64, NEURONS_MAX))
+    for one in (huge, replace(good, model=ModelDigest("b" * 64))):
+        with pytest.raises(ModelError, match="of another model"):
+            library.lacks(FILE, MODEL, thin(one))
 
 
 def test_a_shard_of_a_ranking_that_is_not_here_is_not_made(

@@ -12,11 +12,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import trio
-from trio.testing import memory_stream_pair
+from trio.testing import MockClock, memory_stream_pair
 
 from p2pmesh.engine.argv import Launch
 from p2pmesh.engine.find import Engine
-from p2pmesh.errors import LinkError, MeshError
+from p2pmesh.errors import LinkError, MeshError, ModelError
 from p2pmesh.home import Home
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import RANKING, Needs, Purpose
@@ -45,6 +45,10 @@ LAYOUT = read_layout(FILE)
 MODEL = digest(1)
 LAUNCH = Launch(model_paths=FILE.parts, alias="tiny", context=2048, slots=1, threads=1)
 DEADLINE_S = 60.0
+
+
+def unchanged() -> None:
+    """The file is still the model."""
 
 
 def ranking() -> Ranking:
@@ -145,7 +149,7 @@ def service(folder: Path) -> Service:
 async def test_a_shard_is_made_and_answers(tmp_path: Path) -> None:
     async with node_in(tmp_path / "me") as node:
         rankings.save(node.folder / "rankings", ranking())
-        node.shards.start(PART, SHARD, LAUNCH, FILE)
+        node.shards.start(PART, SHARD, LAUNCH, FILE, unchanged)
         await node.until("ready")
         [served] = node.engines.served()
         assert (served.name, served.shard) == (PART.name, SHARD)
@@ -154,7 +158,7 @@ async def test_a_shard_is_made_and_answers(tmp_path: Path) -> None:
         before = file.stat().st_ino
         node.engines.drain(PART)
         await node.until(None)
-        node.shards.start(PART, SHARD, LAUNCH, FILE)
+        node.shards.start(PART, SHARD, LAUNCH, FILE, unchanged)
         await node.until("ready")
         assert file.stat().st_ino == before, "it is not made twice"
 
@@ -174,7 +178,7 @@ async def test_a_ranking_comes_from_whoever_has_it(tmp_path: Path) -> None:
     async with node_in(tmp_path / "me") as node:
         handlers = (None, empty, lying, breaking, giver(tmp_path / "giver"))
         node.ways.others = dict(zip(NODES[1:], handlers, strict=False))
-        node.shards.start(PART, SHARD, LAUNCH, FILE)
+        node.shards.start(PART, SHARD, LAUNCH, FILE, unchanged)
         await node.until("ready")
         assert node.ways.asked == list(NODES[1 : len(handlers) + 1])
         assert node.library.read(NAME) is not None
@@ -211,22 +215,63 @@ async def test_the_neurons_of_a_thin_shard_come_with_its_ranking(
             zip(NODES[1:], (service(tmp_path / "other").handler, handler), strict=False)
         )
         node.ways.claims = (claim,)
-        node.shards.start(part, shard, LAUNCH, FILE)
+        node.shards.start(part, shard, LAUNCH, FILE, unchanged)
         await node.until("ready", part)
-        assert node.library.lacks(shard) == ""
+        assert node.library.lacks(FILE, MODEL, shard) == ""
         assert node.ways.asked == [NODES[1], NODES[1], NODES[2]], "the first gave other neurons"
         node.engines.drain(part)
         await node.until(None, part)
 
 
+async def test_who_gives_neurons_too_slowly_is_left_for_another(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    one, shard = thin_ranking(tmp_path / "giver" / "rankings")
+    size = rankings.neurons_bytes(one)
+    given: list[int] = []
+
+    async def slow(_peer: object, stream: trio.abc.Stream) -> None:
+        await receive_frame(stream)
+        await send_frame(stream, b"%d" % size)
+        with suppress(trio.BrokenResourceError):
+            for _ in range(size):
+                await stream.send_all(b"0")
+                given.append(1)
+                mock_clock.jump(module.ANSWER_TIMEOUT_S / 2)
+
+    async with trio.open_nursery() as nursery:
+        node = Node(tmp_path / "me", nursery)
+        node.ways.others = {NODES[1]: slow, NODES[2]: service(tmp_path / "giver").handler}
+        claim = CLAIM._replace(ranking=shard.ranking)
+        rankings.save(node.folder / "rankings", one)
+        node.ways.claims = (claim,)
+        await node.shards._fetch(MODEL, shard, "neurons", node.shards._ask_neurons)
+        assert len(given) < 10
+        assert node.library.lacks(FILE, MODEL, shard) == ""
+        nursery.cancel_scope.cancel()
+
+
 async def test_without_its_ranking_a_shard_says_what_it_lacks(tmp_path: Path) -> None:
     async with node_in(tmp_path / "me") as node:
         node.ways.others = {NODES[1]: None}
-        node.shards.start(PART, SHARD, LAUNCH, FILE)
+        node.shards.start(PART, SHARD, LAUNCH, FILE, unchanged)
         await node.until("failed")
         [served] = node.engines.served()
         assert "cannot be fetched" in served.detail
         assert "nobody is there" in served.detail
+
+
+async def test_no_shard_is_made_of_a_file_that_is_another_model_by_now(tmp_path: Path) -> None:
+    def changed() -> None:
+        raise ModelError("it is not the file that was read")
+
+    async with node_in(tmp_path / "me") as node:
+        rankings.save(node.folder / "rankings", ranking())
+        node.shards.start(PART, SHARD, LAUNCH, FILE, changed)
+        await node.until("failed")
+        [served] = node.engines.served()
+        assert served.detail == "it is not the file that was read"
+        assert not (node.folder / "shards").exists()
 
 
 async def test_a_shard_that_is_stopped_while_it_is_made_leaves_nothing(
@@ -235,7 +280,7 @@ async def test_a_shard_that_is_stopped_while_it_is_made_leaves_nothing(
     monkeypatch.setattr("p2pmesh.models.slice.COPY_STEP_BYTES", 1024)
     async with node_in(tmp_path / "me") as node:
         rankings.save(node.folder / "rankings", ranking())
-        node.shards.start(PART, SHARD, LAUNCH, FILE)
+        node.shards.start(PART, SHARD, LAUNCH, FILE, unchanged)
         with node.engines.watched(node._note):
             while not any(one.startswith("writing") for one in node.details):
                 await node.changes.wait(node.changes.count)
