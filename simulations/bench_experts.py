@@ -281,7 +281,7 @@ def _line(entry: Mapping[str, object]) -> str:
     divergence: Mapping[str, float] = entry["divergence"]  # type: ignore[assignment]
     perplexity: Mapping[str, float] = entry["perplexity"]  # type: ignore[assignment]
     texts = ", ".join(
-        f"{text} {divergence[text]:.3f} {100 * (perplexity[text] - 1):+.0f} %"
+        f"{text} {divergence[text]:.3f} {100 * (perplexity[text] - 1):+.1f} %"
         for text in divergence
     )
     covers = "-" if coverage is None else f"{coverage:.0%}"
