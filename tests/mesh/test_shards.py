@@ -24,7 +24,7 @@ from p2pmesh.models.slice import read_layout
 from p2pmesh.models.store import Store
 from tests.engine.samples import MODEL, native
 from tests.mesh.namespaces import Host, network
-from tests.mesh.nodes import Node, end, start, wait_until
+from tests.mesh.nodes import Node, cli, end, start, wait_until
 
 NAME = MODEL.stem
 LOADED_S = 30.0
@@ -151,6 +151,20 @@ def test_an_owner_can_take_worse_shards(tmp_path: Path) -> None:
     options = ("--moe-quality", "kl=0.5")
     with mesh(tmp_path, 12, 12, divergence=170_000, options=options) as nodes:
         wait_until(lambda: len(ready_shards(nodes[0])) == 2, "two shards", within_s=LOADED_S)
+        assert "/shard-" in ask(nodes[1])[0]
+
+
+@pytest.mark.full
+def test_what_commands_measure_makes_the_mesh_share_a_model_by_itself(tmp_path: Path) -> None:
+    with mesh(tmp_path, 13, 13, divergence=900_000, options=("--moe-quality", "kl=0.5")) as nodes:
+        wait_until(lambda: "--moe-quality" in model(nodes[0])["reason"], "it says why not")
+        assert not ready_shards(nodes[0])
+        home, engine = f"--home={tmp_path / 'node-1'}", f"--engine={native()}"
+        for command in (("rank",), ("measure", "--kind=experts", "--sizes=4")):
+            done = cli("experts", *command, str(MODEL), home, engine)
+            assert done.returncode == 0, done.stderr
+        wait_until(lambda: len(ready_shards(nodes[1])) == 2, "two shards", within_s=LOADED_S)
+        assert "measured divergence 0." in model(nodes[1])["reason"]
         assert "/shard-" in ask(nodes[1])[0]
 
 
