@@ -320,7 +320,12 @@ class Allocation:
         model = demand.model
         if not model.expert_bytes or demand.split or demand.moe is Sharing.LAYERS:
             return None
-        return why_no_set(model.qualities, demand.divergence_max, self._hosts(demand))
+        held = dict(self._given.held(model.digest))
+        hosts = [
+            one._replace(room_bytes=one.room_bytes + held.get(one.node, 0))
+            for one in self._hosts(demand)
+        ]
+        return why_no_set(model.digest, model.qualities, demand.divergence_max, hosts)
 
     def _of_pipeline(self, demand: Demand) -> Assignment:
         digest = demand.model.digest

@@ -57,6 +57,7 @@ class ShardRefusal(NamedTuple):
             way.
         room_bytes: What the node with the most of it has for a shard.
         hosts: How many nodes have room for one.
+        is_possible: Whether there would be shards, but for the pipeline that runs.
     """
 
     best: ShardQuality | None
@@ -64,6 +65,7 @@ class ShardRefusal(NamedTuple):
     need_bytes: int = 0
     room_bytes: int = 0
     hosts: int = 0
+    is_possible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,7 +166,10 @@ def extended_set(kept: Experts, hosts: Iterable[Host]) -> Experts:
 
 
 def why_no_set(
-    qualities: Iterable[ShardQuality], divergence_max: int, hosts: Iterable[Host]
+    digest: ModelDigest,
+    qualities: Iterable[ShardQuality],
+    divergence_max: int,
+    hosts: Iterable[Host],
 ) -> ShardRefusal:
     """Return why a model is not in shards: nothing is good enough, or there is no room."""
     known = tuple(qualities)
@@ -181,6 +184,7 @@ def why_no_set(
     return ShardRefusal(
         smallest,
         divergence_max,
+        is_possible=new_set(digest, good_enough(known, divergence_max), here) is not None,
         need_bytes=shard_bytes(first.need_bytes, first.expert_bytes, least),
         room_bytes=max(first.room_bytes, 0),
         hosts=sum(one.capacity(smallest.places) >= least.size for one in here),

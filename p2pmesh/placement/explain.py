@@ -125,6 +125,8 @@ def _nor_sharded(refusal: ShardRefusal | None) -> str:
     if refusal is None:
         return ""
     best, most = refusal.best, _millionths(refusal.divergence_max)
+    if refusal.is_possible:
+        return "; expert shards would be good enough: `--moe experts` asks for them in its place"
     if best is None:
         why = "nothing is known of their quality: `p2pmesh experts rank` and `measure` change that"
     elif refusal.need_bytes:
