@@ -218,6 +218,32 @@ def test_what_is_no_size_is_said_with_an_example(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "divergence"),
+    [("kl=0", 0), ("kl=0.1", 100_000), (" kl=2.5 ", 2_500_000), ("kl=0.0000019", 1)],
+)
+def test_a_bound_of_quality_is_read_in_millionths(text: str, divergence: int) -> None:
+    assert resolve({"moe-quality": text}, {}).moe_quality == divergence
+
+
+@pytest.mark.parametrize(
+    "text", ["0.1", "kl=", "kl=-1", "kl=1e3", "KL=0.1", "kl=nan", "ppl=3", "kl=99999", "kl=0,1"]
+)
+def test_what_is_no_bound_of_quality_is_said_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--moe-quality: .*write it like kl=0.10"):
+        resolve({"moe-quality": text}, {})
+
+
+def test_more_than_any_model_diverges_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than any model diverges"):
+        resolve({"moe-quality": "kl=101"}, {})
+
+
+def test_a_way_of_sharing_is_one_of_three() -> None:
+    with pytest.raises(ConfigError, match="is not one of auto, experts, layers"):
+        resolve({"moe": "Experts"}, {})
+
+
 @pytest.mark.parametrize("text", ["0", "0GiB", "0.0001", "1048576TiB", "999999999999999999T"])
 def test_a_size_beyond_all_sense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size that a machine can have"):
