@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 from p2pmesh.errors import ModelError, PeerError
 from p2pmesh.models.gguf import Header
@@ -135,6 +135,28 @@ def card_of(headers: Sequence[Header]) -> Card:
         expert_bytes=sum(one.size_bytes for one in tensors if _EXPERTS.search(one.name)),
         tensor_bytes_max=tensor_bytes_max,
     )
+
+
+class Family(NamedTuple):
+    """What the quantisations of one model of experts have in common.
+
+    Not the number of elements: some quantisations have tensors of scales besides.
+    """
+
+    architecture: str
+    layers: int
+    width: int
+    vocabulary: int
+    experts: int
+    experts_used: int
+    context: int
+
+
+def family_of(card: Card) -> Family | None:
+    """Return the family of a model; None for one without experts."""
+    if not card.experts:
+        return None
+    return Family(*(getattr(card, field) for field in Family._fields))
 
 
 def _tensors(headers: Sequence[Header]) -> list[TensorInfo]:

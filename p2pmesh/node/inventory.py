@@ -17,11 +17,11 @@ import trio
 
 from p2pmesh.config import Settings
 from p2pmesh.errors import ConfigError, MeshError
-from p2pmesh.models.cards import ModelDigest
+from p2pmesh.models.cards import Family, ModelDigest, family_of, need_bytes
 from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.node.mesh import Mesh
-from p2pmesh.placement.inputs import default_context
+from p2pmesh.placement.inputs import default_context, pipeline_context
 from p2pmesh.state.registers import (
     HELD_PAGES_MAX,
     WANTS_MAX,
@@ -157,23 +157,43 @@ class ModelInventory:
             missing: The models.
             sizes: In bytes, which they may have: only files of these sizes are hashed.
         """
-        found: Sequence[ModelFile] = await trio.to_thread.run_sync(
-            self._store.discover, abandon_on_cancel=True
-        )
-        for file in found:
-            if file.size_bytes not in sizes:
-                continue
-            try:
-                digest = await trio.to_thread.run_sync(
-                    partial(self._store.digest, file), abandon_on_cancel=True
-                )
-            except MeshError as exc:
-                log.warning("model_skipped", path=str(file.parts[0]), reason=str(exc))
-                continue
-            if digest in missing:
-                log.info("model_found", path=str(file.parts[0]), digest=digest)
-                self._files[digest] = file
-                yield digest
+        for file in await self._discovered():
+            if file.size_bytes in sizes:
+                digest = await self._digest(file)
+                if digest in missing:
+                    log.info("model_found", path=str(file.parts[0]), digest=digest)
+                    self._files[digest] = file
+                    yield digest
+
+    async def search_smaller(
+        self, too_large: Mapping[Family, int]
+    ) -> AsyncGenerator[ModelDigest, None]:
+        """Look for smaller quantisations of models; yields each that it has from now on.
+
+        Args:
+            too_large: The size in bytes of a model that fits on no node, by its family.
+        """
+        for file in await self._discovered():
+            size_bytes = too_large.get(family) if (family := family_of(file.card)) else None
+            if size_bytes is not None and file.size_bytes < size_bytes:
+                digest = await self._digest(file)
+                if digest is not None and digest not in self._files:
+                    log.info("smaller_found", path=str(file.parts[0]), digest=digest)
+                    self._files[digest] = file
+                    yield digest
+
+    async def _discovered(self) -> Sequence[ModelFile]:
+        return await trio.to_thread.run_sync(self._store.discover, abandon_on_cancel=True)
+
+    async def _digest(self, file: ModelFile) -> ModelDigest | None:
+        """Return the digest of a file; None when it cannot be read."""
+        try:
+            return await trio.to_thread.run_sync(
+                partial(self._store.digest, file), abandon_on_cancel=True
+            )
+        except MeshError as exc:
+            log.warning("model_skipped", path=str(file.parts[0]), reason=str(exc))
+            return None
 
 
 class InventoryPublisher:
@@ -195,6 +215,7 @@ class InventoryPublisher:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_at_shards)
             nursery.start_soon(self._search)
+            nursery.start_soon(self._search_smaller)
 
     async def _look_at_shards(self) -> None:
         """Tell the mesh what commands have found out about the shards of models."""
@@ -220,6 +241,35 @@ class InventoryPublisher:
                 continue  # what is missing now may be something else
             with trio.move_on_at(due_at):
                 await self._mesh.changes.wait(seen)
+
+    async def _search_smaller(self) -> None:
+        """Look once for smaller quantisations of each model of experts that fits on no node.
+
+        A budget that grows or a node that joins may make one fit, so nothing else is waited for.
+        """
+        searched: set[Family] = set()
+        while True:
+            seen = self._mesh.changes.count
+            too_large = self._too_large()
+            if too_large.keys() - searched:
+                searched |= too_large.keys()
+                async with aclosing(self._inventory.search_smaller(too_large)) as found:
+                    async for _ in found:
+                        self._publish()
+            await self._mesh.changes.wait(seen)
+
+    def _too_large(self) -> dict[Family, int]:
+        """The sizes of wanted models of experts that fit on no node with their file, by family."""
+        found: dict[Family, int] = {}
+        for model in self._mesh.view.models.values():
+            card = model.card
+            family = None if card is None else family_of(card)
+            if card is None or family is None or not model.wishes or not model.holders:
+                continue
+            context = pipeline_context(model.wanted, card)
+            if need_bytes(card, context=context) > max(one.budget_bytes for one in model.holders):
+                found[family] = max(found.get(family, 0), card.size_bytes)
+        return found
 
     def _missing(self) -> frozenset[ModelDigest]:
         return frozenset(

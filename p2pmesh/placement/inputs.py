@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Any, NamedTuple
+from typing import Any
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.cards import Card, ModelDigest, need_bytes
+from p2pmesh.models.cards import Card, Family, ModelDigest, family_of, need_bytes
 from p2pmesh.models.parts import WHOLE, ShardQuality
 from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
@@ -141,21 +141,6 @@ class InputsReader:
         return known[2]
 
 
-class _Family(NamedTuple):
-    """What quantisations of one model of experts have in common, by the card of a holder.
-
-    The parameters are those of no file alone: some quantisations have tensors of scales besides.
-    """
-
-    architecture: str
-    layers: int
-    width: int
-    vocabulary: int
-    experts: int
-    experts_used: int
-    context: int
-
-
 @dataclass(frozen=True, slots=True)
 class _OfModel:
     """The part of the inputs that is about one model."""
@@ -163,7 +148,7 @@ class _OfModel:
     facts: ModelFacts | None
     wants: tuple[PlacementRequest, ...]
     residents: tuple[Resident, ...]
-    family: _Family | None
+    family: Family | None
 
 
 def facts_of(view: MeshView, dead: Iterable[NodeId]) -> PlacementInputs:
@@ -248,18 +233,16 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
     )
 
 
-def _family(model: ModelView, gone: Collection[NodeId]) -> _Family | None:
+def _family(model: ModelView, gone: Collection[NodeId]) -> Family | None:
     """Return the family of a model by its first holder; None without experts."""
     cards = (one.held[model.digest].card for one in model.holders if one.node not in gone)
     card = next(cards, None)
-    if card is None or not card.experts:
-        return None
-    return _Family(*(getattr(card, field) for field in _Family._fields))
+    return None if card is None else family_of(card)
 
 
 def _with_smaller(models: list[_OfModel]) -> list[_OfModel]:
     """Tell each wanted model of experts which smaller quantisations of it are there."""
-    families: dict[_Family, list[ModelFacts]] = {}
+    families: dict[Family, list[ModelFacts]] = {}
     for one in models:
         if one.family is not None and one.facts is not None:
             families.setdefault(one.family, []).append(one.facts)
@@ -268,7 +251,7 @@ def _with_smaller(models: list[_OfModel]) -> list[_OfModel]:
     return [_told_smaller(one, families) for one in models]
 
 
-def _told_smaller(one: _OfModel, families: Mapping[_Family, list[ModelFacts]]) -> _OfModel:
+def _told_smaller(one: _OfModel, families: Mapping[Family, list[ModelFacts]]) -> _OfModel:
     if one.family is None or one.facts is None or not one.wants:
         return one
     need_bytes = one.facts.need_bytes

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from p2pmesh.node.mesh import Mesh
 from p2pmesh.state import registers
 from p2pmesh.state.registers import HeldModel, ModelRequest
 from tests.models.builders import tiny_gguf
-from tests.node.isolated_node import ME, Hearsay, library_in, model_file, wanted
-from tests.state.builders import card, digest
+from tests.models.layouts import moe_gguf
+from tests.node.isolated_node import GIB, ME, Hearsay, library_in, model_file, wanted
+from tests.state.builders import card, digest, held
 
 DEADLINE_S = 20.0  # the store works in threads and on a real disk
 
@@ -324,6 +326,30 @@ async def test_a_file_that_cannot_be_read_hides_no_other(
             nursery.cancel_scope.cancel()
     skipped = [log["reason"] for log in logs if log["event"] == "model_skipped"]
     assert skipped == ["it changed while it was read"]
+
+
+async def test_a_smaller_quantisation_of_a_model_that_fits_nowhere_is_found(
+    searching: Callable[[], Searching], home: Home
+) -> None:
+    small = moe_gguf(home.models / "small.gguf", "qwen3moe")
+    moe_gguf(home.models / "other.gguf", "mixtral")
+    tiny_gguf(home.models / "dense.gguf")
+    here = searching()
+    big = replace(here.store.open(small).card, size_bytes=9 * GIB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.publisher.run)
+        here.hearsay.join(1, budget_bytes=10 * GIB)
+        here.hearsay.hold(1, held(5, card=big))
+        here.hearsay.want(1, wanted(5))
+        await wait_all_tasks_blocked(0.05)
+        assert not here.hashed, "it fits"
+        here.hearsay.hold(1, held(5, card=replace(big, size_bytes=11 * GIB)))
+        await here.until(lambda: here.inventory.file(sha256(small)) is not None)
+        here.hearsay.hold(1, held(5, card=replace(big, size_bytes=12 * GIB)))
+        await wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+    assert here.hashed == ["small"], "once, and no model of another family"
+    assert held_by(here.mesh)[sha256(small)].stem == "small"
 
 
 async def test_nothing_is_searched_while_nothing_is_missing(
