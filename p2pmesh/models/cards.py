@@ -140,9 +140,11 @@ def card_of(headers: Sequence[Header]) -> Card:
 class Family(NamedTuple):
     """What the quantisations of one model of experts have in common.
 
-    Not the number of elements: some quantisations have tensors of scales besides.
+    The name tells finetunes of one base apart, which have equal numbers. The number of elements is
+    not among them: some quantisations have tensors of scales besides.
     """
 
+    name: str
     architecture: str
     layers: int
     width: int
@@ -153,8 +155,8 @@ class Family(NamedTuple):
 
 
 def family_of(card: Card) -> Family | None:
-    """Return the family of a model; None for one without experts."""
-    if not card.experts:
+    """Return the family of a model; None for one without experts, or without a name of its own."""
+    if not card.experts or not card.name:
         return None
     return Family(*(getattr(card, field) for field in Family._fields))
 

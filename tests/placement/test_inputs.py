@@ -146,12 +146,13 @@ def test_smaller_quantisations_of_a_wanted_model_are_told() -> None:
     big = card(experts=16, experts_used=4, expert_bytes=size // 2, size_bytes=size)
     half, quarter = (replace(big, size_bytes=size // part) for part in (2, 4))
     other = replace(quarter, width=big.width + 1)
+    finetune = replace(quarter, name="Some Model Coder")
     dense = replace(big, experts=0, size_bytes=size // 8)
     world = World()
-    cards = [big, half, quarter, other, dense]
+    cards = [big, half, quarter, other, dense, finetune]
     world.node(0, holds=[held(n, card=one) for n, one in enumerate(cards, 1)], wants=[wanted(1)])
     found = {one.digest: one.smaller for one in facts_of(world.view(), ()).models}
-    assert found == {**dict.fromkeys(map(digest, range(1, 6)), ()), digest(1): (BETA, digest(3))}
+    assert found == {**dict.fromkeys(map(digest, range(1, 7)), ()), digest(1): (BETA, digest(3))}
     world.node(0, holds=[held(n, card=one) for n, one in enumerate(cards, 1)], wants=[wanted(3)])
     assert not any(one.smaller for one in facts_of(world.view(), ()).models), "nothing is smaller"
 
