@@ -48,7 +48,13 @@ def test_the_official_client_streams_through_a_node_that_does_not_serve(tmp_path
             assert text.choices[0].text
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["kill -9", "SIGSTOP"])
+@pytest.mark.parametrize(
+    "sign",
+    [
+        pytest.param(signal.SIGKILL, id="kill -9"),
+        pytest.param(signal.SIGSTOP, id="SIGSTOP", marks=pytest.mark.full),
+    ],
+)
 def test_the_next_request_after_the_owners_death_is_answered_by_another(
     tmp_path: Path, sign: signal.Signals
 ) -> None:

@@ -340,6 +340,7 @@ def test_a_laptop_carries_its_mesh_into_no_cafe(tmp_path: Path) -> None:
         assert carried.line["mesh"] == at_home.line["mesh"] != elsewhere.line["mesh"]
 
 
+@pytest.mark.full
 def test_a_private_mesh_lets_in_by_name_who_waits_on_its_network(tmp_path: Path) -> None:
     with network() as net, ExitStack() as stack:
         lan = net.lan()

@@ -138,6 +138,7 @@ async def test_nor_does_the_address_of_another_node(pair: tuple[Node, Node]) -> 
         await chat_beside(liar, entry)
 
 
+@pytest.mark.full
 def test_an_engine_that_stands_still_is_soon_not_ready_and_then_goes_on(
     pair: tuple[Node, Node],
 ) -> None:

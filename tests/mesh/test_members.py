@@ -139,6 +139,7 @@ def at(node: Node) -> str:
     return f"--home={node.me['home']}"
 
 
+@pytest.mark.full
 def test_a_guest_that_was_granted_more_is_a_member_after_a_restart(
     tmp_path: Path, stack: ExitStack
 ) -> None:

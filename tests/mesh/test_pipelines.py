@@ -121,7 +121,9 @@ def test_a_pipeline_says_what_one_node_says(
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.full)]
 )
-@pytest.mark.parametrize("program", ["ggml-rpc-server", "llama-server"])
+@pytest.mark.parametrize(
+    "program", [pytest.param("ggml-rpc-server", marks=pytest.mark.full), "llama-server"]
+)
 def test_the_next_request_after_a_process_is_lost_is_answered(
     tmp_path: Path, program: str, how: signal.Signals
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_loss_while_tokens_come_ends_the_answer_and_the_next_one_is_whole(
         wait_until(lambda: not engine.is_running() or engine.status() == "zombie", "it is gone")
 
 
+@pytest.mark.full
 def test_a_node_that_is_lost_is_replaced_by_itself_when_it_comes_back(tmp_path: Path) -> None:
     with split(tmp_path, 2) as nodes:
         engines = nodes[1].engines()
@@ -253,6 +256,7 @@ def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large
         assert text(ask(other)) == ANSWER
 
 
+@pytest.mark.full
 def test_two_models_share_their_nodes_within_what_these_give(tmp_path: Path) -> None:
     dense = tiny_gguf(tmp_path / "dense.gguf", layers=6, half=True)
     options = f"--engine={native()}", "--memory=400MiB"

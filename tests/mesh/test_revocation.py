@@ -75,6 +75,7 @@ def knows(node: Node, name: str) -> bool:
     return name in {one["name"] for one in node.status()["nodes"]}
 
 
+@pytest.mark.full
 async def test_whom_a_revoked_node_let_in_stays_or_goes_as_it_was_said(tmp_path: Path) -> None:
     with running(tmp_path, 3) as nodes:
         founder, friend, _ = nodes

@@ -125,6 +125,7 @@ def test_a_model_that_fits_nowhere_is_served_in_shards(tmp_path: Path) -> None:
         assert "full quality" in refused.value.read().decode()
 
 
+@pytest.mark.full
 def test_shards_that_are_not_good_enough_leave_it_to_a_pipeline(tmp_path: Path) -> None:
     options = (f"--engine={native()}",)
     with mesh(tmp_path, 12, 12, divergence=170_000, everybody=options) as nodes:
