@@ -3,7 +3,7 @@
 Shell: synchronous, for threads. A shard's file is named by the digest of its model, ranking and
 exact lists, or width, and its time is that of its last use: when the shards would take more disk
 than they may, those that were unused longest go first, and never one that runs. One process works
-in a folder at a time.
+in a folder at a time, and of its threads one after the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from p2pmesh.errors import LocalError, ModelError
@@ -49,6 +50,7 @@ class ShardCache:
         self._folder = folder
         self._size_bytes_max = size_bytes_max
         self._in_use = in_use
+        self._making = Lock()
 
     def make(
         self,
@@ -123,10 +125,10 @@ class ShardCache:
         path = self._folder / shard_file_name(digest)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with locked(
-                self._folder / "lock",
-                f"Another p2pmesh is making a shard in {self._folder}; try again when it is done",
-            ):
+            taken = (
+                f"Another p2pmesh is making a shard in {self._folder}; try again when it is done"
+            )
+            with self._making, locked(self._folder / "lock", taken):
                 if path.is_file() and path.stat().st_size == size_bytes:
                     os.utime(path)
                     return path

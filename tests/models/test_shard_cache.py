@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,6 +138,27 @@ def test_one_process_makes_shards_at_a_time(shards: Shards) -> None:
         pytest.raises(LocalError, match="Another p2pmesh is making a shard"),
     ):
         shards.make()
+
+
+def test_a_thread_waits_while_another_makes_a_shard(shards: Shards) -> None:
+    cache = ShardCache(shards.folder, None)
+    made: list[Path] = []
+
+    def make_another() -> None:
+        made.append(cache.make(shards.model, shards.digest, pairs(2)))
+
+    other = Thread(target=make_another)
+
+    def progress(done: int, _total: int) -> None:
+        if not done:
+            other.start()
+            other.join(0.1)  # had it not waited, it would have ended
+            assert other.is_alive()
+
+    first = cache.make(shards.model, shards.digest, pairs(0), progress=progress)
+    other.join()
+    assert shards.files() == {first, *made}
+    assert len(made) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_named(shards: Shards) -> None:
