@@ -176,7 +176,7 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
         slots=4,
         ask=_ask_nobody,
         pipelines=Pipelines(mesh, engines),
-        shards=Shards(mesh, engines, library),
+        shards=Shards(mesh, engines, library, lambda: None),
     )
     node = Node(mesh, MeshBackends(mesh, reconciler, engines, slots=4), [])
     node.peers = [Peer(number + 1, models, now) for number in range(nodes - 1)]

@@ -208,6 +208,7 @@ class InventoryPublisher:
         self._mesh = mesh
         self._inventory = inventory
         self._pages = 0
+        self._due = trio.Event()
         self._publish()
 
     async def run(self) -> None:
@@ -217,12 +218,18 @@ class InventoryPublisher:
             nursery.start_soon(self._search)
             nursery.start_soon(self._search_smaller)
 
+    def look_now(self) -> None:
+        """Look at once for what is known of the shards of models: something came."""
+        self._due.set()
+
     async def _look_at_shards(self) -> None:
         """Tell the mesh what commands have found out about the shards of models."""
         while True:
+            self._due = trio.Event()
             if await self._inventory.look_at_shards():
                 self._publish()
-            await trio.sleep(LOOK_INTERVAL_S)
+            with trio.move_on_after(LOOK_INTERVAL_S):
+                await self._due.wait()
 
     async def _search(self) -> None:
         """Look for models that the mesh wants and this node may have."""

@@ -149,7 +149,9 @@ class MeshLife:
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
         self._publisher = InventoryPublisher(self.mesh, lasting.inventory)
         self._pipelines = Pipelines(self.mesh, lasting.engines)
-        self._shards = Shards(self.mesh, lasting.engines, lasting.inventory.library)
+        self._shards = Shards(
+            self.mesh, lasting.engines, lasting.inventory.library, self._publisher.look_now
+        )
         self.reconciler = Reconciler(
             self.mesh,
             lasting.engines,

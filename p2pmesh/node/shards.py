@@ -61,10 +61,18 @@ class Shards:
         mesh: The ways to other nodes, and what they say that they have.
         engines: What runs here.
         library: The rankings and files of shards here.
+        on_fetched: Called when a ranking has come, which others may lack when its giver has left.
     """
 
-    def __init__(self, mesh: Mesh, engines: EngineManager, library: ShardLibrary) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        engines: EngineManager,
+        library: ShardLibrary,
+        on_fetched: Callable[[], None],
+    ) -> None:
         self._mesh, self._engines, self._library = mesh, engines, library
+        self._on_fetched = on_fetched
 
     def handlers(self) -> Handlers:
         """The service for those who lack a ranking."""
@@ -150,6 +158,7 @@ class Shards:
             raise PeerError("it does not have that ranking any more")
         take = partial(self._library.take, source.ranking, data, source.claims)
         await trio.to_thread.run_sync(take)
+        self._on_fetched()
 
     async def _ask_neurons(self, source: _Source) -> None:
         ranking = self._library.ranking(source.ranking)

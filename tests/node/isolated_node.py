@@ -248,7 +248,7 @@ class Parts:
             slots=SLOTS,
             ask=self.ask,
             pipelines=Pipelines(hearsay.mesh, self.manager),
-            shards=Shards(hearsay.mesh, self.manager, self.inventory.library),
+            shards=Shards(hearsay.mesh, self.manager, self.inventory.library, lambda: None),
         )
         self.routes = MeshBackends(hearsay.mesh, self.reconciler, self.manager, slots=SLOTS)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,31 @@ async def test_what_fits_no_page_is_left_out_and_said(
         InventoryPublisher(mesh, ModelInventory(store, opened, library_in(tmp_path)))
     assert pages(mesh) == [0, 1]
     assert [(log["event"], log["pages_max"]) for log in logs] == [("models_left_out", 2)]
+
+
+async def test_a_ranking_that_came_is_told_at_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_INTERVAL_S", math.inf)
+    opened = Opened(files={}, demo=DEMO, wanted=())
+    inventory = ModelInventory(store, opened, library_in(tmp_path))
+    looked = 0
+
+    async def look() -> bool:
+        nonlocal looked
+        looked += 1
+        return False
+
+    monkeypatch.setattr(inventory, "look_at_shards", look)
+    async with trio.open_nursery() as nursery:
+        publisher = InventoryPublisher(Hearsay().mesh, inventory)
+        nursery.start_soon(publisher.run)
+        await wait_all_tasks_blocked()
+        assert looked == 1
+        publisher.look_now()
+        await wait_all_tasks_blocked()
+        assert looked == 2
+        nursery.cancel_scope.cancel()
 
 
 # What is looked for

@@ -361,7 +361,7 @@ class Real:
             slots=1,
             ask=nobody,
             pipelines=Pipelines(mesh, self.engines),
-            shards=Shards(mesh, self.engines, self.inventory.library),
+            shards=Shards(mesh, self.engines, self.inventory.library, lambda: None),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reconciler.run)

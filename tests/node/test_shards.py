@@ -107,9 +107,13 @@ class Node:
         self.ways = Ways(nursery)
         self.engines = EngineManager(engine, logs=folder)
         self.library = ShardLibrary(folder / "rankings", ShardCache(folder / "shards", None))
-        self.shards = Shards(cast("Mesh", self.ways), self.engines, self.library)
+        self.fetched = 0
+        self.shards = Shards(cast("Mesh", self.ways), self.engines, self.library, self._count)
         self.changes = Watchable()
         self.details: list[str] = []
+
+    def _count(self) -> None:
+        self.fetched += 1
 
     async def until(self, state: str | None, part: PartId = PART) -> None:
         with self.engines.watched(self._note):
@@ -140,7 +144,7 @@ def giver(folder: Path) -> Any:
 def service(folder: Path) -> Service:
     """The service of a node with what is in a folder."""
     library = ShardLibrary(folder / "rankings", ShardCache(folder / "shards", None))
-    shards = Shards(cast("Mesh", None), cast("EngineManager", None), library)
+    shards = Shards(cast("Mesh", None), cast("EngineManager", None), library, lambda: None)
     found = shards.handlers()[RANKING]
     assert found.needs == Needs(Role.SERVE)
     return found
@@ -182,6 +186,7 @@ async def test_a_ranking_comes_from_whoever_has_it(tmp_path: Path) -> None:
         await node.until("ready")
         assert node.ways.asked == list(NODES[1 : len(handlers) + 1])
         assert node.library.read(NAME) is not None
+        assert node.fetched == 1
         node.library.look({MODEL: FILE})
         assert CLAIM in node.library.known(MODEL), "others learn it from this node too"
 
