@@ -17,10 +17,15 @@ from p2pmesh.models.parts import (
     WHOLE,
     PartId,
     ReplicaKey,
+    Shard,
+    ShardKind,
+    ShardQuality,
     StageName,
+    is_shard,
     parse_stage,
     takes_requests,
 )
+from p2pmesh.placement.experts import shard_bytes
 from p2pmesh.placement.facts import (
     ModelFacts,
     PlacementInputs,
@@ -35,6 +40,8 @@ from p2pmesh.placement.shape import Shape
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES
 from tests.placement.split_world import engine
 
+PLACES = 16  # of experts, which take three quarters of their models
+
 Signed = tuple[Resident, ...]
 
 
@@ -43,6 +50,8 @@ class SmallMesh:
     stale: Whether nodes act on old news.
     failing: Whether loads may fail.
     split: Whether some models are to be split.
+    experts: Whether models have experts, and are too large for most nodes.
+    shards: What each shard that was started holds.
     units: All stages of the pipeline that a stage was started for.
     stops: Every stop so far.
     """
@@ -55,15 +64,18 @@ class SmallMesh:
         stale: bool,
         failing: bool = False,
         split: bool = False,
+        experts: bool = False,
     ) -> None:
         self.rng = rng
         self.split = split
+        self.shards: dict[tuple[NodeId, PartId], Shard] = {}
         self.units: dict[tuple[NodeId, PartId], tuple[Stage, ...]] = {}
         self.stale = stale
         self.failing = failing
         self.priorities = priorities
         self.budgets = {n: rng.randint(2, 8) * GIB for n in NODES}
-        self.needs = {digest: rng.randint(1, 4) * GIB for digest in MODELS}
+        size = (5, 9) if experts else (1, 4)
+        self.needs = {digest: rng.randint(*size) * GIB for digest in MODELS}
         self.models = tuple(
             ModelFacts(
                 digest=digest,
@@ -75,6 +87,8 @@ class SmallMesh:
         )
         if split:
             self.models = tuple(in_layers(one) for one in self.models)
+        if experts:
+            self.models = tuple(with_experts(one, rng) for one in self.models)
         self.wants: tuple[PlacementRequest, ...] = ()
         self.running: dict[NodeId, dict[PartId, str]] = {n: {} for n in NODES}
         self.signed: dict[NodeId, list[Signed]] = {n: [()] for n in NODES}
@@ -97,6 +111,16 @@ class SmallMesh:
             )
             for digest in rng.sample(MODELS, rng.randint(0, len(MODELS)))
         )
+
+    def share_one(self) -> None:
+        """Want one model only, and have room for all its experts on two or three nodes."""
+        one = self.models[1]
+        kept = Shard(ShardKind.EXPERTS, "ab" * 32, PLACES, 6, (1 << self.rng.randint(10, 12)) - 1)
+        quality = ShardQuality(*kept[:4], divergence=50_000, coverage=930_000)
+        self.models = (replace(one, qualities=(quality,)),)
+        self.wants = (PlacementRequest(owner=NODES[0], digest=one.digest),)
+        room = shard_bytes(one.need_bytes, one.need_bytes * 3 // 4, kept)
+        self.budgets = dict.fromkeys(NODES, room)
 
     def crash(self) -> None:
         gone = self.rng.choice(sorted(self.budgets))
@@ -200,8 +224,10 @@ class SmallMesh:
             assert action.part not in self.running[n]
             self.running[n][action.part] = "loading"
             self.units[n, action.part] = action.stages
+            if action.shard is not None:
+                self.shards[n, action.part] = action.shard
             if not action.stages:
-                assert action.part.name == WHOLE
+                assert action.part.name == WHOLE or is_shard(action.part.name)
             elif takes_requests(action.part.name):
                 behind = {stage.node for stage in action.stages[1:]}
                 assert behind <= {one.node for one in self.facts(n).residents}, "a head too early"
@@ -236,12 +262,17 @@ class SmallMesh:
 
     def _resident(self, n: NodeId, part: PartId, state: ResidentState) -> Resident:
         stages = tuple(stage.range for stage in self.units.get((n, part), ()))
-        return Resident(node=n, digest=part.digest, state=state, name=part.name, stages=stages)
+        shard = self.shards.get((n, part))
+        return Resident(
+            node=n, digest=part.digest, state=state, name=part.name, stages=stages, shard=shard
+        )
 
     def _need(self, n: NodeId, part: PartId) -> int:
         stages = self.units.get((n, part))
         if stages:
             return next(stage.need_bytes for stage in stages if stage.node == n)
+        if shard := self.shards.get((n, part)):
+            return shard_bytes(self.needs[part.digest], self.needs[part.digest] * 3 // 4, shard)
         return self.needs[part.digest]
 
     def _answers(self, n: NodeId, part: PartId) -> bool:
@@ -263,3 +294,11 @@ def in_layers(one: ModelFacts) -> ModelFacts:
     layer = one.need_bytes // 4
     shape = Shape((layer,) * 4, (layer,) * 4, head_bytes=0, stage_bytes=64 * MIB, hop_bytes=1)
     return replace(one, shapes=tuple((holder, shape) for holder in one.holders))
+
+
+def with_experts(one: ModelFacts, rng: Random) -> ModelFacts:
+    """A model of which shards of one kind are good enough, on all nodes."""
+    kind, critical = rng.choice(tuple(ShardKind)), rng.randint(4, 12)
+    quality = ShardQuality(kind, "ab" * 32, PLACES, critical, 50_000, 930_000)
+    experts = tuple((holder, one.need_bytes * 3 // 4) for holder in NODES)
+    return replace(one, holders=NODES, expert_bytes=experts, qualities=(quality,))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.models.parts import takes_requests
+from p2pmesh.placement.layout import Experts
 from p2pmesh.placement.plan import plan
 from p2pmesh.placement.reconcile import Stop, StopReason
 from tests.placement.small_mesh import SmallMesh
@@ -139,3 +140,36 @@ def test_pipelines_at_rest_stay_there(seed: int) -> None:
     for _ in range(60):
         mesh.step()
     assert mesh.acted == acted
+
+
+# Expert shards in it.
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(seeds)
+def test_through_all_deaths_no_model_loses_its_last_shard_to_a_larger_one(seed: int) -> None:
+    mesh = SmallMesh(Random(seed), priorities=1, stale=False, experts=True)
+    mesh.share_one()
+    for event in (mesh.crash, mesh.crash, mesh.join, mesh.crash):
+        for _ in range(120):
+            shared = [a for a in plan(mesh.facts()).assignments if isinstance(a.layout, Experts)]
+            served = [a for a in shared if mesh.ready(a.digest)]
+            mesh.step()
+            assert all(mesh.ready(a.digest) for a in served if len(a.nodes) > 1)
+        event()
+    mesh.settle()
+    assert_at_rest_on_the_plan(mesh)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(seeds)
+def test_with_shards_and_old_news_the_mesh_comes_to_rest_on_the_plan(seed: int) -> None:
+    mesh = SmallMesh(
+        Random(seed), priorities=1 + seed % 3, stale=True, failing=True, experts=True, split=True
+    )
+    for event in (mesh.change_wants, mesh.crash, mesh.shrink, mesh.join, mesh.change_wants):
+        for _ in range(60):
+            mesh.step()
+        event()
+    mesh.settle()
+    assert_at_rest_on_the_plan(mesh)
