@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
@@ -203,6 +205,12 @@ def test_placement_is_made_of_integers() -> None:
 
 def test_nothing_imports_anyio() -> None:
     assert [source.path for source in python_sources() if uses_anyio(source)] == []
+
+
+def test_a_node_loads_numpy_only_when_it_cuts_thin_shards() -> None:
+    source = "import sys, p2pmesh.node.run; sys.exit('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], check=False, timeout=60)
+    assert done.returncode == 0, "it takes 12 MB and a tenth of a second"
 
 
 # The checks themselves

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import structlog
 
 from p2pmesh.errors import LocalError, MeshError, ModelError, PeerError
 from p2pmesh.home import replacing, write_atomic
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.imatrix import Floats
 from p2pmesh.models.importance import (
     DIGEST_BYTES,
     RANKING_BYTES_MAX,
@@ -30,9 +29,12 @@ from p2pmesh.models.importance import (
     to_bytes,
 )
 
+if TYPE_CHECKING:
+    from p2pmesh.models.imatrix import Floats
+
 SUFFIX = ".ranking"
 NEURONS_SUFFIX = ".neurons"
-FLOATS = np.dtype("<f4")
+FLOAT, FLOAT_BYTES = "<f4", 4
 
 log = structlog.get_logger(__name__)
 
@@ -108,11 +110,11 @@ def save_neurons(folder: Path, layers: Sequence[Floats]) -> Neurons:
     _create(folder)
     hasher = blake2b(digest_size=DIGEST_BYTES)
     for scores in layers:
-        hasher.update(scores.astype(FLOATS).tobytes())
+        hasher.update(scores.astype(FLOAT).tobytes())
     digest = hasher.hexdigest()
     with replacing(folder / f"{digest}{NEURONS_SUFFIX}") as file:
         for scores in layers:
-            file.write(scores.astype(FLOATS).tobytes())
+            file.write(scores.astype(FLOAT).tobytes())
     return Neurons(digest, layers[0].shape[-1])
 
 
@@ -126,7 +128,7 @@ def neurons_bytes(ranking: Ranking) -> int:
     if ranking.neurons is None:
         return 0
     scores = len(ranking.layers) * len(ranking.domains) * ranking.experts * ranking.neurons.width
-    return FLOATS.itemsize * scores
+    return FLOAT_BYTES * scores
 
 
 @contextmanager
@@ -162,12 +164,14 @@ def load_neurons(folder: Path, ranking: Ranking) -> Floats | None:
     """
     if ranking.neurons is None:
         return None
+    import numpy as np  # late: it takes memory that few nodes ever need
+
     path = neurons_path(folder, ranking.neurons)
     shape = (len(ranking.layers), len(ranking.domains), ranking.experts, ranking.neurons.width)
     try:
         if path.stat().st_size != neurons_bytes(ranking):
             raise _damaged(path)
-        scores: Floats = np.memmap(path, FLOATS, mode="r", shape=shape)
+        scores: Floats = np.memmap(path, FLOAT, mode="r", shape=shape)
     except FileNotFoundError:
         return None
     except OSError as exc:

@@ -29,8 +29,7 @@ from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shards import Places, RankedPlaces
 from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import ModelFile, Progress
-from p2pmesh.models.thin import thin_layout_of
-from p2pmesh.models.thin_places import ThinPlaces, is_of
+from p2pmesh.models.thin import is_of, thin_layout_of
 
 QUALITIES_MAX = 8  # of one model, that go to the mesh
 
@@ -161,13 +160,23 @@ class ShardLibrary:
     ) -> Iterator[ShardQuality]:
         file = models[ranking.model]
         yield from measured.load(self._folder, digest_of(ranking))
-        kinds: list[RankedPlaces] = [Places(ranking, self._layout(ranking.model, file))]
-        neurons = rankings.load_neurons(self._folder, ranking)
-        if neurons is not None:
-            kinds.append(ThinPlaces(ranking, neurons, of_headers(file, thin_layout_of)))
+        kinds = (Places(ranking, self._layout(ranking.model, file)), self._thin(ranking, file))
         for places in kinds:
-            if predicted := places.predicted():
+            if places is not None and (predicted := places.predicted()):
                 yield predicted
+
+    def _thin(self, ranking: Ranking, file: ModelFile) -> RankedPlaces | None:
+        """Return the places of thin shards; None where there are none of that model."""
+        neurons = rankings.load_neurons(self._folder, ranking)
+        if neurons is None:
+            return None
+        from p2pmesh.models.thin_places import ThinPlaces  # late: numpy, as in rankings.py
+
+        try:
+            return ThinPlaces(ranking, neurons, of_headers(file, thin_layout_of))
+        except ModelError as exc:
+            log.info("no_thin_shards", path=str(file.parts[0]), reason=str(exc))
+            return None
 
     def _layout(self, digest: ModelDigest, file: ModelFile) -> ExpertLayout:
         if digest not in self._layouts:

@@ -21,6 +21,7 @@ from p2pmesh.errors import ModelError
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.experts import DIGEST_BYTES, layout_of
 from p2pmesh.models.gguf import Header
+from p2pmesh.models.importance import Ranking
 from p2pmesh.models.metadata import WIDTH_MAX, Metadata
 from p2pmesh.models.parts import PLACES_MAX
 from p2pmesh.models.shard_file import Cut, Piece, ShardFile, Span, changed_file
@@ -106,6 +107,13 @@ def thin_layout_of(headers: Sequence[Header]) -> ThinLayout:
         blocks=blocks,
         keys=_keys(headers[0], width, tensors),
     )
+
+
+def is_of(ranking: Ranking, layout: ThinLayout) -> bool:
+    """Whether a ranking is of a model with these experts and, if it names neurons, with these."""
+    width = layout.width if ranking.neurons is None else ranking.neurons.width
+    same = (ranking.experts, width) == (layout.experts, layout.width)
+    return same and set(ranking.layers) <= set(layout.blocks)
 
 
 def _axis(name: str) -> int | None:

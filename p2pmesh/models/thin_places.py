@@ -19,7 +19,7 @@ from p2pmesh.models.importance import Ranking
 from p2pmesh.models.parts import Shard, ShardKind
 from p2pmesh.models.shard_file import Plan, ShardFile
 from p2pmesh.models.shards import RankedPlaces
-from p2pmesh.models.thin import ThinLayout, thin_file
+from p2pmesh.models.thin import ThinLayout, is_of, thin_file
 from p2pmesh.sharing import MILLION
 
 if TYPE_CHECKING:
@@ -127,13 +127,6 @@ class ThinPlaces(RankedPlaces):
             covered = np.where(totals > 0, reached / np.where(totals > 0, totals, 1), usual)
             least = np.minimum(least, covered.min(axis=0))
         return (0, *(least * MILLION).astype(int).tolist())
-
-
-def is_of(ranking: Ranking, layout: ThinLayout) -> bool:
-    """Whether a ranking is of a model with these experts and, if it names neurons, with these."""
-    width = layout.width if ranking.neurons is None else ranking.neurons.width
-    same = (ranking.experts, width) == (layout.experts, layout.width)
-    return same and set(ranking.layers) <= set(layout.blocks)
 
 
 def _descending(shares: Floats) -> Indices:

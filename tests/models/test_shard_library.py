@@ -27,6 +27,7 @@ from p2pmesh.models.shards import Places
 from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import Store, read_header
 from p2pmesh.models.thin import thin_layout_of
+from tests.models.layouts import moe_gguf
 
 STORE = Store(Home.at(Path("/nowhere")), environ={})
 FILE = STORE.embedded()
@@ -190,3 +191,16 @@ def test_a_shard_of_a_ranking_that_is_not_here_is_not_made(
 
 def replace_ranking(shard: Shard, ranking: str) -> Shard:
     return shard._replace(ranking=RankingDigest(ranking))
+
+
+def test_a_model_without_thin_shards_has_others(tmp_path: Path, library: ShardLibrary) -> None:
+    file = STORE.open(moe_gguf(tmp_path / "moe.gguf", "deepseek-v3"))
+    layout = read_layout(file)
+    neurons = rankings.save_neurons(
+        tmp_path / "rankings", [np.ones((1, layout.count, 32), dtype=np.float32)] * 2
+    )
+    row = [2.0**-place for place in range(layout.count)]
+    made = rank(MODEL, "counts", layout.layers, {"x": [row] * 2}, [()] * 2, neurons=neurons)
+    rankings.save(tmp_path / "rankings", made)
+    assert library.look({MODEL: file})
+    assert [one.kind for one in library.known(MODEL)] == [ShardKind.EXPERTS]
