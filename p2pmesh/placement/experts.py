@@ -22,6 +22,7 @@ one after the other, so that some of them answer all the time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
@@ -33,6 +34,7 @@ from p2pmesh.sharing import COVERAGE_MIN, MILLION
 
 SHARDS_MAX = 8  # more of them cost files and memory, and each is one more place for conversations
 SHARDS_MIN = 2  # of whole experts
+SETS_MAX = 16  # that are compared: each takes a millisecond, and any holder may claim qualities
 
 
 class Host(NamedTuple):
@@ -119,11 +121,11 @@ def new_set(
 
     Args:
         digest: Of the model.
-        good: What is good enough.
+        good: What is good enough, that with the smallest shards first.
         hosts: Each node once.
     """
     here = tuple(hosts)
-    found = ((quality, shards_of(quality, here)) for quality in good)
+    found = ((quality, shards_of(quality, here)) for quality in islice(good, SETS_MAX))
     sets = [_placed(digest, quality, shards, here) for quality, shards in found if shards]
     return min(sets, key=_cost, default=None)
 
@@ -145,7 +147,10 @@ def kept_set(
 ) -> Experts | None:
     """Return the shards that run, as far as they fit and are good enough; None for none."""
     here = tuple(hosts)
+    running = {one.running[:4] for one in here if one.running is not None}
     for quality in _any_good(qualities, divergence_max):
+        if quality[:4] not in running:
+            continue
         kept = {
             one.node: one.running
             for one in here
