@@ -11,6 +11,8 @@ from enum import StrEnum
 MILLION = 1_000_000
 DIVERGENCE_MAX = MILLION // 10  # what shards may diverge where nobody says otherwise
 COVERAGE_MIN = 9 * MILLION // 10  # of the importance; where no divergence can be measured
+# Less than this makes no shard that anybody would want, whatever somebody says of its divergence.
+COVERAGE_LEAST = 4 * MILLION // 10
 DIVERGENCE_LIMIT = 100 * MILLION  # as far as a model of 10^43 tokens that answers at random
 
 

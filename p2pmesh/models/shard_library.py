@@ -30,6 +30,7 @@ from p2pmesh.models.shards import Places, RankedPlaces
 from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import ModelFile, Progress
 from p2pmesh.models.thin import is_of, thin_layout_of
+from p2pmesh.sharing import COVERAGE_LEAST
 
 QUALITIES_MAX = 8  # of one model, that go to the mesh
 
@@ -104,10 +105,14 @@ class ShardLibrary:
             shard: What to keep.
 
         Raises:
-            ModelError: The ranking is damaged, or of another model.
+            ModelError: The ranking is of another model.
             LocalError: The system does not let it be read.
         """
-        ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
+        try:
+            ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
+        except ModelError as exc:
+            log.warning("ranking_damaged", reason=str(exc))
+            return "ranking"
         if ranking is None:
             return "ranking"
         if shard.kind is not ShardKind.THIN or ranking.neurons is None:
@@ -142,7 +147,8 @@ class ShardLibrary:
             progress: As for `slice.write_shard`.
 
         Raises:
-            ModelError: The ranking is not here, or of another model; the model cannot be cut.
+            ModelError: The ranking is not here, or of another model; the shard has too little of
+                what matters by it, whatever was claimed; the model cannot be cut.
             LocalError: It would take more disk than shards may, or the system does not let the
                 files be read or written; of a thin shard, the scores of neurons are not here.
         """
@@ -150,9 +156,12 @@ class ShardLibrary:
         if ranking is None or ranking.model != digest:
             raise ModelError("the ranking of its experts is not here")
         if shard.kind is ShardKind.THIN:
+            _check_likely(self._thin(ranking, file), shard)
             neurons = rankings.load_neurons(self._folder, ranking)
             return self._cache.make_thin(file, digest, ranking, neurons, shard, progress=progress)
-        lists = Places(ranking, self._layout(digest, file)).of(shard)
+        places = Places(ranking, self._layout(digest, file))
+        lists = places.of(shard)
+        _check_likely(places, shard)
         return self._cache.make(file, digest, lists, ranking=shard.ranking, progress=progress)
 
     def _qualities(
@@ -202,6 +211,17 @@ class ShardLibrary:
             except OSError as exc:  # it went away a moment ago, or is not to be read
                 log.debug("ranking_not_seen", path=str(path), reason=str(exc))
         return frozenset(stamps)
+
+
+def _check_likely(places: RankedPlaces | None, shard: Shard) -> None:
+    """Refuse a shard by a claim that cannot be true: anybody may say that he measured it."""
+    if places is None or not 0 < shard.critical <= places.count:
+        return  # what makes the file says what is wrong
+    if places.coverage(shard.critical) < COVERAGE_LEAST:
+        raise ModelError(
+            f"{places.holds(shard.critical)} have too little of the importance for a shard, "
+            "whatever was said of their quality"
+        )
 
 
 def _told(known: Collection[ShardQuality]) -> tuple[ShardQuality, ...]:

@@ -30,7 +30,7 @@ from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import Shard, ShardKind, ShardQuality
 from p2pmesh.placement.assignment import ShardRefusal
 from p2pmesh.placement.layout import Experts, PlacedShard
-from p2pmesh.sharing import COVERAGE_MIN, MILLION
+from p2pmesh.sharing import COVERAGE_LEAST, COVERAGE_MIN, MILLION
 
 SHARDS_MAX = 8  # more of them cost files and memory, and each is one more place for conversations
 SHARDS_MIN = 2  # of whole experts
@@ -94,7 +94,8 @@ def good_enough(
 
     def is_good(one: ShardQuality) -> bool:
         if measured:
-            return one.is_measured and one.divergence <= divergence_max
+            is_likely = one.coverage >= COVERAGE_LEAST
+            return one.is_measured and is_likely and one.divergence <= divergence_max
         return one[:2] not in seen and one.coverage >= COVERAGE_MIN
 
     return sorted(filter(is_good, known), key=_size)

@@ -137,6 +137,9 @@ def _nor_sharded(refusal: ShardRefusal | None) -> str:
         )
     elif not best.is_measured:
         why = f"{quality(best)}: `p2pmesh experts measure` may change that"
+    elif best.divergence <= refusal.divergence_max:
+        covers = best.coverage * 100 // MILLION
+        why = f"what is said of them cannot be true, as they cover {covers} % of the importance"
     else:
         why = (
             f"{_millionths(best.divergence)} is their least measured divergence, more than the"

@@ -204,3 +204,28 @@ def test_a_model_without_thin_shards_has_others(tmp_path: Path, library: ShardLi
     rankings.save(tmp_path / "rankings", made)
     assert library.look({MODEL: file})
     assert [one.kind for one in library.known(MODEL)] == [ShardKind.EXPERTS]
+
+
+def test_a_shard_by_a_claim_that_cannot_be_true_is_not_made(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    name = keep(tmp_path, ranking(1.01))
+    for critical, kept in ((4, 0b1111), (5, 0xFF)):
+        shard = Shard(ShardKind.EXPERTS, name, LAYOUT.count, critical, kept)
+        with pytest.raises(ModelError, match="too little of the importance"):
+            library.make(FILE, MODEL, shard)
+    assert not list((tmp_path / "shards").glob("*.gguf"))
+    path = library.make(FILE, MODEL, Shard(ShardKind.EXPERTS, name, LAYOUT.count, 8, 0xFF))
+    assert path.is_file()
+
+
+def test_a_damaged_ranking_is_fetched_anew(tmp_path: Path, library: ShardLibrary) -> None:
+    name = keep(tmp_path, ranking())
+    shard = Shard(ShardKind.EXPERTS, name, LAYOUT.count, 4, 0b1111)
+    assert library.lacks(FILE, MODEL, shard) == ""
+    data = library.read(RankingDigest(name))
+    assert data is not None
+    (tmp_path / "rankings" / f"{name}.ranking").write_bytes(data[:-1])
+    assert library.lacks(FILE, MODEL, shard) == "ranking"
+    library.take(RankingDigest(name), data, ())
+    assert library.lacks(FILE, MODEL, shard) == ""

@@ -26,7 +26,7 @@ def facts(budget: int = 16, *, experts: bool = True) -> PlacementInputs:
         holders=(A, B),
         shapes=((A, SHAPE), (B, SHAPE)),
         expert_bytes=((A, 16 * GIB), (B, 16 * GIB)) if experts else (),
-        qualities=(ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 0),),
+        qualities=(ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000),),
     )
     return PlacementInputs(
         nodes=tuple(

@@ -234,6 +234,7 @@ def test_the_smallest_shards_that_are_good_enough_come_first() -> None:
     assert good_enough(known, 200_000) == [bad, GOOD, large]
     assert good_enough([guessed, poor], DIVERGENCE_MAX, measured=False) == [guessed]
     assert good_enough(known, DIVERGENCE_MAX, measured=False) == [], "one was measured"
+    assert good_enough([GOOD._replace(coverage=390_000)], DIVERGENCE_MAX) == [], "that is a lie"
 
 
 # Plans.
@@ -357,6 +358,7 @@ def test_what_is_not_measured_will_do_only_where_the_model_can_run_nowhere() -> 
     [
         ((), "nothing is known of their quality: `p2pmesh experts rank`"),
         ((GOOD._replace(divergence=UNMEASURED, coverage=800_000),), "experts measure"),
+        ((GOOD._replace(coverage=390_000),), "cannot be true, as they cover 39 % of the"),
         ((GOOD._replace(critical=14),), "each takes 18.0 GiB and more, 0 nodes"),
     ],
 )
