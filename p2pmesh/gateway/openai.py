@@ -248,6 +248,13 @@ def not_full(model: ServedModel, *, retry_after_s: int) -> ApiError:
     return ApiError(503, message, code="full_quality_not_served", retry_after_s=retry_after_s)
 
 
+def not_here(model: ServedModel) -> ApiError:
+    """503 for a model that runs elsewhere, where the request may not leave this node."""
+    where = f" but on {', '.join(model.nodes)}" if model.nodes else ""
+    message = f"{model.id} does not run here{where}, and X-P2PMesh-Where: local keeps requests here"
+    return ApiError(503, message, code="model_not_ready")
+
+
 def not_ready(model: ServedModel, why: str, *, retry_after_s: int) -> ApiError:
     """503 for a model that is known and cannot answer now."""
     parts = [f"{model.id} cannot answer now ({model.state})", why, model.reason]

@@ -34,7 +34,7 @@ from p2pmesh.gateway.limits import (
     STALL_S,
     Limits,
 )
-from p2pmesh.gateway.openai import ApiError, not_full, not_ready
+from p2pmesh.gateway.openai import ApiError, not_full, not_here, not_ready
 from p2pmesh.gateway.pool import LostError, Pool, Upstream
 from p2pmesh.gateway.route import LOADING, READY, ServedModel, Target, choose
 from p2pmesh.gateway.scan import Body
@@ -224,6 +224,8 @@ class Proxy:
         limits, now = self._limits, trio.current_time()
         hopeful = model.state in (READY, LOADING)
         ends_at = since + (limits.ready_wait_s if hopeful else limits.unserved_wait_s)
+        if request.here_only and request.part is None and model.state == READY and not failure:
+            raise not_here(model)
         if not request.wait or now >= ends_at:
             raise not_ready(model, failure, retry_after_s=RETRY_AFTER_S)
         if self._counters.waiting >= limits.waiting:

@@ -457,6 +457,17 @@ async def test_a_conversation_moves_when_its_shard_fails() -> None:
         assert {await answered_by() for _ in range(5)} == {*parts} - {first}
 
 
+async def test_a_request_that_stays_here_is_told_where_its_model_runs() -> None:
+    async with open_world(model(nodes=("there",))) as world:
+        world.engine(hello, target(THERE))
+        head, body = await world.caller().ask("POST", CHAT, BODY, **{"x-p2pmesh-where": "local"})
+        assert head.status_code == 503
+        message = json.loads(body)["error"]["message"]
+        assert message == (
+            "alpha does not run here but on there, and X-P2PMesh-Where: local keeps requests here"
+        )
+
+
 async def test_a_quality_that_is_none_is_refused() -> None:
     async with open_world(model()) as world:
         world.engine()
