@@ -271,10 +271,11 @@ class InventoryPublisher:
         for model in self._mesh.view.models.values():
             card = model.card
             family = None if card is None else family_of(card)
-            if card is None or family is None or not model.wishes or not model.holders:
+            budgets = [one.budget_bytes for one in model.holders if one.caps is not None]
+            if card is None or family is None or not model.wishes or not budgets:
                 continue
             context = pipeline_context(model.wanted, card)
-            if need_bytes(card, context=context) > max(one.budget_bytes for one in model.holders):
+            if need_bytes(card, context=context) > max(budgets):
                 found[family] = max(found.get(family, 0), card.size_bytes)
         return found
 
