@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,10 +60,12 @@ def mesh(
     divergence: int = 50_000,
     options: tuple[str, ...] = (),
     everybody: tuple[str, ...] = (),
+    is_grown: bool = False,
 ) -> Iterator[list[Node]]:
     """Nodes with room for shards of so many experts; the first knows how good they are.
 
-    `options` are those of the first, which wants the model.
+    `options` are those of the first, which wants the model. With `is_grown` each node after the
+    second joins when the others have their shards, and in the end all are ready.
     """
     with ExitStack() as stack:
         nodes: list[Node] = []
@@ -74,6 +77,9 @@ def mesh(
             node = start(folder / name, room_for(size), *everybody, *wants, name=name)
             stack.callback(end, node)
             nodes.append(node)
+            if is_grown and number > 1:
+                has_all = partial(has_shards, nodes[0], number)
+                wait_until(has_all, f"{number} shards", within_s=LOADED_S)
         yield nodes
 
 
@@ -86,6 +92,10 @@ def ready_shards(node: Node) -> dict[str, int]:
     """How many experts of each layer each node holds that is ready."""
     found = model(node)["replicas"]
     return {one["name"]: one["experts"]["held"] for one in found if one["state"] == "ready"}
+
+
+def has_shards(node: Node, count: int) -> bool:
+    return len(ready_shards(node)) == count
 
 
 def ask(
@@ -103,8 +113,7 @@ def ask(
 
 
 def test_a_model_that_fits_nowhere_is_served_in_shards(tmp_path: Path) -> None:
-    with mesh(tmp_path, 12, 12, 12) as nodes:
-        wait_until(lambda: len(ready_shards(nodes[2])) == 3, "three shards", within_s=LOADED_S)
+    with mesh(tmp_path, 12, 12, 12, is_grown=True) as nodes:
         held = ready_shards(nodes[0])
         # Two nodes have 12 each; the third gets its share and moves nothing.
         assert held.pop("node-3") in (10, 11)
@@ -235,8 +244,7 @@ def own_question(host: Host, node: Node) -> str:
 
 
 def test_the_death_of_a_node_moves_its_conversations(tmp_path: Path) -> None:
-    with mesh(tmp_path, 12, 12, 12) as nodes:
-        wait_until(lambda: len(ready_shards(nodes[0])) == 3, "three shards", within_s=LOADED_S)
+    with mesh(tmp_path, 12, 12, 12, is_grown=True) as nodes:
         before = {f"question {n}": ask(nodes[0], f"question {n}")[0] for n in range(12)}
         nodes[2].process.send_signal(signal.SIGKILL)
         after = {text: ask(nodes[0], text)[0] for text in before}
