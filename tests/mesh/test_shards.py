@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -112,6 +113,15 @@ def ask(
         return str(response.headers["x-p2pmesh-served-by"]), json.load(response)
 
 
+def refused(node: Node, *, quality: str) -> str:
+    """What a request is told that cannot be answered now."""
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        ask(node, quality=quality)
+    with answer.value as error:
+        assert error.code == 503
+        return str(error.read().decode())
+
+
 def test_a_model_that_fits_nowhere_is_served_in_shards(tmp_path: Path) -> None:
     with mesh(tmp_path, 12, 12, 12, is_grown=True) as nodes:
         held = ready_shards(nodes[0])
@@ -128,10 +138,7 @@ def test_a_model_that_fits_nowhere_is_served_in_shards(tmp_path: Path) -> None:
         assert entry["p2pmesh"]["layout"] == "experts"
         assert entry["p2pmesh"]["shards"]["divergence"] == 0.05
         assert entry["p2pmesh"]["shards"]["experts"] == 16
-        with pytest.raises(urllib.request.HTTPError) as refused:
-            ask(nodes[0], quality="full")
-        assert refused.value.code == 503
-        assert "full quality" in refused.value.read().decode()
+        assert "full quality" in refused(nodes[0], quality="full")
 
 
 @pytest.mark.full
@@ -196,9 +203,7 @@ def test_a_smaller_quantisation_answers_for_a_model_that_fits_nowhere(tmp_path: 
         assert served == "node-1/whole"
         assert answer["model"] == "small"
         assert "a smaller quantisation of the same model" in model(nodes[0])["reason"]
-        with pytest.raises(urllib.request.HTTPError) as refused:
-            ask(nodes[1], quality="full")
-        assert refused.value.code == 503
+        assert "full quality" in refused(nodes[1], quality="full")
 
 
 @pytest.mark.full
