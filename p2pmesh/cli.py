@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "chat": ("p2pmesh.commands.chat:chat", ("home",)),
     "doctor": ("p2pmesh.commands.doctor:doctor", ALL),
     "engine": ("p2pmesh.commands.engine:engine", ("home", "engine")),
-    "experts": ("p2pmesh.commands.experts:experts", ("home", "engine", "disk")),
+    "experts": ("p2pmesh.commands.experts:experts", ("home", "engine", "disk", "moe-quality")),
 }
 
 

@@ -28,7 +28,7 @@ from p2pmesh.models import rankings
 from p2pmesh.models.candidates import Candidate, candidates
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import Ranking, RankingDigest, digest_of
-from p2pmesh.models.parts import MEASURES_MAX, ShardKind
+from p2pmesh.models.parts import MEASURES_MAX, PLACES_MAX, ShardKind
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.sharing import DIVERGENCE_MAX, MILLION
 
@@ -75,7 +75,8 @@ _ALL = "all"
     type=click.IntRange(1, MEASURES_MAX // len(ShardKind)),
     default=SIZES,
     show_default=True,
-    help="How many sizes of each kind, from half of the experts to all but one.",
+    help="How many sizes of each kind to measure; each halves what is left to search for the "
+    "smallest that is good enough.",
 )
 @click.option(
     "--minutes",
@@ -101,7 +102,8 @@ def measure_model(
 
     MODEL is a GGUF file or the name of a model found on this machine, which must have the memory to
     run it whole, however slowly. What is measured is kept beside the ranking, and decides which
-    shards the mesh may use. The whole model's answers and one shard take disk meanwhile.
+    shards the mesh may use; the smallest within --moe-quality are searched. The whole model's
+    answers and one shard take disk meanwhile.
     """
     domain_texts = domains(texts) or TEXTS
     home = Home.of(settings)
@@ -109,7 +111,7 @@ def measure_model(
     source = store.locate(model)
     with stoppable("Stopped; the sizes that were measured to their end are kept"):
         ranking = _ranking(home, store.digest(source), wanted, model)
-        shards = _candidates(kind, source, ranking, home.rankings, sizes)
+        shards = _candidates(kind, source, ranking, home.rankings)
         if not shards:
             raise ConfigError(f"{line(model)} needs all its experts; there is no shard to measure")
         program = perplexity_program(find_engine(settings.engine, home.engine, os.environ))
@@ -120,6 +122,8 @@ def measure_model(
                 model=source.parts[0],
                 texts=domain_texts,
                 candidates=shards,
+                sizes=sizes,
+                divergence_max=settings.moe_quality,
                 folder=folder,
                 answers_bytes_max=_room(folder, settings.disk),
                 deadline_s=60 * minutes,
@@ -133,19 +137,18 @@ def measure_model(
             f"No size was measured within {minutes:g} minutes; give it more --minutes, fewer "
             "--sizes, or measure on a faster machine"
         )
+    found.sort(key=lambda one: (one.quality.kind, one.quality.critical))
     click.echo(json.dumps(_as_object(ranking, found)) if as_json else text_of(found))
 
 
-def _candidates(
-    kind: str, model: ModelFile, ranking: Ranking, folder: Path, sizes: int
-) -> list[Candidate]:
+def _candidates(kind: str, model: ModelFile, ranking: Ranking, folder: Path) -> list[Candidate]:
     """Return the shards to measure; where all kinds will do, of those that the model allows."""
     found: list[Candidate] = []
     for one in ShardKind:
         if kind not in {one, _ALL}:
             continue
         try:
-            found += candidates(one, model, ranking, folder, sizes)
+            found += candidates(one, model, ranking, folder, PLACES_MAX)
         except (ModelError, LocalError) as exc:
             if kind == one or one is ShardKind.EXPERTS:
                 raise

@@ -17,15 +17,13 @@ import trio
 
 from p2pmesh.engine.perplexity import Figures, compare, save_answers
 from p2pmesh.errors import LocalError
-from p2pmesh.models.parts import ShardQuality
+from p2pmesh.models.parts import ShardKind, ShardQuality
 from p2pmesh.models.store import Progress
 from p2pmesh.sharing import DIVERGENCE_LIMIT, MILLION
 
 CHUNKS_MAX = 40  # of a text: with so many, other tools agree to 0.0003 nats
 CHUNKS_MIN = 4  # some 500 tokens; with fewer the figures are chance
 PILOT_CHUNKS = 2  # enough to learn what one costs
-GOOD_DIVERGENCE = MILLION // 100  # nobody asks for better shards,
-GOOD_COUNT = 2  # and when so many have it, larger ones do too
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, the chunks that are done, and all of them; 0 while unknown."""
@@ -33,6 +31,10 @@ Report = Callable[[str, int, int], None]
 
 class Candidate(Protocol):
     """A shard before it is written: see `candidates.Candidate`."""
+
+    @property
+    def kind(self) -> ShardKind:
+        """What it leaves out."""
 
     @property
     def quality(self) -> ShardQuality:
@@ -55,6 +57,8 @@ class Task:
         model: First file of the whole model.
         texts: Files of UTF-8 text by the name of their domain; at least one.
         candidates: The shards, those of each kind together and ascending.
+        sizes: How many of each kind to measure at most.
+        divergence_max: Of shards that are good enough, in millionths of a nat.
         folder: For files that are not needed afterwards.
         answers_bytes_max: What the answers of the whole model may take there.
         deadline_s: Seconds for all of it.
@@ -64,6 +68,8 @@ class Task:
     model: Path
     texts: Mapping[str, Path]
     candidates: Sequence[Candidate]
+    sizes: int
+    divergence_max: int
     folder: Path
     answers_bytes_max: int
     deadline_s: float
@@ -92,7 +98,9 @@ class Measured:
 
 
 async def measure(task: Task, keep: Callable[[Measured], None], report: Report) -> bool:
-    """Measure shards, the smallest of each kind first, until larger ones would all be good.
+    """Measure shards, to find the smallest of each kind that is good enough.
+
+    Larger shards are taken to be better, so that each measure halves what is left to search.
 
     Args:
         task: What to measure.
@@ -110,14 +118,19 @@ async def measure(task: Task, keep: Callable[[Measured], None], report: Report) 
     """
     with trio.move_on_after(task.deadline_s) as scope:
         answers = await _answers(task, report)
-        for _, candidates in groupby(task.candidates, lambda one: one.quality.kind):
-            good = 0
-            for candidate in candidates:
-                measured = await _measured(task, candidate, answers, report)
-                keep(measured)
-                good += measured.quality.divergence < GOOD_DIVERGENCE
-                if good == GOOD_COUNT:
+        for _, group in groupby(task.candidates, lambda one: one.kind):
+            ladder = tuple(group)
+            bad, good = -1, len(ladder)  # places in it
+            for _ in range(task.sizes):
+                if good - bad == 1:
                     break
+                middle = (bad + good) // 2
+                measured = await _measured(task, ladder[middle], answers, report)
+                keep(measured)
+                if measured.quality.divergence <= task.divergence_max:
+                    good = middle
+                else:
+                    bad = middle
     return not scope.cancelled_caught
 
 
@@ -149,7 +162,9 @@ async def _chunks(task: Task, report: Report) -> int:
             "--disk, or choose another --home"
         )
     chunks = min(CHUNKS_MAX, task.answers_bytes_max // each_bytes)
-    runs = len(task.texts) * (1 + len(task.candidates))
+    kinds = groupby(task.candidates, lambda one: one.kind)
+    shards = sum(min(len(tuple(group)), task.sizes) for _, group in kinds)
+    runs = len(task.texts) * (1 + shards)
     if runs * chunks * each_s > task.deadline_s:
         chunks = max(CHUNKS_MIN, int(task.deadline_s / (runs * each_s)))
     return chunks

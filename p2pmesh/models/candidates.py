@@ -36,6 +36,11 @@ class Candidate:
     critical: int
 
     @property
+    def kind(self) -> ShardKind:
+        """What it leaves out."""
+        return self.places.kind
+
+    @property
     def quality(self) -> ShardQuality:
         """Its kind, ranking, places and coverage; unmeasured."""
         return self.places.quality(self.critical)

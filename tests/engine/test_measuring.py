@@ -87,6 +87,8 @@ def task(folder: Path, candidates: Iterable[Made], answers_bytes_max: int = 10**
         model=Path("none"),
         texts={name: Path(name) for name in ("code", "prose")},
         candidates=list(candidates),
+        sizes=4,
+        divergence_max=100_000,
         folder=folder,
         answers_bytes_max=answers_bytes_max,
         deadline_s=DEADLINE_S,
@@ -104,7 +106,7 @@ async def test_the_worst_domain_counts(tool: Tool, tmp_path: Path) -> None:
     work = task(tmp_path, made)
     assert await measure(work, found.append, lambda what, *_: told.append(what))
     assert [one.quality.divergence for one in found] == [400_000, 200_000]
-    assert [one.quality.critical for one in found] == [8, 12]
+    assert [one.quality.critical for one in found] == [8, 12], "neither is good enough"
     assert found[0].figures == {"code": Figures(0.4, 0.6, 1.0), "prose": Figures(0.25, 0.75, 1.0)}
     assert found[0].agreement == 0.6
     assert found[1].size_bytes == 12
@@ -120,13 +122,33 @@ async def test_noise_below_nothing_is_nothing(tool: Tool, tmp_path: Path) -> Non
     assert tool.asked
 
 
-async def test_two_good_sizes_of_a_kind_are_enough(tool: Tool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("least", range(1, 17))
+async def test_of_each_kind_the_smallest_that_is_good_enough_is_found(
+    tool: Tool, tmp_path: Path, least: int
+) -> None:
     found: list[Measured] = []
-    good = [Made(size, code=0.009, prose=0.001) for size in (10, 11, 12)]
-    thin = Made(4, code=0.5, prose=0.5, kind=ShardKind.THIN)
-    made = [Made(8, code=0.5, prose=0.5), *good, thin]
+    made = [
+        Made(size, code=0.1 if size >= least else 0.11, prose=0.05, kind=kind)
+        for kind in ShardKind
+        for size in range(1, 16)
+    ]
     assert await measure(task(tmp_path, made), found.append, quiet)
-    assert [one.quality.critical for one in found] == [8, 10, 11, 4]
+    for kind in ShardKind:
+        own = [one.quality for one in found if one.quality.kind is kind]
+        assert len(own) <= 4
+        good = [one.critical for one in own if one.divergence <= 100_000]
+        assert min(good, default=16) == least
+        assert (
+            max((one.critical for one in own if one.critical not in good), default=0) == least - 1
+        )
+    assert tool.asked
+
+
+async def test_no_more_sizes_are_measured_than_are_asked_for(tool: Tool, tmp_path: Path) -> None:
+    found: list[Measured] = []
+    made = [Made(size, code=0.5, prose=0.5) for size in range(1, 101)]
+    assert await measure(task(tmp_path, made), found.append, quiet)
+    assert [one.quality.critical for one in found] == [50, 75, 88, 94]
     assert tool.asked
 
 
@@ -147,7 +169,7 @@ async def test_at_the_deadline_what_was_measured_counts(
     made = [Made(size, 0.5, 0.5) for size in (8, 9, 10, 11, 12)]
     assert not await measure(task(tmp_path, made), found.append, quiet)
     assert tool.asked[1:] == [CHUNKS_MIN, CHUNKS_MIN]
-    assert [one.quality.critical for one in found] == [8]
+    assert [one.quality.critical for one in found] == [10]
 
 
 async def test_there_is_less_text_where_disk_is_short(tool: Tool, tmp_path: Path) -> None:

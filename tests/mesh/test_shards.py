@@ -177,7 +177,7 @@ def test_what_commands_measure_makes_the_mesh_share_a_model_by_itself(tmp_path: 
         wait_until(lambda: "--moe-quality" in model(nodes[0])["reason"], "it says why not")
         assert not ready_shards(nodes[0])
         home, engine = f"--home={tmp_path / 'node-1'}", f"--engine={native()}"
-        for command in (("rank",), ("measure", "--kind=experts", "--sizes=4")):
+        for command in (("rank",), ("measure", "--kind=experts", "--moe-quality=kl=0.5")):
             done = cli("experts", *command, str(MODEL), home, engine)
             assert done.returncode == 0, done.stderr
         wait_until(lambda: len(ready_shards(nodes[1])) == 2, "two shards", within_s=LOADED_S)
