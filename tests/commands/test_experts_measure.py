@@ -160,7 +160,10 @@ def test_shards_of_the_embedded_model_are_measured_and_kept() -> None:
 def test_by_its_own_ranking_the_embedded_model_loses_little() -> None:
     engine = native() / SERVER
     ranking = CliRunner().invoke(
-        experts_rank.rank, [str(MODEL)], obj=Settings(home=HOME, engine=engine)
+        experts_rank.rank,
+        [str(MODEL)],
+        obj=Settings(home=HOME, engine=engine),
+        env={"P2PMESH_HOME": str(HOME), "P2PMESH_ENGINE": str(engine)},
     )
     assert ranking.exception is None
     result = call(str(MODEL), "--sizes", "8", "--json", engine=engine)

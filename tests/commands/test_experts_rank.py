@@ -45,7 +45,10 @@ def tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, DownTe
 
 
 def call(*arguments: str, engine: Path | None = None) -> Result:
-    return CliRunner().invoke(rank, list(arguments), obj=Settings(home=HOME, engine=engine))
+    # Once a test has started the whole program, the command makes its settings itself.
+    environ = {"P2PMESH_HOME": str(HOME), "P2PMESH_ENGINE": str(engine or "")}
+    settings = Settings(home=HOME, engine=engine)
+    return CliRunner().invoke(rank, list(arguments), obj=settings, env=environ)
 
 
 def refused(kind: type[MeshError], words: str, *arguments: str) -> None:
