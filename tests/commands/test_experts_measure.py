@@ -172,8 +172,7 @@ def test_by_its_own_ranking_the_embedded_model_loses_little() -> None:
     assert {one["kind"] for one in shards} == {"experts", "thin"}
     worst = [one["divergence"] for one in shards if one["kind"] == "experts"]
     assert worst == sorted(worst, reverse=True)
-    assert worst[0] < 1.5
-    assert worst[-1] < 0.05
+    assert worst[-1] <= 0.1 < worst[-2] < 1.5, "the smallest that is good enough, and one below"
 
 
 def test_nothing_measured_in_time_is_an_error() -> None:
