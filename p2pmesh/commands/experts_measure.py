@@ -28,7 +28,7 @@ from p2pmesh.models import rankings
 from p2pmesh.models.candidates import Candidate, candidates
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import Ranking, RankingDigest, digest_of
-from p2pmesh.models.parts import MEASURES_MAX, PLACES_MAX, ShardKind
+from p2pmesh.models.parts import MEASURES_MAX, ShardKind
 from p2pmesh.models.store import ModelFile, Store
 from p2pmesh.sharing import DIVERGENCE_MAX, MILLION
 
@@ -148,7 +148,7 @@ def _candidates(kind: str, model: ModelFile, ranking: Ranking, folder: Path) -> 
         if kind not in {one, _ALL}:
             continue
         try:
-            found += candidates(one, model, ranking, folder, PLACES_MAX)
+            found += candidates(one, model, ranking, folder)
         except (ModelError, LocalError) as exc:
             if kind == one or one is ShardKind.EXPERTS:
                 raise

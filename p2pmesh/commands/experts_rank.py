@@ -27,7 +27,6 @@ from p2pmesh.models.expert_scores import layer_scores, ranking_of
 from p2pmesh.models.imatrix import DownTensor, Imatrix, down_tensors, read_imatrix
 from p2pmesh.models.importance import (
     NAME_CHARACTERS_MAX,
-    SHARE_UNIT,
     Method,
     Ranking,
     coverage,
@@ -38,6 +37,7 @@ from p2pmesh.models.importance import (
     to_bytes,
 )
 from p2pmesh.models.store import ModelFile, Store
+from p2pmesh.sharing import MILLION
 
 MINUTES_MAX = 20.0
 METHOD: Method = "counts-energy"
@@ -227,7 +227,7 @@ def _cell(order: Sequence[int]) -> str:
 def _share(ranking: Ranking, domain: str, kept: int) -> int:
     """Return the mean share of all layers in percent."""
     shares = coverage(ranking, domain, kept_experts(ranking, domain, kept))
-    return 100 * sum(shares) // (SHARE_UNIT * len(shares))
+    return 100 * sum(shares) // (MILLION * len(shares))
 
 
 def _as_object(ranking: Ranking, path: Path, chunks: Mapping[str, int]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _bar(label: str) -> Iterator[Progress]:
 
 
 def _lists(keep: str, layout: ExpertLayout) -> ExpertLists:
-    """What `--keep` asks for."""
+    """Return the lists that `--keep` asks for."""
     if re.fullmatch(r"\d+", keep, re.ASCII):
         return first_experts(layout, int(keep))
     if _IDS.fullmatch(keep):

@@ -98,7 +98,7 @@ def layers(found: list[int] | None) -> str:
 
 
 def held(part: Mapping[str, Any]) -> str:
-    """What a part holds of its model, as ` layers 2-6` or ` 11/16 experts`; empty for all of it."""
+    """Return what a part holds of its model: ` layers 2-6`, ` 11/16 experts`, or "" for all."""
     if part["experts"] is None:
         return layers(part["layers"])
     return f" {experts(part['experts'])}"

@@ -34,15 +34,15 @@ class Candidate(Protocol):
 
     @property
     def kind(self) -> ShardKind:
-        """What it leaves out."""
+        """Return whether it leaves out experts or neurons."""
 
     @property
     def quality(self) -> ShardQuality:
-        """Its kind, ranking, places and coverage; unmeasured."""
+        """Return its kind, ranking, places and coverage; unmeasured."""
 
     @property
     def holds(self) -> str:
-        """What it holds, for people."""
+        """Return what it holds, for people."""
 
     def write(self, output: Path, progress: Progress) -> int:
         """Write its file and return the size of that in bytes; blocks."""

@@ -203,7 +203,7 @@ def _read(body: Body) -> tuple[Any, Any]:
 
 
 def _beginning(value: Mapping[str, Any]) -> Any:
-    """What does not change from turn to turn: all up to the first message of the user."""
+    """Return what does not change from turn to turn: all up to the first message of the user."""
     for key in ("messages", "input", "prompt"):
         said = value.get(key)
         if isinstance(said, str):

@@ -37,17 +37,17 @@ class Candidate:
 
     @property
     def kind(self) -> ShardKind:
-        """What it leaves out."""
+        """Return whether it leaves out experts or neurons."""
         return self.places.kind
 
     @property
     def quality(self) -> ShardQuality:
-        """Its kind, ranking, places and coverage; unmeasured."""
+        """Return its kind, ranking, places and coverage; unmeasured."""
         return self.places.quality(self.critical)
 
     @property
     def holds(self) -> str:
-        """What it holds, for people: "12 of 16 experts"."""
+        """Return what it holds, for people: "12 of 16 experts"."""
         return self.places.holds(self.critical)
 
     def write(self, output: Path, progress: Progress) -> int:
@@ -65,7 +65,7 @@ class Candidate:
 
 
 def candidates(
-    kind: ShardKind, model: ModelFile, ranking: Ranking, folder: Path, count: int
+    kind: ShardKind, model: ModelFile, ranking: Ranking, folder: Path
 ) -> Sequence[Candidate]:
     """Return shards of one kind, ascending.
 
@@ -74,7 +74,6 @@ def candidates(
         model: As the store opened it.
         ranking: Of that model.
         folder: Where rankings are, and with them the scores of neurons.
-        count: How many at most.
 
     Raises:
         ModelError: No such shard of the model would be right, or the ranking is of another one.
@@ -83,7 +82,7 @@ def candidates(
     places = _places(kind, model, ranking, folder)
     return [
         Candidate(model=model, places=places, critical=critical)
-        for critical in sizes_to_measure(places, count)
+        for critical in sizes_to_measure(places)
     ]
 
 

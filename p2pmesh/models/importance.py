@@ -6,11 +6,11 @@ text, layer and expert, and names the file with the scores of single neurons (`r
 which thin shards are cut. Layers are ranked apart, since equal ids in different layers have nothing
 in common; a layer's weights are relative to its largest, so weights of two layers are not compared.
 
-Rankings stay on the node that made them in this version. They are small, canonical and named by
-digest so that gossip can carry the digest and any peer the bytes: `from_bytes` trusts nothing.
+Rankings are small and canonical: gossip carries the digest, any peer that has it the bytes, and
+`from_bytes` trusts nothing.
 
-Shares of a layer's importance are whole numbers in millionths (`SHARE_UNIT`), rounded down, so that
-all nodes compute the same from the same ranking.
+Shares of a layer's importance are whole numbers in millionths, rounded down, so that all nodes
+compute the same from the same ranking.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, NewType, cast, get_args
 
 from p2pmesh.errors import PeerError
 from p2pmesh.models.cards import ModelDigest
+from p2pmesh.sharing import MILLION
 from p2pmesh.wire.codec import decode, encode
 from p2pmesh.wire.fields import as_map, take, take_list
 
@@ -36,7 +37,6 @@ Merge = Literal["mean", "worst"]
 
 DIGEST_BYTES = 32
 WEIGHT_MAX = 2**16 - 1  # two bytes each: finer than what one text tells about the next
-SHARE_UNIT = 1_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")  # it becomes the name of a file
 LAYERS_MAX = 1000  # as in metadata.py
 EXPERTS_MAX = 4096  # of a layer; the largest published have 512
@@ -272,7 +272,7 @@ def kept_experts(
 
 
 def coverage(ranking: Ranking, domain: str, kept: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Return for each layer how much of the importance its kept experts have, in `SHARE_UNIT`.
+    """Return for each layer how much of the importance its kept experts have, in millionths.
 
     A layer that no token reached has equal experts.
 
@@ -285,7 +285,7 @@ def coverage(ranking: Ranking, domain: str, kept: Sequence[Sequence[int]]) -> tu
     shares = []
     for layer, experts in zip(weights, kept, strict=True):
         usual = layer if any(layer) else (1,) * len(layer)
-        shares.append(sum(usual[expert] for expert in set(experts)) * SHARE_UNIT // sum(usual))
+        shares.append(sum(usual[expert] for expert in set(experts)) * MILLION // sum(usual))
     return tuple(shares)
 
 

@@ -28,6 +28,7 @@ STAGES_MAX = 8
 UNIT_BYTES = 8
 PLACES_MAX = 1024  # of experts in a layer; the largest published models have 512
 MEASURES_MAX = 64  # of the shards of one ranking
+QUALITIES_MAX = 8  # of the shards of one model, that go to the mesh
 RANKING_CHARACTERS = 64
 UNMEASURED = -1
 _SHARD = re.compile(rf"shard-[0-9a-f]{{{2 * UNIT_BYTES}}}")

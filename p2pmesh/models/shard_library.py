@@ -24,15 +24,13 @@ from p2pmesh.models.importance import (
     from_bytes,
     to_bytes,
 )
-from p2pmesh.models.parts import Shard, ShardKind, ShardQuality
+from p2pmesh.models.parts import QUALITIES_MAX, Shard, ShardKind, ShardQuality
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shards import Places, RankedPlaces
 from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import ModelFile, Progress
 from p2pmesh.models.thin import is_of, thin_layout_of
 from p2pmesh.sharing import COVERAGE_LEAST
-
-QUALITIES_MAX = 8  # of one model, that go to the mesh
 
 _Stamp = frozenset[tuple[str, int]]
 

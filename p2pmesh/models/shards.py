@@ -9,7 +9,7 @@ shards are in thin_places.py; both kinds are used alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import ClassVar
 
@@ -166,15 +166,6 @@ class Places(RankedPlaces):
         return max(len(needed.intersection(group)) for group in self._order[layer])
 
 
-def sizes_to_measure(places: RankedPlaces, count: int) -> Sequence[int]:
-    """Return how many critical places to measure, ascending: from half of all to all but one.
-
-    Args:
-        places: Of the ranking.
-        count: How many sizes, at most.
-    """
-    low, high = max(places.critical_min, places.count // 2), places.count - 1
-    if low > high:
-        return ()
-    steps = min(count, high - low + 1) - 1
-    return sorted({low + (high - low) * step // max(steps, 1) for step in range(steps + 1)})
+def sizes_to_measure(places: RankedPlaces) -> range:
+    """Return how many critical places may be measured: from half of all to all but one."""
+    return range(max(places.critical_min, places.count // 2), places.count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.parts import (
@@ -12,6 +12,7 @@ from p2pmesh.models.parts import (
     unit_id,
 )
 from p2pmesh.placement.assignment import Assignment, Reason, Refusal, ShardRefusal
+from p2pmesh.placement.demand import Demand
 from p2pmesh.placement.experts import (
     Host,
     extended_set,
@@ -33,7 +34,7 @@ from p2pmesh.placement.pipeline import (
 )
 from p2pmesh.placement.rendezvous import rank
 from p2pmesh.placement.running import Running
-from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
+from p2pmesh.sharing import Sharing
 
 # In the rank of a model more memory than this many of its copies take counts no more: nobody draws
 # all models by claiming a huge budget.
@@ -42,18 +43,6 @@ WEIGHT_COPIES_MAX = 8
 # where so much of its need is left over: budgets move with what else people do.
 SLACK_SHARE = 8
 MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """A wanted model: what all wants for it come to."""
-
-    model: ModelFacts
-    copies: int
-    priority: int
-    split: int = 0
-    moe: Sharing = Sharing.AUTO
-    divergence_max: int = DIVERGENCE_MAX
 
 
 class Allocation:
@@ -109,9 +98,9 @@ class Allocation:
             self._extend_smaller(demand)
         elif digest in self._given.shards:
             self._extend_shards(demand)
-        elif demand.moe is Sharing.EXPERTS:
+        elif demand.sharing is Sharing.EXPERTS:
             _ = self._make_shards(demand) or self._make_shards(demand, measured=False)
-        elif demand.moe is Sharing.LAYERS or digest in self._given.pipelines:
+        elif demand.sharing is Sharing.LAYERS or digest in self._given.pipelines:
             self.split(demand)
         elif not (self._find_smaller(demand) or self._make_shards(demand)):
             self.split(demand)
@@ -125,6 +114,8 @@ class Allocation:
             self._keep_copies(demand)
         if self._given.places(digest) or self._keep_smaller(demand) or self._keep_shards(demand):
             return
+        if demand.sharing is Sharing.EXPERTS and not demand.split:
+            return  # nothing but shards will do
         units = self._running.units(digest)
         for ranges in sorted(
             units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
@@ -134,8 +125,8 @@ class Allocation:
                 return
 
     def _of_smaller(self, demand: Demand) -> list[Demand]:
-        """What a demand would be for each smaller quantisation of its model, the largest first."""
-        if demand.split or demand.moe is not Sharing.AUTO:
+        """Return a demand for each smaller quantisation of its model, the largest first."""
+        if demand.split or demand.sharing is not Sharing.AUTO:
             return []
         models = [self._models[one] for one in demand.model.smaller if one in self._models]
         return [Demand(model=one, copies=demand.copies, priority=demand.priority) for one in models]
@@ -183,11 +174,11 @@ class Allocation:
 
         New ones go before a pipeline that runs where an owner asks for shards.
         """
-        if demand.split or demand.moe is Sharing.LAYERS:
+        if demand.split or demand.sharing is Sharing.LAYERS:
             return False
         digest, hosts = demand.model.digest, self._hosts(demand)
         found = kept_set(digest, demand.model.qualities, demand.divergence_max, hosts)
-        if found is None and demand.moe is Sharing.EXPERTS and self._running.units(digest):
+        if found is None and demand.sharing is Sharing.EXPERTS and self._running.units(digest):
             return self._make_shards(demand)
         if found is not None:
             self._given.give_shards(found)
@@ -318,7 +309,7 @@ class Allocation:
     def _shard_refusal(self, demand: Demand) -> ShardRefusal | None:
         """Why a model of experts is not in shards; None for others, and where nobody wants them."""
         model = demand.model
-        if not model.expert_bytes or demand.split or demand.moe is Sharing.LAYERS:
+        if not model.expert_bytes or demand.split or demand.sharing is Sharing.LAYERS:
             return None
         held = dict(self._given.held(model.digest))
         hosts = [

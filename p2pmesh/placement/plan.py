@@ -10,9 +10,10 @@ The rules. Higher priority goes first and sees nothing of what is below it. Amon
 priority, what runs keeps its place as long as it fits: copies (ready ones before loading ones) and
 pipelines. Then come pipelines that owners ask for, then missing copies, larger models first, each
 on the nodes that have the file and the room, in the order of weighted rendezvous; and in the end
-shards and pipelines of models that found no place for any copy. Shards that are measured to be good
-enough go before a pipeline; where there is neither, shards that are predicted to be so will do. A
-pipeline that runs stays, unless its owner asks for shards.
+shards and pipelines of models that found no place for any copy. Where the owners leave the choice,
+a smaller quantisation of the same model that has or finds a place stands in before all. Shards that
+are measured to be good enough go before a pipeline; where there is neither, shards that are
+predicted to be so will do. A pipeline that runs stays, unless its owner asks for shards.
 
 Why a plan does not chase its own tail: carry out any part of it, in any order, and planning again
 gives the same plan. Take one priority, everything above it being settled. Copies that the plan
@@ -43,8 +44,9 @@ from itertools import groupby
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId
-from p2pmesh.placement.allocation import Allocation, Demand
+from p2pmesh.placement.allocation import Allocation
 from p2pmesh.placement.assignment import Assignment
+from p2pmesh.placement.demand import Demand
 from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.wire.codec import encode

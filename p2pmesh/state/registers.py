@@ -22,6 +22,7 @@ from p2pmesh.models.catalogue import STEM_CHARACTERS_MAX, UNNAMED
 from p2pmesh.models.metadata import CONTEXT_MAX, LAYERS_MAX
 from p2pmesh.models.parts import (
     PLACES_MAX,
+    QUALITIES_MAX,
     RANKING_CHARACTERS,
     STAGES_MAX,
     UNMEASURED,
@@ -50,7 +51,6 @@ TOKEN_US_MAX = 3600 * 10**6  # an hour: no model is as slow
 FAR_MAX = 64  # a node has links with some ten others
 MEMORY_MIB_PER_S_MAX = 2**24  # 16 TiB/s: twice what the fastest accelerator has
 SERVES_MAX = 64
-QUALITIES_MAX = 8  # of the shards of one model
 WANTS_MAX = 16
 REPLICAS_MAX = 1024
 PRIORITY_MAX = 1000

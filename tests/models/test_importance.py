@@ -13,7 +13,6 @@ from p2pmesh.errors import PeerError
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.importance import (
     RANKING_BYTES_MAX,
-    SHARE_UNIT,
     WEIGHT_MAX,
     Neurons,
     Ranking,
@@ -27,6 +26,7 @@ from p2pmesh.models.importance import (
     rank,
     to_bytes,
 )
+from p2pmesh.sharing import MILLION
 from p2pmesh.wire.codec import decode, encode
 
 MODEL = ModelDigest("a" * 64)
@@ -127,10 +127,10 @@ def test_each_group_keeps_the_same_number() -> None:
 def test_coverage_is_the_share_of_the_importance() -> None:
     ranking = two_layers()
     half, whole = coverage(ranking, "prose", ((0, 3), (2, 3)))
-    assert math.isclose(half, SHARE_UNIT / 2, rel_tol=1e-4)
-    assert whole == SHARE_UNIT
+    assert math.isclose(half, MILLION / 2, rel_tol=1e-4)
+    assert whole == MILLION
     # No token reached this layer: its experts count alike.
-    assert coverage(ranking, "code", ((), (1,)))[1] == SHARE_UNIT // 4
+    assert coverage(ranking, "code", ((), (1,)))[1] == MILLION // 4
 
 
 def test_domains_count_alike_when_merged() -> None:

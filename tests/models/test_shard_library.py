@@ -20,9 +20,9 @@ from p2pmesh.models.importance import (
     rank,
     to_bytes,
 )
-from p2pmesh.models.parts import Shard, ShardKind
+from p2pmesh.models.parts import QUALITIES_MAX, Shard, ShardKind
 from p2pmesh.models.shard_cache import ShardCache
-from p2pmesh.models.shard_library import QUALITIES_MAX, ShardLibrary
+from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.shards import Places
 from p2pmesh.models.slice import of_headers, read_layout
 from p2pmesh.models.store import Store, read_header

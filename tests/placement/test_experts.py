@@ -36,6 +36,7 @@ from p2pmesh.placement.reconcile import Start, Stop, reconcile
 from p2pmesh.placement.shape import Shape
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from tests.placement.placement_strategies import GIB, STATES, model, node, only
+from tests.placement.split_world import residents
 
 A, B, C, D = (node(name) for name in "abcd")
 MOE = model("moe")
@@ -512,6 +513,25 @@ def test_any_part_of_a_plan_with_shards_leads_to_the_same_plan(seed: int) -> Non
         if rng.random() < 0.5
     ]
     assert plan(replace(base, residents=tuple(started))) == result
+
+
+def test_where_only_shards_will_do_a_pipeline_ends() -> None:
+    described = moe(A, B, C, known=())
+    pipeline = only(plan(facts(16, 16, 16, described=described)), MOE)
+    wish = PlacementRequest(digest=MOE, owner=A, moe=Sharing.EXPERTS)
+    base = facts(16, 16, 16, described=described, wish=wish)
+    running = replace(base, residents=tuple(residents(pipeline)))
+    assert only(plan(running), MOE).nodes == ()
+
+
+def test_what_owners_say_of_experts_is_nothing_to_other_models() -> None:
+    dense = replace(moe(A, B, C, known=()), expert_bytes=())
+    for sharing in Sharing:
+        wish = PlacementRequest(digest=MOE, owner=A, moe=sharing)
+        base = facts(16, 16, 16, described=dense, wish=wish)
+        row = only(plan(base), MOE)
+        assert isinstance(row.layout, Pipeline)
+        assert plan(replace(base, residents=tuple(residents(row)))) == plan(base)
 
 
 # What a node does about it.
