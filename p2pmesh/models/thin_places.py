@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from p2pmesh.models.thin import ThinLayout, is_of, thin_file
 from p2pmesh.sharing import MILLION
 
 if TYPE_CHECKING:
+    from p2pmesh.models.imatrix import Floats
     from p2pmesh.models.shard_file import Indices
-
-Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class ThinPlaces(RankedPlaces):
@@ -107,8 +106,8 @@ class ThinPlaces(RankedPlaces):
         scores = np.asarray(self._neurons[at])
         blocks = scores.reshape(*scores.shape[:-1], -1, block).sum(axis=-1)
         totals = blocks.sum(axis=(1, 2), dtype=np.float64)
-        shares: Floats = blocks / np.where(totals > 0, totals, 1)[:, None, None].astype(np.float32)
-        return shares
+        divisors = np.where(totals > 0, totals, 1)[:, None, None].astype(np.float32)
+        return np.asarray(blocks / divisors, np.float32)
 
     @cached_property
     def _coverages(self) -> tuple[int, ...]:
