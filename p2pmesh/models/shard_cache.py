@@ -28,7 +28,7 @@ from p2pmesh.models.store import ModelFile, Progress
 from p2pmesh.models.thin import thin_digest, thin_layout_of
 
 if TYPE_CHECKING:
-    from p2pmesh.models.imatrix import Floats
+    from p2pmesh.models.thin_places import Floats
 
 
 class ShardCache:

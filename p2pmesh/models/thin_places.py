@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from p2pmesh.models.thin import ThinLayout, is_of, thin_file
 from p2pmesh.sharing import MILLION
 
 if TYPE_CHECKING:
-    from p2pmesh.models.imatrix import Floats
     from p2pmesh.models.shard_file import Indices
+
+Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class ThinPlaces(RankedPlaces):

@@ -17,12 +17,12 @@ from p2pmesh.home import Home, locked
 from p2pmesh.models import slice as slice_module
 from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.experts import ExpertLists
-from p2pmesh.models.imatrix import Floats
 from p2pmesh.models.importance import digest_of, rank
 from p2pmesh.models.parts import Shard, ShardKind
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.slice import shard_bytes
 from p2pmesh.models.store import ModelFile, Progress, Store
+from p2pmesh.models.thin_places import Floats
 from tests.models.layouts import moe_gguf
 from tests.models.sliced import Source, assert_kept, tensors
 from tests.models.test_slice import LISTS, loaded

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from p2pmesh.errors import ModelError
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.imatrix import Floats
 from p2pmesh.models.importance import Ranking, digest_of, rank
 from p2pmesh.models.parts import UNMEASURED, Shard, ShardKind
 from p2pmesh.models.shards import RankedPlaces, sizes_to_measure
 from p2pmesh.models.thin import ThinLayout
-from p2pmesh.models.thin_places import ThinPlaces
+from p2pmesh.models.thin_places import Floats, ThinPlaces
 
 # Layer 5 predicts further tokens: it has experts, and no text runs through them.
 LAYOUT = ThinLayout(experts=2, width=4, step=1, blocks={1: 1, 2: 1, 5: 1}, keys=())
