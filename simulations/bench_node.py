@@ -176,7 +176,7 @@ async def start(nursery: trio.Nursery, nodes: int, models: int, folder: Path) ->
         slots=4,
         ask=_ask_nobody,
         pipelines=Pipelines(mesh, engines),
-        shards=Shards(mesh, engines, library, lambda: None),
+        shards=Shards(engines, library, _obtain_nothing),
     )
     node = Node(mesh, MeshBackends(mesh, reconciler, engines, slots=4), [])
     node.peers = [Peer(number + 1, models, now) for number in range(nodes - 1)]
@@ -252,6 +252,10 @@ def _nobody() -> Any:
 
 async def _ask_nobody(replica: ReplicaKey) -> None:
     raise AssertionError(f"nothing runs here, so {replica} is not asked")
+
+
+async def _obtain_nothing(*shard: object) -> None:
+    raise AssertionError(f"no shard runs here, nor {shard}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -80,8 +80,8 @@ class ShardLibrary:
         ranking = rankings.load(self._folder, digest)
         return None if ranking is None else to_bytes(ranking)
 
-    def take(self, digest: RankingDigest, data: bytes, claims: tuple[ShardQuality, ...]) -> None:
-        """Keep a ranking that a peer sent, and what was measured by its account.
+    def take(self, digest: RankingDigest, data: bytes) -> None:
+        """Keep a ranking that a peer sent.
 
         Raises:
             ModelError: It is not the ranking of this digest.
@@ -92,33 +92,44 @@ class ShardLibrary:
         if digest_of(ranking) != digest:
             raise ModelError("it is another ranking than the one asked for")
         rankings.save(self._folder, ranking)
-        measured.add(self._folder, digest, claims)
 
-    def lacks(self, file: ModelFile, digest: ModelDigest, shard: Shard) -> str:
-        """Return what this node lacks for a shard: `ranking`, `neurons`, or "" for nothing.
+    def adopt(self, digest: RankingDigest, claims: Collection[ShardQuality]) -> None:
+        """Keep what peers say that they measured, as far as nothing is known here.
+
+        Raises:
+            LocalError: Disk full, no permission.
+        """
+        known = {one[:4] for one in measured.load(self._folder, digest)}
+        new = [one for one in claims if one.is_measured and one[:4] not in known]
+        if new:
+            measured.add(self._folder, digest, new)
+
+    def lacks(self, file: ModelFile, model: ModelDigest, kind: ShardKind, ranking: str) -> str:
+        """Return what this node lacks for shards: `ranking`, `neurons`, or "" for nothing.
 
         Args:
             file: The whole model.
-            digest: Of the whole model.
-            shard: What to keep.
+            model: Its digest.
+            kind: Of the shards.
+            ranking: The digest of theirs.
 
         Raises:
             ModelError: The ranking is of another model.
             LocalError: The system does not let it be read.
         """
         try:
-            ranking = rankings.load(self._folder, RankingDigest(shard.ranking))
+            found = rankings.load(self._folder, RankingDigest(ranking))
         except ModelError as exc:
             log.warning("ranking_damaged", reason=str(exc))
             return "ranking"
-        if ranking is None:
+        if found is None:
             return "ranking"
-        if shard.kind is not ShardKind.THIN or ranking.neurons is None:
+        if kind is not ShardKind.THIN or found.neurons is None:
             return ""
         # It may be a peer's, and says how large the file is that would be fetched.
-        if ranking.model != digest or not is_of(ranking, of_headers(file, thin_layout_of)):
+        if found.model != model or not is_of(found, of_headers(file, thin_layout_of)):
             raise ModelError("the ranking of its experts is of another model")
-        return "" if rankings.neurons_path(self._folder, ranking.neurons).is_file() else "neurons"
+        return "" if rankings.neurons_path(self._folder, found.neurons).is_file() else "neurons"
 
     def neurons(self, digest: str) -> Path | None:
         """Return the file with the scores of neurons of this digest; None when it is not here."""
@@ -165,12 +176,18 @@ class ShardLibrary:
     def _qualities(
         self, ranking: Ranking, models: Mapping[ModelDigest, ModelFile]
     ) -> Iterator[ShardQuality]:
+        """What can be said of shards that this node can make: it vouches for them by saying it."""
         file = models[ranking.model]
-        yield from measured.load(self._folder, digest_of(ranking))
+        known = measured.load(self._folder, digest_of(ranking))
         kinds = (Places(ranking, self._layout(ranking.model, file)), self._thin(ranking, file))
         for places in kinds:
-            if places is not None and (predicted := places.predicted()):
-                yield predicted
+            if places is not None:
+                mine = (
+                    one for one in known if one.kind is places.kind and one.places == places.count
+                )
+                yield from (places.quality(one.critical, one.divergence) for one in mine)
+                if predicted := places.predicted():
+                    yield predicted
 
     def _thin(self, ranking: Ranking, file: ModelFile) -> RankedPlaces | None:
         """Return the places of thin shards; None where there are none of that model."""

@@ -47,6 +47,7 @@ from p2pmesh.node.pipelines import Pipelines
 from p2pmesh.node.plan_report import PlanReporter
 from p2pmesh.node.presence import Own, Presence
 from p2pmesh.node.proofs import ask_replica
+from p2pmesh.node.rankings import Rankings
 from p2pmesh.node.reconciler import Reconciler
 from p2pmesh.node.roster import Roster, Seen
 from p2pmesh.node.shards import Shards
@@ -149,8 +150,9 @@ class MeshLife:
         self.mesh.publish(WANTS, wants_to_wire(lasting.wanted))
         self._publisher = InventoryPublisher(self.mesh, lasting.inventory)
         self._pipelines = Pipelines(self.mesh, lasting.engines)
-        self._shards = Shards(
-            self.mesh, lasting.engines, lasting.inventory.library, self._publisher.look_now
+        library = lasting.inventory.library
+        self._rankings = Rankings(
+            self.mesh, library, lasting.inventory.file, self._publisher.look_now
         )
         self.reconciler = Reconciler(
             self.mesh,
@@ -159,7 +161,7 @@ class MeshLife:
             slots=lasting.slots,
             ask=self._ask,
             pipelines=self._pipelines,
-            shards=self._shards,
+            shards=Shards(lasting.engines, library, self._rankings.obtain),
         )
         self.routes = MeshBackends(self.mesh, self.reconciler, lasting.engines, slots=lasting.slots)
         self.planner = PlanReporter(self.mesh, self.reconciler, lasting.engines)
@@ -179,7 +181,7 @@ class MeshLife:
                     HTTP: http,
                     **self.admission.handlers(),
                     **self._pipelines.handlers(),
-                    **self._shards.handlers(),
+                    **self._rankings.handlers(),
                 }
                 await nursery.start(self.mesh.run, handlers)
                 await nursery.start(self._act)
@@ -218,6 +220,7 @@ class MeshLife:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._presence.run)
                 nursery.start_soon(self._publisher.run)
+                nursery.start_soon(self._rankings.run)
                 await nursery.start(self._pipelines.run)
                 nursery.start_soon(self.reconciler.run)
                 nursery.start_soon(self.membership.run)

@@ -176,9 +176,15 @@ class Allocation:
         """
         if demand.split or demand.sharing is Sharing.LAYERS:
             return False
-        digest, hosts = demand.model.digest, self._hosts(demand)
-        found = kept_set(digest, demand.model.qualities, demand.divergence_max, hosts)
-        if found is None and demand.sharing is Sharing.EXPERTS and self._running.units(digest):
+        model, hosts = demand.model, self._hosts(demand)
+        known = (model.qualities, model.hearsay)
+        sets = (kept_set(model.digest, one, demand.divergence_max, hosts) for one in known)
+        found = next(filter(None, sets), None)
+        if (
+            found is None
+            and demand.sharing is Sharing.EXPERTS
+            and self._running.units(model.digest)
+        ):
             return self._make_shards(demand)
         if found is not None:
             self._given.give_shards(found)
@@ -194,10 +200,11 @@ class Allocation:
         return found is not None
 
     def _extend_shards(self, demand: Demand) -> None:
-        """Have further nodes join the shards that run."""
+        """Have further nodes join the shards that run, if they can make theirs."""
         kept = self._given.shards[demand.model.digest]
-        self._given.take_back(demand.model.digest)
-        self._given.give_shards(extended_set(kept, self._hosts(demand)))
+        if kept.quality in demand.model.qualities:
+            self._given.take_back(demand.model.digest)
+            self._given.give_shards(extended_set(kept, self._hosts(demand)))
 
     def _hosts(self, demand: Demand) -> list[Host]:
         """The nodes that have the file and say what its experts take, with their room."""
@@ -311,6 +318,8 @@ class Allocation:
         model = demand.model
         if not model.expert_bytes or demand.split or demand.sharing is Sharing.LAYERS:
             return None
+        if model.hearsay and not model.qualities:
+            return ShardRefusal(model.hearsay[0], demand.divergence_max, is_hearsay=True)
         held = dict(self._given.held(model.digest))
         hosts = [
             one._replace(room_bytes=one.room_bytes + held.get(one.node, 0))

@@ -58,6 +58,7 @@ class ShardRefusal(NamedTuple):
         room_bytes: What the node with the most of it has for a shard.
         hosts: How many nodes have room for one.
         is_possible: Whether there would be shards, but for the pipeline that runs.
+        is_hearsay: Whether only one holder of several says that it can make them.
     """
 
     best: ShardQuality | None
@@ -66,6 +67,7 @@ class ShardRefusal(NamedTuple):
     room_bytes: int = 0
     hosts: int = 0
     is_possible: bool = False
+    is_hearsay: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,10 @@ def _nor_sharded(refusal: ShardRefusal | None) -> str:
         return "; expert shards would be good enough: `--moe experts` asks for them in its place"
     if best is None:
         why = "nothing is known of their quality: `p2pmesh experts rank` and `measure` change that"
+    elif refusal.is_hearsay:
+        why = (
+            "only one node says how good they are, and no other has got its ranking of the experts"
+        )
     elif refusal.need_bytes:
         need, offer = _show_bytes(refusal.need_bytes, up=True), _show_bytes(refusal.room_bytes)
         why = (

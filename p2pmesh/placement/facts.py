@@ -20,7 +20,7 @@ from p2pmesh.placement.shape import Shape
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.wire.codec import encode
 
-FORMAT = 7
+FORMAT = 8
 FACTS_DIGEST_BYTES = 16
 
 ResidentState = Literal["loading", "ready"]
@@ -65,7 +65,8 @@ class ModelFacts:
             it is wanted.
         expert_bytes: Of what a copy takes, the experts, by the card of each holder; as `shapes`,
             and only for models that have experts.
-        qualities: How good shards of it are, by what holders say, sorted.
+        qualities: How good shards of it are that several holders can make, or all; sorted.
+        hearsay: How good others are that only one holder of several says it can make; sorted.
         smaller: Of a model of experts that is wanted, the quantisations of the same model that take
             less, by what holders say of both, the largest first.
     """
@@ -78,6 +79,7 @@ class ModelFacts:
     shapes: tuple[tuple[NodeId, Shape], ...] = ()
     expert_bytes: tuple[tuple[NodeId, int], ...] = ()
     qualities: tuple[ShardQuality, ...] = ()
+    hearsay: tuple[ShardQuality, ...] = ()
     smaller: tuple[ModelDigest, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ class ModelFacts:
         if self.expert_bytes:
             object.__setattr__(self, "expert_bytes", tuple(sorted(dict(self.expert_bytes).items())))
             object.__setattr__(self, "qualities", tuple(sorted(set(self.qualities))))
+            object.__setattr__(self, "hearsay", tuple(sorted(set(self.hearsay))))
 
     def need_on(self, node: NodeId) -> int:
         """Memory in bytes that a copy takes on `node`, by what that node says itself."""
@@ -198,7 +201,7 @@ class PlacementInputs:
                     [
                         *(m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs),
                         [[node, *shape] for node, shape in m.shapes],
-                        [m.expert_bytes, [[one.kind.value, *one[1:]] for one in m.qualities]],
+                        [m.expert_bytes, *map(_claims, (m.qualities, m.hearsay))],
                         m.smaller,
                     ]
                     for m in self.models
@@ -222,6 +225,10 @@ class PlacementInputs:
 def facts_digest(facts: PlacementInputs) -> bytes:
     """BLAKE2b-16 of the canonical bytes, equal for equal facts."""
     return blake2b(facts.encode(), digest_size=FACTS_DIGEST_BYTES).digest()
+
+
+def _claims(said: Iterable[ShardQuality]) -> list[list[Any]]:
+    return [[one.kind.value, *one[1:]] for one in said]
 
 
 def _canonical(parts: Iterable[Part], key: Callable[[Part], Any]) -> tuple[Part, ...]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Any
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, Family, ModelDigest, family_of, need_bytes
-from p2pmesh.models.parts import WHOLE, ShardQuality
+from p2pmesh.models.claims import Claims, agreed, vouched
+from p2pmesh.models.parts import WHOLE
 from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
     ModelFacts,
@@ -172,11 +172,43 @@ def _read_node(node: NodeView) -> NodeFacts:
 
 
 def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _OfModel:
+    owners = len(model.wishes)
+    return _OfModel(
+        _read_facts(model, gone, demo=demo),
+        tuple(
+            PlacementRequest(
+                owner=one.owner,
+                digest=model.digest,
+                replicas=min(one.wanted.replicas, owners),
+                split=one.wanted.split,
+                moe=one.wanted.moe,
+                divergence_max=one.wanted.divergence_max,
+            )
+            for one in model.wishes
+        ),
+        tuple(
+            Resident(
+                node=node.node,
+                digest=model.digest,
+                state="ready" if served.state == "ready" else "loading",
+                name=served.name,
+                stages=served.stages,
+                shard=served.shard,
+            )
+            for node, served in model.replicas
+            if node.node not in gone and served.state in ("ready", "loading")
+        ),
+        _family(model, gone),
+    )
+
+
+def _read_facts(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> ModelFacts | None:
+    """Return what holders say of a model; None when none is here."""
     digest = model.digest
     needs: dict[NodeId, int] = {}
     shapes: dict[NodeId, Shape] = {}
     experts: dict[NodeId, int] = {}
-    qualities: set[ShardQuality] = set()
+    said: list[Claims] = []
     # A model that fits on no node may be shared by several, and which fit is up to the plan.
     is_shared = model.wanted is not None or any(
         served.name != WHOLE for _, served in model.replicas
@@ -190,46 +222,20 @@ def _read_model(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> _O
                 context = pipeline_context(model.wanted, card)
                 shapes[node.node] = shape_of(card, context=context)
                 experts[node.node] = min(card.expert_bytes, card.size_bytes)
-                qualities.update(node.held[digest].qualities)
-    facts = None
-    if needs:
-        facts = ModelFacts(
-            digest=digest,
-            need_bytes=median_low(needs.values()),
-            holders=tuple(needs),
-            fallback=demo,
-            own_needs=tuple(needs.items()),
-            shapes=tuple(shapes.items()),
-            expert_bytes=tuple(experts.items()) if any(experts.values()) else (),
-            qualities=_worst(qualities),
-        )
-    owners = len(model.wishes)
-    return _OfModel(
-        facts,
-        tuple(
-            PlacementRequest(
-                owner=one.owner,
-                digest=digest,
-                replicas=min(one.wanted.replicas, owners),
-                split=one.wanted.split,
-                moe=one.wanted.moe,
-                divergence_max=one.wanted.divergence_max,
-            )
-            for one in model.wishes
-        ),
-        tuple(
-            Resident(
-                node=node.node,
-                digest=digest,
-                state="ready" if served.state == "ready" else "loading",
-                name=served.name,
-                stages=served.stages,
-                shard=served.shard,
-            )
-            for node, served in model.replicas
-            if node.node not in gone and served.state in ("ready", "loading")
-        ),
-        _family(model, gone),
+                said.append(node.held[digest].qualities)
+    if not needs:
+        return None
+    known, sure = agreed(said), vouched(said)
+    return ModelFacts(
+        digest=digest,
+        need_bytes=median_low(needs.values()),
+        holders=tuple(needs),
+        fallback=demo,
+        own_needs=tuple(needs.items()),
+        shapes=tuple(shapes.items()),
+        expert_bytes=tuple(experts.items()) if any(experts.values()) else (),
+        qualities=tuple(one for one in known if one[:2] in sure),
+        hearsay=tuple(one for one in known if one[:2] not in sure),
     )
 
 
@@ -259,20 +265,3 @@ def _told_smaller(one: _OfModel, families: Mapping[Family, list[ModelFacts]]) ->
     smaller.sort(key=lambda other: (-other.need_bytes, other.digest))
     digests = tuple(other.digest for other in smaller if not other.fallback)
     return replace(one, facts=replace(one.facts, smaller=digests))
-
-
-def _worst(claims: Iterable[ShardQuality]) -> tuple[ShardQuality, ...]:
-    """Return one claim for equal shards: the largest divergence, and the least coverage.
-
-    What is measured and what is not are told apart.
-    """
-    found: dict[tuple[Any, ...], ShardQuality] = {}
-    for one in claims:
-        key = (*one[:4], one.is_measured)
-        known = found.get(key, one)
-        found[key] = ShardQuality(
-            *one[:4],
-            divergence=max(one.divergence, known.divergence),
-            coverage=min(one.coverage, known.coverage),
-        )
-    return tuple(found.values())

@@ -13,7 +13,8 @@ on the nodes that have the file and the room, in the order of weighted rendezvou
 shards and pipelines of models that found no place for any copy. Where the owners leave the choice,
 a smaller quantisation of the same model that has or finds a place stands in before all. Shards that
 are measured to be good enough go before a pipeline; where there is neither, shards that are
-predicted to be so will do. A pipeline that runs stays, unless its owner asks for shards.
+predicted to be so will do. A pipeline that runs stays, unless its owner asks for shards. What only
+one holder of several says of shards starts none, but those that run stay.
 
 Why a plan does not chase its own tail: carry out any part of it, in any order, and planning again
 gives the same plan. Take one priority, everything above it being settled. Copies that the plan
@@ -51,7 +52,7 @@ from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.sharing import DIVERGENCE_MAX, Sharing
 from p2pmesh.wire.codec import encode
 
-ALGORITHM = 9
+ALGORITHM = 10
 """Goes up with every change that can change a plan; nodes compare plans of equal numbers only."""
 
 PLAN_DIGEST_BYTES = 16

@@ -16,20 +16,26 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 
 from p2pmesh.home import Home
 from p2pmesh.models import measured, rankings
 from p2pmesh.models.cards import ModelDigest, need_bytes
 from p2pmesh.models.importance import rank
+from p2pmesh.models.parts import ShardKind, ShardQuality
 from p2pmesh.models.shards import Places
 from p2pmesh.models.slice import read_layout
 from p2pmesh.models.store import Store
+from p2pmesh.sharing import MILLION
+from p2pmesh.state.registers import HeldModel
 from tests.engine.samples import MODEL, native
+from tests.mesh.hostile import gives, holds, lying
 from tests.mesh.namespaces import Host, network
 from tests.mesh.nodes import Node, cli, end, start, wait_until
 
 NAME = MODEL.stem
 LOADED_S = 30.0
+HEEDED_S = 2.0  # a plan is made at once
 CRITICAL = 8  # of 16
 STORE = Store(Home.at(Path("/nowhere")), environ={})
 FILE = STORE.open(MODEL)
@@ -161,6 +167,24 @@ def test_without_a_pipeline_it_says_that_shards_are_not_good_enough(tmp_path: Pa
         wait_until(lambda: "--moe-quality" in why(), "it says why", within_s=LOADED_S)
         assert "0.170 is their least measured divergence, more than the 0.100" in why()
         assert not ready_shards(nodes[0])
+
+
+def both_know(nodes: list[Node], name: str = "liar") -> bool:
+    return all(any(one["name"] == name for one in node.status()["nodes"]) for node in nodes)
+
+
+async def test_what_a_single_member_says_of_shards_starts_none(tmp_path: Path) -> None:
+    ranking = "ab" * 32
+    lie = ShardQuality(ShardKind.EXPERTS, ranking, FILE.card.experts, CRITICAL, 0, MILLION)
+    digest = ModelDigest(STORE.digest(FILE))
+    claim = HeldModel(digest=digest, stem=FILE.stem, card=FILE.card, qualities=(lie,))
+    with mesh(tmp_path, 12, 12, divergence=170_000) as nodes:
+        async with lying(nodes[0], gives(2**20), holds(claim)):
+            await trio.to_thread.run_sync(wait_until, partial(both_know, nodes), "it is heard")
+            await trio.sleep(HEEDED_S)
+            for node in nodes:
+                assert model(node)["replicas"] == []
+                assert "0.170 is their least measured divergence" in model(node)["reason"]
 
 
 @pytest.mark.full

@@ -20,7 +20,7 @@ from p2pmesh.models.importance import (
     rank,
     to_bytes,
 )
-from p2pmesh.models.parts import QUALITIES_MAX, Shard, ShardKind
+from p2pmesh.models.parts import QUALITIES_MAX, UNMEASURED, Shard, ShardKind, ShardQuality
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.shards import Places
@@ -115,18 +115,54 @@ def test_a_ranking_goes_from_one_library_to_another(tmp_path: Path, library: Sha
     keep(tmp_path, ranking())
     data = library.read(digest)
     assert data == to_bytes(ranking())
-    other.take(digest, data, (claim,))
+    other.take(digest, data)
+    other.adopt(digest, [claim])
     assert other.read(digest) == data
     other.look({MODEL: FILE})
     assert claim in other.known(MODEL)
 
 
+def test_what_was_measured_here_stands_against_what_others_say(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    name = RankingDigest(keep(tmp_path, ranking()))
+    mine, more = (Places(ranking(), LAYOUT).quality(size, 50_000) for size in (8, 9))
+    measured.add(tmp_path / "rankings", name, [mine])
+    guess = mine._replace(critical=10, divergence=UNMEASURED)
+    library.adopt(name, [mine._replace(divergence=0), more, guess])
+    assert measured.load(tmp_path / "rankings", name) == (mine, more)
+
+
+def test_what_is_told_of_coverage_is_computed_here(tmp_path: Path, library: ShardLibrary) -> None:
+    name = RankingDigest(keep(tmp_path, ranking()))
+    honest = Places(ranking(), LAYOUT).quality(8, 50_000)
+    library.adopt(name, [honest._replace(coverage=1_000_000), honest._replace(places=7)])
+    library.look({MODEL: FILE})
+    assert [one for one in library.known(MODEL) if one.is_measured] == [honest]
+
+
+def test_nothing_is_told_of_thin_shards_without_the_scores_of_neurons(
+    tmp_path: Path, library: ShardLibrary
+) -> None:
+    layout = of_headers(FILE, thin_layout_of)
+    scores = np.ones((1, layout.experts, layout.width), dtype=np.float32)
+    neurons = rankings.save_neurons(tmp_path / "rankings", [scores] * len(LAYOUT.layers))
+    name = RankingDigest(keep(tmp_path, replace(ranking(), neurons=neurons)))
+    thin = ShardQuality(ShardKind.THIN, name, layout.count, 2, 50_000, 500_000)
+    library.adopt(name, [thin])
+    library.look({MODEL: FILE})
+    assert any(one.kind is ShardKind.THIN for one in library.known(MODEL))
+    rankings.neurons_path(tmp_path / "rankings", neurons).unlink()
+    assert library.look({MODEL: FILE})
+    assert all(one.kind is ShardKind.EXPERTS for one in library.known(MODEL))
+
+
 def test_what_a_peer_sends_is_checked(tmp_path: Path, library: ShardLibrary) -> None:
     digest = digest_of(ranking())
     with pytest.raises(ModelError, match="another ranking"):
-        library.take(digest, to_bytes(ranking(3.0)), ())
+        library.take(digest, to_bytes(ranking(3.0)))
     with pytest.raises(PeerError):
-        library.take(digest, b"\xc1junk", ())
+        library.take(digest, b"\xc1junk")
     assert not list((tmp_path / "rankings").glob("*"))
 
 
@@ -169,11 +205,11 @@ def test_no_neurons_are_lacking_that_the_model_cannot_have(
         return Shard(ShardKind.THIN, keep(tmp_path, one), 8, 3, 0b111)
 
     good = replace(ranking(), neurons=Neurons("0" * 64, width))
-    assert library.lacks(FILE, MODEL, thin(good)) == "neurons"
+    assert library.lacks(FILE, MODEL, *thin(good)[:2]) == "neurons"
     huge = replace(good, neurons=Neurons("0" * 64, NEURONS_MAX))
     for one in (huge, replace(good, model=ModelDigest("b" * 64))):
         with pytest.raises(ModelError, match="of another model"):
-            library.lacks(FILE, MODEL, thin(one))
+            library.lacks(FILE, MODEL, *thin(one)[:2])
 
 
 def test_a_shard_of_a_ranking_that_is_not_here_is_not_made(
@@ -222,10 +258,10 @@ def test_a_shard_by_a_claim_that_cannot_be_true_is_not_made(
 def test_a_damaged_ranking_is_fetched_anew(tmp_path: Path, library: ShardLibrary) -> None:
     name = keep(tmp_path, ranking())
     shard = Shard(ShardKind.EXPERTS, name, LAYOUT.count, 4, 0b1111)
-    assert library.lacks(FILE, MODEL, shard) == ""
+    assert library.lacks(FILE, MODEL, *shard[:2]) == ""
     data = library.read(RankingDigest(name))
     assert data is not None
     (tmp_path / "rankings" / f"{name}.ranking").write_bytes(data[:-1])
-    assert library.lacks(FILE, MODEL, shard) == "ranking"
-    library.take(RankingDigest(name), data, ())
-    assert library.lacks(FILE, MODEL, shard) == ""
+    assert library.lacks(FILE, MODEL, *shard[:2]) == "ranking"
+    library.take(RankingDigest(name), data)
+    assert library.lacks(FILE, MODEL, *shard[:2]) == ""

@@ -69,6 +69,10 @@ MESSENGER = len(NODES) - 1  # no member
 ENGINE = Engine(kind="embedded", command=("none",), source="wheel", version="2026.10")
 
 
+async def obtain_nothing(*shard: object) -> None:
+    raise AssertionError(f"no shard starts here, nor {shard}")
+
+
 class Hearsay:
     """The mesh as one node hears of it; other nodes are numbers from 1 on."""
 
@@ -248,7 +252,7 @@ class Parts:
             slots=SLOTS,
             ask=self.ask,
             pipelines=Pipelines(hearsay.mesh, self.manager),
-            shards=Shards(hearsay.mesh, self.manager, self.inventory.library, lambda: None),
+            shards=Shards(self.manager, self.inventory.library, obtain_nothing),
         )
         self.routes = MeshBackends(hearsay.mesh, self.reconciler, self.manager, slots=SLOTS)
 

@@ -36,6 +36,7 @@ from tests.node.isolated_node import (
     Parts,
     library_in,
     make_parts,
+    obtain_nothing,
     serving,
     wanted,
 )
@@ -361,7 +362,7 @@ class Real:
             slots=1,
             ask=nobody,
             pipelines=Pipelines(mesh, self.engines),
-            shards=Shards(mesh, self.engines, self.inventory.library, lambda: None),
+            shards=Shards(self.engines, self.inventory.library, obtain_nothing),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reconciler.run)

@@ -7,6 +7,7 @@ from typing import TypeVar
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pmesh.models.parts import ShardKind, ShardQuality
 from p2pmesh.placement.facts import (
     FORMAT,
     ModelFacts,
@@ -53,6 +54,7 @@ def test_the_bytes_are_canonical(facts: PlacementInputs) -> None:
 
 def test_every_field_reaches_the_digest() -> None:
     a, b = node("a"), node("b")
+    quality = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000)
     base = facts_of(
         {a: GIB},
         [ModelFacts(digest=model("m"), need_bytes=1, holders=(a,))],
@@ -74,6 +76,10 @@ def test_every_field_reaches_the_digest() -> None:
         replace(base, models=(replace(described, holders=(a, b)),)),
         replace(base, models=(replace(described, fallback=True),)),
         replace(base, models=(replace(described, own_needs=((a, 2),)),)),
+        replace(base, models=(replace(described, expert_bytes=((a, 1),)),)),
+        replace(base, models=(replace(described, qualities=(quality,)),)),
+        replace(base, models=(replace(described, hearsay=(quality,)),)),
+        replace(base, models=(replace(described, smaller=(model("n"),)),)),
         replace(base, wants=(replace(want, owner=b),)),
         replace(base, wants=(replace(want, digest=model("n")),)),
         replace(base, wants=(replace(want, replicas=2),)),

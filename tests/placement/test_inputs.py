@@ -109,7 +109,7 @@ class World:
 # Experts
 
 
-def test_of_equal_shards_the_worst_that_holders_say_counts() -> None:
+def test_of_equal_shards_the_worse_that_two_holders_say_counts() -> None:
     quality = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000)
     guess = quality._replace(divergence=UNMEASURED)
     worse = quality._replace(divergence=70_000, coverage=950_000)
@@ -124,6 +124,24 @@ def test_of_equal_shards_the_worst_that_holders_say_counts() -> None:
     assert dict(model.expert_bytes) == {A: 1 << 20, B: 1 << 20, C: 4 << 20}
     [want] = facts_of(world.view(), ()).wants
     assert (want.moe, want.divergence_max) == (Sharing.AUTO, DIVERGENCE_MAX)
+
+
+def test_what_one_holder_of_several_says_of_shards_is_hearsay() -> None:
+    quality = ShardQuality(ShardKind.EXPERTS, "ab" * 32, 16, 8, 50_000, 930_000)
+    lie = ShardQuality(ShardKind.EXPERTS, "cd" * 32, 16, 8, 0, 1_000_000)
+    described = card(expert_bytes=1 << 20, size_bytes=4 << 20)
+    world = World()
+    world.node(0, holds=[held(1, card=described, qualities=(quality,))], wants=[wanted()])
+    [model] = facts_of(world.view(), ()).models
+    assert (model.qualities, model.hearsay) == ((quality,), ()), "nobody else could know"
+    world.node(1, holds=[held(1, card=described, qualities=(lie,))])
+    [model] = facts_of(world.view(), ()).models
+    assert (model.qualities, model.hearsay) == ((), (quality, lie))
+    world.node(2, holds=[held(1, card=described, qualities=(quality,))])
+    [model] = facts_of(world.view(), ()).models
+    assert (model.qualities, model.hearsay) == ((quality,), (lie,))
+    [model] = facts_of(world.view(), [C]).models
+    assert model.qualities == (), "the dead say nothing"
 
 
 def test_experts_are_looked_at_only_where_a_model_is_wanted_or_shared() -> None:
