@@ -40,8 +40,7 @@ REQUEST_BYTES_MAX = 72  # that, and a digest in hex
 ANSWER_TIMEOUT_S = 30.0  # for at most 2 MiB, and for each piece of more
 PIECE_BYTES = 2**20
 PAUSE_S = 1.0  # whatever others claim, and however often they change it
-RETRY_S = 60.0
-GIVERS_AT_ONCE_MAX = 2  # of the same: one may be slow for ever
+RETRY_S = 60.0  # of a node that failed, and of others while one is slow
 FROM_ONE_MAX = 8  # files of one model that one node fills a disk with
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
@@ -80,7 +79,7 @@ class Rankings:
         self._file_of, self._on_fetched = file_of, on_fetched
         self._done: set[_Offer] = set()
         self._due: dict[tuple[NodeId, _Offer], float] = {}
-        self._asked: dict[NodeId, _Offer] = {}
+        self._asked: dict[NodeId, tuple[_Offer, float]] = {}  # and since when
         self._given: Counter[tuple[NodeId, ModelDigest]] = Counter()
 
     def handlers(self) -> Handlers:
@@ -98,20 +97,18 @@ class Rankings:
                     await self._mesh.changes.wait(seen)
 
     def _ask_around(self, nursery: trio.Nursery) -> None:
-        """Ask each node for one of the things that it offers, unless it is being asked."""
+        """Ask each node for one of the things that it offers, and one node at a time for each."""
+        now = trio.current_time()
         offers = [(giver, offer) for offer, givers in self._offers() for giver in givers]
         self._done.intersection_update({offer for _, offer in offers})
         known = {(giver.node, offer) for giver, offer in offers}
         self._due = {one: due for one, due in self._due.items() if one in known}
         for giver, offer in offers:
-            if (
-                offer not in self._done
-                and giver.node not in self._asked
-                and self._due.get((giver.node, offer), 0) <= trio.current_time()
-                and [*self._asked.values()].count(offer) < GIVERS_AT_ONCE_MAX
-                and self._given[giver.node, offer.model] < FROM_ONE_MAX
-            ):
-                self._asked[giver.node] = offer
+            is_slow = all(now - at >= RETRY_S for one, at in self._asked.values() if one == offer)
+            is_due = self._due.get((giver.node, offer), 0) <= now and offer not in self._done
+            has_given = self._given[giver.node, offer.model]
+            if is_due and is_slow and giver.node not in self._asked and has_given < FROM_ONE_MAX:
+                self._asked[giver.node] = offer, now
                 nursery.start_soon(self._try, giver, offer)
 
     def _offers(self) -> Iterator[tuple[_Offer, list[NodeView]]]:

@@ -96,6 +96,20 @@ async def silent(_peer: object, stream: trio.abc.Stream) -> None:
     await trio.sleep_forever()
 
 
+def slow(size: int) -> Handler:
+    """A node that gives a file of neurons, but not in this life."""
+
+    async def serve(_peer: object, stream: trio.abc.Stream) -> None:
+        await receive_frame(stream)
+        await send_frame(stream, b"%d" % size)
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(bytes(module.PIECE_BYTES))
+                await trio.sleep(module.ANSWER_TIMEOUT_S * 0.9)
+
+    return serve
+
+
 def thin_ranking(folder: Path) -> tuple[Ranking, Shard]:
     """A ranking with scores of neurons, kept in a folder, and a thin shard by it."""
     layout = of_headers(FILE, thin_layout_of)
@@ -203,15 +217,6 @@ async def test_who_asks_for_something_else_gets_nothing(tmp_path: Path, asked: b
 # Before any shard is to start.
 
 
-@asynccontextmanager
-async def running(folder: Path, *handlers: Handler | None) -> AsyncIterator[Exchange]:
-    async with exchange_in(folder) as mine, trio.open_nursery() as nursery:
-        mine.others(*handlers)
-        nursery.start_soon(mine.rankings.run)
-        yield mine
-        nursery.cancel_scope.cancel()
-
-
 async def test_what_others_claim_is_got_at_once_and_once(
     tmp_path: Path, patient_clock: MockClock
 ) -> None:
@@ -246,10 +251,22 @@ async def test_only_what_this_node_may_serve_is_got(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_silent_node_keeps_nobody_from_another(tmp_path: Path) -> None:
-    async with running(tmp_path / "me", silent, giver(tmp_path / "giver")) as mine:
+@pytest.mark.parametrize("how", ["silent", "slow"])
+async def test_no_node_keeps_another_from_giving(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, patient_clock: MockClock
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 1000)
+    one, shard = thin_ranking(tmp_path / "giver" / "rankings")
+    first = silent if how == "silent" else slow(rankings.neurons_bytes(one))
+    async with exchange_in(tmp_path / "me") as mine, trio.open_nursery() as nursery:
+        rankings.save(mine.folder, one)
+        mine.others(first, *[service(tmp_path / "giver")] * 2)
+        mine.ways.claims = thin_claim(shard)
+        nursery.start_soon(mine.rankings.run)
         await mine.until_told()
-        assert mine.library.read(NAME) is not None
+        assert mine.library.lacks(FILE, MODEL, *shard[:2]) == ""
+        assert mine.ways.asked == [NODES[1], NODES[2]]
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_measured_later_is_told_later(tmp_path: Path) -> None:
