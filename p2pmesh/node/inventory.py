@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Seque
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
@@ -34,6 +35,9 @@ from p2pmesh.state.registers import (
 SEARCH_INTERVAL_S = 60.0  # a file copied here by hand is found within a minute
 LOOK_INTERVAL_S = 5.0  # a folder with a handful of files
 SEARCH_PAUSE_S = 3.0  # a member that wants something else all the time keeps no disk busy
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 log = structlog.get_logger(__name__)
 
@@ -149,18 +153,19 @@ class ModelInventory:
         self._store.check(self._files[digest], digest)
 
     async def search(
-        self, missing: frozenset[ModelDigest], sizes: Collection[int]
+        self, missing: Mapping[ModelDigest, Collection[int]]
     ) -> AsyncGenerator[ModelDigest, None]:
         """Look for files of models that this node lacks; yields each that it has from now on.
 
         Args:
-            missing: The models.
-            sizes: In bytes, which they may have: only files of these sizes are hashed.
+            missing: The sizes in bytes that a model may have, as others say, by its digest. Only
+                files of these sizes are hashed.
         """
+        sizes = {size for each in missing.values() for size in each}
         for file in await self._discovered():
             if file.size_bytes in sizes:
                 digest = await self._digest(file)
-                if digest in missing:
+                if digest is not None and digest in missing:
                     log.info("model_found", path=str(file.parts[0]), digest=digest)
                     self._files[digest] = file
                     yield digest
@@ -173,7 +178,10 @@ class ModelInventory:
         Args:
             too_large: The size in bytes of a model that fits on no node, by its family.
         """
+        known = {file.parts for file in self._files.values()}
         for file in await self._discovered():
+            if file.parts in known:
+                continue
             size_bytes = too_large.get(family) if (family := family_of(file.card)) else None
             if size_bytes is not None and file.size_bytes < size_bytes:
                 digest = await self._digest(file)
@@ -215,8 +223,8 @@ class InventoryPublisher:
         """Look for what the mesh may want to know or have, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_at_shards)
-            nursery.start_soon(self._search)
-            nursery.start_soon(self._search_smaller)
+            nursery.start_soon(self._search, self._missing, self._inventory.search)
+            nursery.start_soon(self._search, self._too_large, self._inventory.search_smaller)
 
     def look_now(self) -> None:
         """Look at once for what is known of the shards of models: something came."""
@@ -231,39 +239,27 @@ class InventoryPublisher:
             with trio.move_on_after(LOOK_INTERVAL_S):
                 await self._due.wait()
 
-    async def _search(self) -> None:
-        """Look for models that the mesh wants and this node may have."""
-        searched: frozenset[ModelDigest] = frozenset()
+    async def _search(
+        self,
+        wanted: Callable[[], Mapping[Key, Value]],
+        search: Callable[[Mapping[Key, Value]], AsyncGenerator[ModelDigest, None]],
+    ) -> None:
+        """Look for files for what is wanted: soon for what is new, and for all every minute."""
+        searched: frozenset[Key] = frozenset()
         searched_at = -math.inf
         while True:
             seen = self._mesh.changes.count
-            missing = self._missing()
-            pause_s = SEARCH_PAUSE_S if missing - searched else SEARCH_INTERVAL_S
-            due_at = searched_at + pause_s if missing else math.inf
+            now_wanted = wanted()
+            pause_s = SEARCH_PAUSE_S if now_wanted.keys() - searched else SEARCH_INTERVAL_S
+            due_at = searched_at + pause_s if now_wanted else math.inf
             if trio.current_time() >= due_at:
-                async with aclosing(self._inventory.search(missing, self._sizes(missing))) as found:
+                async with aclosing(search(now_wanted)) as found:
                     async for _ in found:
                         self._publish()
-                searched, searched_at = missing, trio.current_time()
-                continue  # what is missing now may be something else
+                searched, searched_at = frozenset(now_wanted), trio.current_time()
+                continue  # what is wanted now may be something else
             with trio.move_on_at(due_at):
                 await self._mesh.changes.wait(seen)
-
-    async def _search_smaller(self) -> None:
-        """Look once for smaller quantisations of each model of experts that fits on no node.
-
-        A budget that grows or a node that joins may make one fit, so nothing else is waited for.
-        """
-        searched: set[Family] = set()
-        while True:
-            seen = self._mesh.changes.count
-            too_large = self._too_large()
-            if too_large.keys() - searched:
-                searched |= too_large.keys()
-                async with aclosing(self._inventory.search_smaller(too_large)) as found:
-                    async for _ in found:
-                        self._publish()
-            await self._mesh.changes.wait(seen)
 
     def _too_large(self) -> dict[Family, int]:
         """The sizes of wanted models of experts that fit on no node with their file, by family."""
@@ -279,20 +275,12 @@ class InventoryPublisher:
                 found[family] = max(found.get(family, 0), card.size_bytes)
         return found
 
-    def _missing(self) -> frozenset[ModelDigest]:
-        return frozenset(
-            digest
+    def _missing(self) -> dict[ModelDigest, Collection[int]]:
+        """Wanted models that others have, with the sizes that those say, of which one is right."""
+        return {
+            digest: {node.held[digest].card.size_bytes for node in model.holders}
             for digest, model in self._mesh.view.models.items()
             if model.wishes and model.holders and digest not in self._inventory
-        )
-
-    def _sizes(self, missing: frozenset[ModelDigest]) -> Collection[int]:
-        """Of models; holders may say different ones, and a file of any of them may be the model."""
-        models = self._mesh.view.models
-        return {
-            node.held[digest].card.size_bytes
-            for digest in missing
-            for node in models[digest].holders
         }
 
     def _publish(self) -> None:

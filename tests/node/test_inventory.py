@@ -378,6 +378,29 @@ async def test_a_smaller_quantisation_of_a_model_that_fits_nowhere_is_found(
     assert held_by(here.mesh)[sha256(small)].stem == "small"
 
 
+async def test_a_smaller_quantisation_that_is_copied_here_later_is_found(
+    searching: Callable[[], Searching],
+    home: Home,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SEARCH_INTERVAL_S", 0.1)
+    small = moe_gguf(tmp_path / "small.gguf", "qwen3moe")
+    digest = sha256(small)
+    here = searching()
+    big = replace(here.store.open(small).card, size_bytes=11 * GIB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.publisher.run)
+        here.hearsay.join(1, budget_bytes=10 * GIB)
+        here.hearsay.hold(1, held(5, card=big))
+        here.hearsay.want(1, wanted(5))
+        await here.until(lambda: here.searches > 1)
+        small.rename(home.models / "small.gguf")
+        await here.until(lambda: here.inventory.file(digest) is not None)
+        nursery.cancel_scope.cancel()
+    assert held_by(here.mesh)[digest].stem == "small"
+
+
 async def test_nothing_is_searched_while_nothing_is_missing(
     searching: Callable[[], Searching],
 ) -> None:
