@@ -104,12 +104,17 @@ class Rankings:
         known = {(giver.node, offer) for giver, offer in offers}
         self._due = {one: due for one, due in self._due.items() if one in known}
         for giver, offer in offers:
-            is_slow = all(now - at >= RETRY_S for one, at in self._asked.values() if one == offer)
-            is_due = self._due.get((giver.node, offer), 0) <= now and offer not in self._done
-            has_given = self._given[giver.node, offer.model]
-            if is_due and is_slow and giver.node not in self._asked and has_given < FROM_ONE_MAX:
+            if self._may_ask(giver.node, offer, now):
                 self._asked[giver.node] = offer, now
                 nursery.start_soon(self._try, giver, offer)
+
+    def _may_ask(self, node: NodeId, offer: _Offer, now: float) -> bool:
+        if offer in self._done or node in self._asked or self._due.get((node, offer), 0) > now:
+            return False
+        is_asked_elsewhere = any(
+            one == offer and now - since < RETRY_S for one, since in self._asked.values()
+        )
+        return not is_asked_elsewhere and self._given[node, offer.model] < FROM_ONE_MAX
 
     def _offers(self) -> Iterator[tuple[_Offer, list[NodeView]]]:
         """What others claim to have for wanted models that are here, and who they are."""
