@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "admit": ("p2pmesh.commands.admit:admit", ("home",)),
     "grant": ("p2pmesh.commands.grant:grant", ("home",)),
     "revoke": ("p2pmesh.commands.revoke:revoke", ("home",)),
+    "recover": ("p2pmesh.commands.recover:recover", ("home",)),
     "leave": ("p2pmesh.commands.leave:leave", ("home",)),
     "status": ("p2pmesh.commands.status:status", ("home",)),
     "models": ("p2pmesh.commands.models:models", ("home",)),

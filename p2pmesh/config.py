@@ -1,9 +1,8 @@
 """Every setting of a node, in one table.
 
 From `SETTINGS` come the command line's options, the `P2PMESH_*` variables, the keys of
-`config.toml`, `--help` and the README's table; a test compares them. A value is looked up in
-that order (option, variable, file, default) and parsed by one function per kind, so that the
-same words mean the same thing wherever they stand.
+`config.toml`, `--help` and the README's table; a test compares them. A value is looked up in that
+order (option, variable, file, default) and parsed by one function per kind, wherever it stands.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _DIVERGENCE = re.compile(r"kl=(\d{1,4}(?:\.\d{1,9})?)", re.ASCII)
 _SIZE = re.compile(
     r"(?P<number>\d{1,18}(\.\d{1,18})?)\s?(?P<unit>([KMGT](I?B)?|B)?)", re.ASCII | re.IGNORECASE
 )
-_INVITATION = re.compile(r"p2pmesh[0-9]+-")
+_INVITATION = re.compile(r"p2pmesh(-recovery)?[0-9]+-")  # or what is mistaken for one
 _EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -290,6 +289,14 @@ SETTINGS: tuple[Setting, ...] = (
         flag=True,
     ),
     Setting(
+        name="recovery-code",
+        unit="",
+        default="",
+        parse=_parse_flag,
+        help="Found a mesh and tell the code by which a member becomes an admin.",
+        flag=True,
+    ),
+    Setting(
         name="no-discovery",
         unit="",
         default="",
@@ -395,6 +402,7 @@ class Settings:
     mesh: str | None = None
     private: bool = False
     open: bool = False
+    recovery_code: bool = False
     no_discovery: bool = False
     model: tuple[str, ...] = ()
     engine: Path | None = None

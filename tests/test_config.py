@@ -41,6 +41,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "mesh": ("our-house", "our-house"),
     "private": ("yes", True),
     "open": ("on", True),
+    "recovery-code": ("yes", True),
     "no-discovery": ("true", True),
     "model": ("tiny", ("tiny",)),
     "engine": ("bin/llama-server", Path("bin/llama-server")),

@@ -69,8 +69,8 @@ const MODEL_COLUMNS = [
 ];
 
 function cameIn({ basis, by, stage }) {
-  const how = { founder: "founded the mesh", invite: `invited by ${by}`, lan: `let in on the network of ${by}`, grant: `granted by ${by}` };
-  return [how[basis], stage && basis !== "founder" ? "right stage" : ""].filter(Boolean).join(", ");
+  const how = { founder: "founded the mesh", invite: `invited by ${by}`, lan: `let in on the network of ${by}`, grant: `granted by ${by}`, recovery: "by the recovery code" };
+  return [how[basis], stage && by ? "right stage" : ""].filter(Boolean).join(", ");
 }
 
 function ends(at) {

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import click
 
 from p2pmesh.commands import formatting
+from p2pmesh.commands.orders import given_or_piped
 from p2pmesh.config import Address, Settings, parse_join
 from p2pmesh.control import NoNodeError, find_node
 from p2pmesh.errors import ConfigError
 from p2pmesh.home import Home
-
-STDIN_CHARS_MAX = 16 * 1024  # a token among a mail's worth of blanks
-FROM_STDIN = "-"
 
 
 @click.command()
@@ -58,9 +55,7 @@ def _ways(token: str | None, settings: Settings) -> tuple[Address | str, ...]:
     """
     if token is None and settings.join:
         return settings.join
-    is_piped = sys.stdin is not None and not sys.stdin.isatty()
-    if token == FROM_STDIN or (token is None and is_piped):
-        token = "".join(sys.stdin.read(STDIN_CHARS_MAX).split()) if sys.stdin else ""
+    token = given_or_piped(token)
     if not token:
         raise ConfigError("there is no invitation: p2pmesh join TOKEN")
     try:

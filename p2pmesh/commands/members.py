@@ -139,6 +139,8 @@ def came_in(node: Mapping[str, Any]) -> str:
     match node["basis"]:
         case "founder":
             return "founded it"
+        case "recovery":
+            return "its recovery code"
         case "invite":
             return f"invitation {node['via'][: formatting.ID_CHARS]} of {by}"
         case "lan":

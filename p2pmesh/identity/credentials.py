@@ -47,7 +47,7 @@ RENEW_SHARE = 0.5  # of its life, after which a credential is renewed
 
 STAGE = "stage"  # the right to run stages of pipelines: whoever has it may run code there
 
-Basis = Literal["founder", "invite", "lan", "grant"]
+Basis = Literal["founder", "invite", "lan", "grant", "recovery"]
 
 
 class Role(IntEnum):
@@ -157,8 +157,10 @@ class Credential:
         return issued_at + int((self.expires_at - issued_at) * RENEW_SHARE)
 
 
-def found(mesh: SigningKey, holder: bytes, now: float) -> Credential:
-    """Make the credential of the node that founds a mesh; the mesh's key signs it."""
+def found(
+    mesh: SigningKey, holder: bytes, now: float, basis: Literal["founder", "recovery"] = "founder"
+) -> Credential:
+    """Make the credential of a node that founds a mesh or recovers it; the mesh's key signs it."""
     return _signed(
         mesh,
         MeshId(mesh.id),
@@ -169,7 +171,7 @@ def found(mesh: SigningKey, holder: bytes, now: float) -> Credential:
         stage=True,
         issued_at=int(now),
         expires_at=int(now) + FOUNDER_TTL_S,
-        basis="founder",
+        basis=basis,
         via=b"",
     )
 
@@ -337,8 +339,8 @@ def _delegation(raw: object, mesh: bytes, signer: bytes) -> Delegation:
 
 def _excess(signer: Delegation, role: Role, stage: bool, basis: Basis) -> str:  # noqa: FBT001
     """Say in what a delegation goes beyond its signer's own; "" when it does not."""
-    if basis == "founder":
-        return "a credential in which another key than the mesh's founds it"
+    if basis in ("founder", "recovery"):
+        return "a credential in which another key than the mesh's founds or recovers it"
     if role > signer.role or (stage and not signer.stage):
         return "a credential that gives more than its signer has"
     if signer.role >= Role.INVITE:

@@ -78,6 +78,7 @@ LAN: Purpose = "lan"  # asks for a credential because both are on one network
 # Why a peer was refused, for programs.
 REFUSED_THERE = "the node there refused: "  # before the reason that it gives
 STRANGER, EXPIRED, REVOKED, ROLE = "stranger", "expired", "revoked", "role"
+OVER = (EXPIRED, REVOKED)  # a membership is
 
 
 class RefusedError(PeerError):
@@ -85,11 +86,12 @@ class RefusedError(PeerError):
 
     Attributes:
         why: The reason in a word that programs know; "" for all others.
+        by_peer: Whether the other side said it, and not this one about it.
     """
 
-    def __init__(self, sentence: str, why: str = "") -> None:
+    def __init__(self, sentence: str, why: str = "", *, by_peer: bool = False) -> None:
         super().__init__(sentence)
-        self.why = why
+        self.why, self.by_peer = why, by_peer
 
 
 SAME_KEY = (
@@ -423,7 +425,8 @@ def _fields(message: bytes) -> dict[str, Any]:
     if "no" in fields:
         reason = plain_text(take(fields, "no", str, size_max=REASON_CHARS_MAX), REASON_CHARS_MAX)
         why = take(fields, "why", str, size_max=PURPOSE_CHARS_MAX, default="")
-        raise RefusedError(f"{REFUSED_THERE}{reason or 'it did not say why'}", why)
+        sentence = f"{REFUSED_THERE}{reason or 'it did not say why'}"
+        raise RefusedError(sentence, why, by_peer=True)
     return fields
 
 

@@ -12,8 +12,6 @@ worth nothing on any other connection or for any other node.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,12 +19,13 @@ from hashlib import blake2b
 from p2pmesh.config import Address, parse_address
 from p2pmesh.errors import ConfigError
 from p2pmesh.identity.keys import ID_BYTES, SEED_BYTES, MeshId, SigningKey, verify
+from p2pmesh.identity.recovery import RECOVERY_PREFIX
+from p2pmesh.identity.spelling import read_spelling, spell
 from p2pmesh.wire.codec import encode
 
 PREFIX = "p2pmesh1-"
 VERSION = 1
 TOKEN_SEED_BYTES = 16
-CHECKSUM_BYTES = 4
 ADDRESSES_MAX = 2  # of the node that invites; each makes the token 11 characters longer
 TOKEN_CHARS_MAX = 1024  # two of the longest host names, base32
 _PROOF_TAG = "p2pmesh invitation 1"
@@ -57,8 +56,7 @@ class Token:
         shown = b"".join(map(_pack, self.addresses[:ADDRESSES_MAX]))
         count = bytes([VERSION]), bytes([min(len(self.addresses), ADDRESSES_MAX)])
         body = count[0] + self.mesh + self.seed + count[1] + shown
-        text = base64.b32encode(body + _checksum(body)).decode("ascii")
-        return PREFIX + text.rstrip("=").lower()
+        return PREFIX + spell(body)
 
 
 def is_token(text: str) -> bool:
@@ -73,20 +71,17 @@ def parse_token(text: str) -> Token:
         ConfigError: It is cut short, misspelt, or of another version.
     """
     plain = "".join(text.split()).lower()
+    if plain.startswith(RECOVERY_PREFIX):
+        raise ConfigError("this is a recovery code, no invitation: p2pmesh recover, on a member")
     if not plain.startswith(PREFIX):
         raise ConfigError(
             f"this invitation is of another version of p2pmesh: it should begin with {PREFIX}"
         )
     if len(plain) > TOKEN_CHARS_MAX:
         raise ConfigError("this invitation is too long to be one; copy it again")
-    letters = plain.removeprefix(PREFIX).upper()
     try:
-        data = base64.b32decode(letters + "=" * (-len(letters) % 8))
-        body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-        if checksum != _checksum(body) or base64.b32encode(data).decode().rstrip("=") != letters:
-            raise ValueError("checksum")
-        return _read(body)
-    except (binascii.Error, ValueError, IndexError) as exc:
+        return _read(read_spelling(plain.removeprefix(PREFIX)))
+    except (ValueError, IndexError) as exc:
         raise ConfigError(
             "this invitation is incomplete or misspelt; copy the whole of it again"
         ) from exc
@@ -110,10 +105,6 @@ def is_proof(key: bytes, proof: bytes, *, mesh: MeshId, node: bytes, binding: by
 
 def _claim(mesh: MeshId, node: bytes, binding: bytes) -> bytes:
     return encode([_PROOF_TAG, mesh, node, binding])
-
-
-def _checksum(body: bytes) -> bytes:
-    return blake2b(body, digest_size=CHECKSUM_BYTES, person=b"p2pmesh token").digest()
 
 
 def _pack(address: Address) -> bytes:

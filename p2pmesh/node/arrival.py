@@ -24,6 +24,10 @@ def check_settings(settings: Settings) -> None:
             parse_token(way)
     if settings.open and settings.private:
         raise ConfigError("--open and --private exclude each other")
+    if settings.join and settings.recovery_code:
+        raise ConfigError(
+            "--recovery-code founds a mesh; --join leads into one that others founded: give one"
+        )
     if settings.join and settings.mesh:
         raise ConfigError("--mesh names a mesh of this network; --join names another: give one")
 
@@ -52,10 +56,13 @@ async def choose_entry(
         return await joiner.by_name(ways, note)
     earlier = joiner.earlier()
     is_meant = earlier is not None and settings.mesh in (None, earlier.name)
+    if earlier is not None and settings.recovery_code:
+        note(f"No recovery code: one is told only when a mesh is founded, as {earlier.name} was")
     if earlier is not None and is_meant and joiner.is_usable(earlier):
         return Entry(card=earlier)
-    if earlier is None and settings.private:
-        return Entry(card=found(), is_new=True)
+    if earlier is None and (settings.private or settings.recovery_code):
+        # Whoever has the code of this mesh counts on it: it gives way to no other.
+        return Entry(card=found(), is_new=not settings.recovery_code)
 
     def is_wanted(heard: HeardMesh) -> bool:
         if earlier is not None and is_meant:

@@ -14,10 +14,9 @@ from p2pmesh.home import Home
 from p2pmesh.identity.credentials import is_signed
 from p2pmesh.identity.hello import (
     CLOCK_SKEW_S_MAX,
-    EXPIRED,
     JOIN,
     LAN,
-    REVOKED,
+    OVER,
     UNNAMED,
     LocalIdentity,
     Peer,
@@ -285,7 +284,7 @@ class Joiner:
             try:
                 asked = await self._door.ask(address, JOIN, me)
             except RefusedError as exc:
-                return exc.why in (REVOKED, EXPIRED)
+                return exc.by_peer and exc.why in OVER
             except (LinkError, PeerError) as exc:
                 log.info("membership_not_checked", address=str(address), reason=str(exc))
                 continue

@@ -108,7 +108,15 @@ def save_mesh(home: Home, mesh: MeshInfo) -> None:
     write_atomic(home.mesh_file, json.dumps(fields, indent=2).encode() + b"\n")
 
 
-def found_mesh(home: Home, key: SigningKey, *, name: str, is_open: bool, now: float) -> MeshInfo:
+def found_mesh(
+    home: Home,
+    key: SigningKey,
+    *,
+    name: str,
+    is_open: bool,
+    now: float,
+    seed: bytes | None = None,
+) -> MeshInfo:
     """Make a new mesh with this node as its first admin; raises as `write_atomic`.
 
     The mesh's own key signs the credential and the policy, and is forgotten.
@@ -119,8 +127,9 @@ def found_mesh(home: Home, key: SigningKey, *, name: str, is_open: bool, now: fl
         name: What people call the mesh; "" for two words.
         is_open: Whether who is on the same network may join.
         now: Unix time in seconds.
+        seed: Of the mesh's own key, for a caller that remembers it; a random one.
     """
-    mesh_key = SigningKey(secrets.token_bytes(SEED_BYTES))
+    mesh_key = SigningKey(seed or secrets.token_bytes(SEED_BYTES))
     name = name or f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}"
     policy = Policy(number=1, open=is_open, name=name, founded_at=int(now))
     mesh = MeshInfo(

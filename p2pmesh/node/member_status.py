@@ -104,7 +104,7 @@ def standing(mesh: Mesh, own: Credential | None) -> dict[str, Any]:
     if own is None:
         return {"role": "", "stage": False, "basis": "", "by": "", "via": "", "expires_at": None}
     last = own.last
-    by = "" if last.basis == "founder" else _name(mesh, last.issuer)
+    by = "" if len(own.chain) == 1 else _name(mesh, last.issuer)
     return {
         "role": own.role.word,
         "stage": own.stage,

@@ -13,6 +13,8 @@ from p2pmesh.identity.credentials import (
     DAY_S,
     Basis,
     Credential,
+    Role,
+    found,
     is_signed,
     may_issue,
 )
@@ -71,6 +73,22 @@ class Membership:
         soon = f"in {days} days" if days != 1 else "in 1 day"
         helper = "" if self._renewers() else ", and no member that could renew it is here"
         return [*said, f"This node's membership runs out {soon}{helper}; see p2pmesh members"]
+
+    def recover(self, mesh_key: SigningKey) -> None:
+        """Become an admin by the key of the mesh itself.
+
+        Raises:
+            LocalError: It is the key of another mesh, this node is an admin already, or it may be
+                in this mesh no more.
+        """
+        if mesh_key.id != self._card.id:
+            raise LocalError(f"this recovery code is not that of {self._card.name}")
+        if self.credential.role is Role.ADMIN and self.credential.stage and not self._is_void():
+            raise LocalError(f"this node is an admin of {self._card.name} already")
+        credential = found(mesh_key, self._key.public, self._mesh.now, "recovery")
+        if said := self._mesh.vouch(credential):
+            raise LocalError(f"{said}; another node of the mesh can be its admin")
+        self._use(credential)
 
     async def run(self) -> None:
         """Take up what this node is granted, and have its credential renewed in time."""

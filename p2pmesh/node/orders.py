@@ -13,6 +13,7 @@ from p2pmesh.config import Address, parse_address, parse_join
 from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.identity.credentials import ROLES, STAGE, Role
 from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.identity.recovery import parse_recovery_code
 from p2pmesh.identity.tokens import ADDRESSES_MAX, parse_token
 from p2pmesh.node.authority import find_id
 from p2pmesh.node.joining import Entry, Joiner
@@ -52,6 +53,7 @@ class Orders:
             "revoke": self._revoke,
             "grant": self._grant,
             "admit": self._admit,
+            "recover": self._recover,
             "join": self._join,
             "leave": self._leave_mesh,
             "plan": self._plan,
@@ -101,6 +103,13 @@ class Orders:
         stage = {STAGE: True, f"no-{STAGE}": False}.get(what)
         sentence = self._life().authority.grant(_text(values, "target"), role=role, stage=stage)
         return {"sentences": [sentence, *self._unsaved()]}
+
+    async def _recover(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        life = self._life()
+        life.membership.recover(parse_recovery_code(_text(values, "code")))
+        sentence = f"This node is an admin of {life.card.name} now."
+        advice = "To put out a node that is lost or stolen: p2pmesh revoke NODE"
+        return {"sentences": [sentence, advice, *self._unsaved()]}
 
     async def _admit(self, values: Mapping[str, Any]) -> dict[str, Any]:
         life = self._life()

@@ -30,7 +30,8 @@ from p2pmesh.gateway.serve import Gateway
 from p2pmesh.home import PRIVATE_MODE, Home, write_atomic
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import LocalIdentity, Vouch
-from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.identity.keys import SEED_BYTES, NodeId, show_id
+from p2pmesh.identity.recovery import recovery_code
 from p2pmesh.models.shard_cache import ShardCache
 from p2pmesh.models.shard_library import ShardLibrary
 from p2pmesh.models.store import Store
@@ -327,14 +328,22 @@ class Node:
         )
 
     def _found(self) -> MeshInfo:
-        """Found a mesh as the user wants it."""
-        return found_mesh(
+        """Found a mesh as the user wants it; its key is forgotten, or told to the user."""
+        seed = secrets.token_bytes(SEED_BYTES)
+        mesh = found_mesh(
             self._home,
             self._self.key,
             name=self._settings.mesh or "",
             is_open=not self._settings.private,
             now=self._clock(),
+            seed=seed,
         )
+        if self._settings.recovery_code:
+            self._ui.note(
+                f"Recovery code of {mesh.name}, told only now: {recovery_code(seed)}. Keep it on "
+                "paper: whoever has it can become an admin, by p2pmesh recover on a member"
+            )
+        return mesh
 
     async def _leave(self, life: MeshLife, gateway: Gateway, engines: EngineManager) -> None:
         log.info("node_leaving")

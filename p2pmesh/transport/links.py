@@ -17,7 +17,7 @@ import trio
 
 from p2pmesh.config import Address
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.hello import EXPIRED, REFUSED_THERE, REVOKED, Peer, RefusedError
+from p2pmesh.identity.hello import OVER, REFUSED_THERE, Peer, RefusedError
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.transport.banlist import Banlist
 from p2pmesh.transport.base import Channel, Handlers, NobodyThereError, Transport
@@ -190,7 +190,8 @@ class Links:
                 reasons = [str(exc) for exc in group.exceptions]
                 log.info("dial_failed", address=str(address), reasons=reasons)
                 for exc in group.exceptions:
-                    if isinstance(exc, RefusedError) and exc.why in (REVOKED, EXPIRED):
+                    # Of a peer that is out itself this node says the same.
+                    if isinstance(exc, RefusedError) and exc.by_peer and exc.why in OVER:
                         self._events.refused(str(exc).removeprefix(REFUSED_THERE))
             except* Exception:
                 # Whatever it was, it came from talking to this one peer and ends with it.

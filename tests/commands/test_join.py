@@ -107,7 +107,7 @@ def test_on_a_terminal_nothing_is_waited_for(
         def read(self, size: int | None = -1, /) -> str:
             raise AssertionError("a person is not asked to type a token")
 
-    monkeypatch.setattr("p2pmesh.commands.join.sys", type("Sys", (), {"stdin": Terminal()}))
+    monkeypatch.setattr("p2pmesh.commands.orders.sys", type("Sys", (), {"stdin": Terminal()}))
     assert isinstance(call(Settings(home=tmp_path)).exception, ConfigError)
 
 

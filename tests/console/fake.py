@@ -52,6 +52,7 @@ MADE = {
 }
 REFUSALS = {  # how orders about these are answered
     "nonsense": ConfigError("there is nothing of that name"),
+    "misspelt": ConfigError("this recovery code is incomplete"),
     "impossible": LocalError("this node may not do that"),
 }
 AWAY = {"id": "g" * 26, "name": "berts-tablet", **GUEST}
@@ -277,7 +278,7 @@ class FakeNode:
         self.orders.append((name, dict(values)))
         if self.refusal is not None:
             raise self.refusal
-        if refusal := REFUSALS.get(str(values.get("target"))):
+        if refusal := REFUSALS.get(str(values.get("target") or values.get("code"))):
             raise refusal
         said = [f"{name} {key}={value}" for key, value in values.items()] or [f"{name} was done."]
         return {"sentences": said, **(MADE if name == "invite" else {})}

@@ -66,6 +66,13 @@ def test_a_founder_is_an_admin_by_the_key_of_the_mesh() -> None:
     assert is_signed(founders)
 
 
+def test_the_key_of_the_mesh_makes_another_admin() -> None:
+    recovered = found(MESH_KEY, BERT.public, NOW, "recovery")
+    assert (recovered.role, recovered.stage, recovered.mesh) == (Role.ADMIN, True, MESH)
+    assert (recovered.node, recovered.last.basis) == (BERT.id, "recovery")
+    assert is_signed(recovered)
+
+
 @pytest.mark.parametrize("length", range(1, CHAIN_MAX + 1))
 def test_a_chain_survives_the_wire_and_names_everybody(length: int) -> None:
     made = chain(length)[-1]
@@ -104,6 +111,7 @@ GIVEN: list[tuple[Role, bool, Role, bool, Basis, bool]] = [
     (Role.SERVE, True, Role.USE, False, "grant", False),
     (Role.USE, True, Role.USE, False, "lan", False),
     (Role.ADMIN, True, Role.SERVE, False, "founder", False),
+    (Role.ADMIN, True, Role.ADMIN, True, "recovery", False),
 ]
 
 

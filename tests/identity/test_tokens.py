@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-from hashlib import blake2b
 
 import pytest
 from hypothesis import given
@@ -10,8 +9,9 @@ from hypothesis import strategies as st
 from p2pmesh.config import Address
 from p2pmesh.errors import ConfigError
 from p2pmesh.identity.keys import MeshId, SigningKey
+from p2pmesh.identity.recovery import recovery_code
+from p2pmesh.identity.spelling import read_spelling, spell
 from p2pmesh.identity.tokens import (
-    CHECKSUM_BYTES,
     PREFIX,
     TOKEN_CHARS_MAX,
     Token,
@@ -33,14 +33,12 @@ def token(*addresses: Address) -> Token:
 
 
 def body_of(text: str) -> bytes:
-    letters = text.removeprefix(PREFIX).upper()
-    return base64.b32decode(letters + "=" * (-len(letters) % 8))[:-CHECKSUM_BYTES]
+    return read_spelling(text.removeprefix(PREFIX))
 
 
 def written(body: bytes) -> str:
     """A token of any bytes, with the right checksum."""
-    checksum = blake2b(body, digest_size=CHECKSUM_BYTES, person=b"p2pmesh token").digest()
-    return PREFIX + base64.b32encode(body + checksum).decode().rstrip("=").lower()
+    return PREFIX + spell(body)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +86,11 @@ def test_a_token_of_another_version_is_told_apart() -> None:
     assert is_token("p2pmesh2-abc")
     with pytest.raises(ConfigError, match="another version"):
         parse_token("p2pmesh2-abc")
+
+
+def test_a_recovery_code_is_told_apart() -> None:
+    with pytest.raises(ConfigError, match="this is a recovery code, no invitation"):
+        parse_token(recovery_code(b"s" * 32))
 
 
 @pytest.mark.parametrize("length", range(len(PREFIX), len(str(TOKEN))))

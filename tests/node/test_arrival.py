@@ -116,6 +116,22 @@ async def test_who_wants_a_private_mesh_listens_to_nobody(world: World) -> None:
     assert world.looks == 0
 
 
+async def test_who_wants_a_recovery_code_founds_a_mesh_that_stays(world: World) -> None:
+    world.heard = HERE
+    assert await world.start(recovery_code=True) == Entry(card=NEW, is_new=False)
+    assert (world.looks, world.notes) == (0, [])
+    with pytest.raises(ConfigError, match="--recovery-code founds a mesh; --join leads into one"):
+        await world.start(recovery_code=True, join=(Address("10.0.0.1", 9338),))
+
+
+async def test_a_mesh_that_was_founded_before_has_no_recovery_code(world: World) -> None:
+    earlier = belong(world)
+    assert await world.start(recovery_code=True) == Entry(card=earlier)
+    assert world.notes == [
+        "No recovery code: one is told only when a mesh is founded, as earlier was"
+    ]
+
+
 async def test_a_named_mesh_is_joined_where_it_is_heard_and_founded_where_it_is_not(
     world: World,
 ) -> None:

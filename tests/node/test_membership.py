@@ -11,10 +11,12 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from p2pmesh.errors import LocalError
 from p2pmesh.identity.credentials import DAY_S, LAN_TTL_S, TTL_S, Basis, Credential, Role
+from p2pmesh.identity.keys import SigningKey
 from p2pmesh.node import membership as module
 from p2pmesh.node.keystore import load_mesh
-from tests.identity.builders import FOUNDERS, credential
+from tests.identity.builders import FOUNDERS, MESH_KEY, credential
 from tests.node.members import Member, Members, founder_of, key_of, members
 from tests.node.meshes import until
 from tests.state.builders import NOW
@@ -201,3 +203,37 @@ async def test_who_is_refused_by_a_member_is_told_so(tmp_path: Path) -> None:
         assert founder.membership.warnings == [
             "A member refuses this node: this node's membership was revoked by anna"
         ]
+
+
+async def test_a_member_recovers_its_mesh_by_the_key_of_that(tmp_path: Path) -> None:
+    async with members(tmp_path) as made:
+        founder = await made.start("founder")
+        anna = await made.start_with("anna", 1, Role.SERVE, founder)
+        bert = await made.start_with("bert", 2, Role.SERVE, founder)
+        await anna.knows(bert)
+        async with minding(anna):
+            with pytest.raises(LocalError, match="this recovery code is not that of"):
+                anna.membership.recover(SigningKey(b"x" * 32))
+            assert anna.membership.credential.role is Role.SERVE
+            anna.membership.recover(MESH_KEY)
+            own = anna.membership.credential
+            assert (own.role, own.stage, own.last.basis) == (Role.ADMIN, True, "recovery")
+            with pytest.raises(LocalError, match=r"is an admin of .* already"):
+                anna.membership.recover(MESH_KEY)
+            await until(bert.mesh, lambda: shown(bert, anna) == own)
+            anna.authority.revoke("founder", below=False)
+            await until(bert.mesh, lambda: bool(bert.mesh.vouch(founder.card.credential)))
+            await bert.knows(anna)
+    kept = load_mesh(anna.home)
+    assert kept is not None
+    assert kept.credential == own
+
+
+async def test_a_revoked_node_recovers_nothing(tmp_path: Path) -> None:
+    async with members(tmp_path) as made:
+        founder = await made.start("founder")
+        anna = await made.start_with("anna", 1, Role.SERVE, founder)
+        founder.authority.revoke("anna", below=False)
+        await until(anna.mesh, lambda: bool(anna.mesh.vouch(anna.card.credential)))
+        with pytest.raises(LocalError, match=r"revoked by founder.* another node of the mesh can"):
+            anna.membership.recover(MESH_KEY)

@@ -18,6 +18,7 @@ from p2pmesh.errors import ConfigError, LocalError
 from p2pmesh.identity.credentials import Role
 from p2pmesh.identity.hello import RefusedError
 from p2pmesh.identity.keys import NodeId, show_id
+from p2pmesh.identity.recovery import recovery_code
 from p2pmesh.identity.tokens import Token, parse_token
 from p2pmesh.node.joining import Entry, Joiner
 from p2pmesh.node.keystore import load_statements
@@ -163,6 +164,14 @@ async def test_members_are_granted_and_revoked(tmp_path: Path) -> None:
         revoked = await node.give("revoke", target=show_id(anna.node)[:8], below=True)
         assert revoked["sentences"][0] == "anna is out of the mesh."
         assert node.founder.mesh.vouch(anna.card.credential)
+
+
+async def test_an_admin_has_nothing_to_recover(tmp_path: Path) -> None:
+    async with ordered(tmp_path) as here:
+        with pytest.raises(ConfigError, match="a recovery code begins with"):
+            await here.orders.give("recover", {"code": "abc"})
+        with pytest.raises(LocalError, match="this node is an admin of"):
+            await here.orders.give("recover", {"code": recovery_code(b"m" * 32)})
 
 
 async def test_who_waits_is_let_in_by_name(tmp_path: Path) -> None:

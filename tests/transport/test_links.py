@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.config import Address
+from p2pmesh.identity.hello import LocalIdentity
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.transport import links as module
 from p2pmesh.transport.banlist import BAR_FIRST_S
@@ -32,7 +34,7 @@ from p2pmesh.wire.messages import (
     encode_message,
 )
 from tests.transport.networks import someone
-from tests.transport.stories import BERT, SOMEBODY, Story, anna, bert, running, word
+from tests.transport.stories import ANNA, BERT, SOMEBODY, Story, anna, bert, running, word
 
 NEWS = [Push(records=(b"news %d" % number,)) for number in range(3)]
 CHUNK = Push(records=(bytes(CHUNK_BYTES_MAX // 2),) * 2, asked=True)
@@ -325,6 +327,23 @@ async def test_sending_while_a_link_ends_is_harmless(autojump_clock: MockClock) 
             await trio.lowlevel.checkpoint()
         assert a.links.linked == frozenset()
         assert a.told[-1] == ("down", b.id)
+
+
+@pytest.mark.parametrize("who", ["the peer", "this node"])
+async def test_only_what_a_peer_says_is_a_refusal_of_this_node(
+    who: str, autojump_clock: MockClock
+) -> None:
+    def revokes_all(me: LocalIdentity) -> LocalIdentity:
+        return replace(me, vouch=lambda _: "revoked by kitchen")
+
+    near, far = (ANNA, revokes_all(BERT)) if who == "the peer" else (revokes_all(ANNA), BERT)
+    async with running(
+        lambda network: Story(near, network, 1), lambda network: Story(far, network, 2)
+    ) as (one, other):
+        one.links.dial(other.id, [other.address])
+        await wait_all_tasks_blocked()
+    told = [("refused", "revoked by kitchen")] if who == "the peer" else []
+    assert one.told == [*told, ("failed", other.id, False)]
 
 
 async def test_finishing_sends_what_is_queued(autojump_clock: MockClock) -> None:
