@@ -93,6 +93,36 @@ def test_a_member_is_invited_given_more_and_revoked(tmp_path: Path, stack: ExitS
 
 
 @pytest.mark.full
+def test_a_mesh_that_lost_its_only_admin_is_recovered(tmp_path: Path, stack: ExitStack) -> None:
+    kitchen = run(stack, tmp_path, "kitchen", "--recovery-code")
+    [code] = [word for word in kitchen.said().split() if word.startswith("p2pmesh-recovery1-")]
+    code = code.removesuffix(".")
+    token = told(kitchen, "invite", "--uses=any").strip()
+    attic = run(stack, tmp_path, "attic", "--join", token)
+    cellar = run(stack, tmp_path, "cellar", "--join", token)
+    kitchen.process.kill()
+    kitchen.process.wait()
+    home = attic.me["home"]
+    for log in (tmp_path / "kitchen", tmp_path / "attic"):
+        assert not any(code in path.read_text() for path in log.rglob("*.log"))
+
+    assert_sentence(cli("recover", code[:-1], "--home", home), 2, "copy the whole of it again")
+    assert_sentence(cli("revoke", "kitchen", "--home", home), 1, "has the role serve and may not revoke")
+    assert "This node is an admin of" in told(attic, "recover", code)
+    wait_until(lambda: members(cellar)["attic"]["basis"] == "recovery", "it is an admin")
+    assert "kitchen is out of the mesh." in told(attic, "revoke", "kitchen")
+    wait_until(lambda: sorted(members(cellar)) == ["attic", "cellar"], "the kitchen is out")
+    garage = run(stack, tmp_path, "garage", "--join", told(attic, "invite").strip())
+    wait_until(lambda: sorted(members(garage)) == ["attic", "cellar", "garage"], "one mesh")
+    assert "refuses this node" not in attic.said()
+
+    end(attic)
+    again = run(stack, tmp_path, "attic", "--recovery-code")
+    assert members(again)["attic"]["basis"] == "recovery"
+    assert "No recovery code: one is told only when a mesh is founded" in again.said()
+
+
+@pytest.mark.full
 def test_a_node_that_runs_moves_to_another_mesh_and_leaves_it(
     tmp_path: Path, stack: ExitStack
 ) -> None:
