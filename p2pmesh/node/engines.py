@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -59,10 +60,12 @@ class EngineManager:
 
     Attributes:
         engine: What runs models.
+        failures: Why the last copy of a part failed here, until one of it is ready here.
     """
 
     def __init__(self, engine: Engine, *, logs: Path) -> None:
         self.engine = engine
+        self.failures: dict[PartId, str] = {}
         self._logs = logs
         self._running: dict[PartId, _Running] = {}
         self._in_flight: Counter[PartId] = Counter()
@@ -206,7 +209,7 @@ class EngineManager:
         assert part not in self._running, f"{part} runs already"
         if self._nursery is None:
             return  # the node is stopping
-        process = Supervisor(kind, logs=self._logs, on_change=lambda _: self._tell())
+        process = Supervisor(kind, logs=self._logs, on_change=partial(self._note, part))
         log.info("part_starting", part=part, engine=kind.name)
         self._running[part] = _Running(process, kind, trio.CancelScope(), beside, stages, shard)
         self._nursery.start_soon(self._serve, part, self._running[part])
@@ -275,6 +278,13 @@ class EngineManager:
             return False
         running.token_us = token_us
         return True
+
+    def _note(self, part: PartId, status: EngineStatus) -> None:
+        if status.state == "failed":
+            self.failures[part] = status.detail
+        elif status.state == "ready":
+            self.failures.pop(part, None)
+        self._tell()
 
     def _tell(self) -> None:
         for watcher in self._watchers:

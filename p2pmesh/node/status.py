@@ -207,8 +207,16 @@ class NodeStatus:
                     for device in engine.devices
                 ],
             },
-            "warnings": list(engine.warnings),
+            "warnings": [*engine.warnings, *self._failed_here()],
         }
+
+    def _failed_here(self) -> list[str]:
+        """Sentences about what failed here and is served by others instead."""
+        return [
+            f"{self._id(part.digest)} is served elsewhere because it failed here: {why}"
+            for part, why in self._engines.failures.items()
+            if part not in self._engines.states() and self._routes.state(part.digest) == "ready"
+        ]
 
     def _peer(self, view: NodeView) -> dict[str, Any]:
         rtt_s = self._mesh.rtt_s(view.node)

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.parts import (
-    StageRange,
-    unit_id,
-)
+from p2pmesh.models.parts import StageRange, unit_id
 from p2pmesh.placement.assignment import Assignment, Reason, Refusal, ShardRefusal
 from p2pmesh.placement.demand import Demand
 from p2pmesh.placement.experts import (
@@ -249,19 +246,23 @@ class Allocation:
         for node, need_bytes in held:
             without[node] += need_bytes
         fitting = self._fitting(demand, self._given.room)
-        fitting = fitting or self._fitting(demand, without, slack_share=SLACK_SHARE)
-        return fitting[0] if fitting else None
+        fitting += self._fitting(demand, without, slack_share=SLACK_SHARE)
+        return next((node for node in fitting if node not in demand.model.failing), None)
 
     def _fitting(
         self, demand: Demand, room: Mapping[NodeId, int], *, slack_share: int = 0
     ) -> list[NodeId]:
-        """The nodes with the file, no copy and the room for one, best first."""
+        """The nodes with the file, no copy and the room for one, best first.
+
+        Where a copy failed it is tried again only when it fits nowhere else.
+        """
 
         def size(node: NodeId) -> int:
             need_bytes = self._need(demand, node)
             return need_bytes + (need_bytes // slack_share if slack_share else 0)
 
-        return self._rank(demand, [n for n in self._free(demand) if room[n] >= size(n)])
+        ranked = self._rank(demand, [n for n in self._free(demand) if room[n] >= size(n)])
+        return sorted(ranked, key=lambda node: node in demand.model.failing)
 
     def assignment(self, demand: Demand) -> Assignment:
         """Return the assignment of a demand, once all of its priority have been served."""

@@ -69,6 +69,7 @@ class ModelFacts:
         hearsay: How good others are that only one holder of several says it can make; sorted.
         smaller: Of a model of experts that is wanted, the quantisations of the same model that take
             less, by what holders say of both, the largest first.
+        failing: The holders that say a copy failed there and is to be tried again; sorted.
     """
 
     digest: ModelDigest
@@ -81,11 +82,14 @@ class ModelFacts:
     qualities: tuple[ShardQuality, ...] = ()
     hearsay: tuple[ShardQuality, ...] = ()
     smaller: tuple[ModelDigest, ...] = ()
+    failing: tuple[NodeId, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "holders", tuple(sorted(set(self.holders))))
         own = {node: need for node, need in sorted(self.own_needs) if need != self.need_bytes}
         object.__setattr__(self, "own_needs", tuple(own.items()))
+        if self.failing:
+            object.__setattr__(self, "failing", tuple(sorted(set(self.failing))))
         if self.shapes:  # for few models
             object.__setattr__(self, "shapes", tuple(sorted(dict(self.shapes).items())))
         if self.expert_bytes:
@@ -202,7 +206,7 @@ class PlacementInputs:
                         *(m.digest, m.need_bytes, m.holders, m.fallback, m.own_needs),
                         [[node, *shape] for node, shape in m.shapes],
                         [m.expert_bytes, *map(_claims, (m.qualities, m.hearsay))],
-                        m.smaller,
+                        *(m.smaller, m.failing),
                     ]
                     for m in self.models
                 ],

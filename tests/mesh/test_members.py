@@ -107,7 +107,9 @@ def test_a_mesh_that_lost_its_only_admin_is_recovered(tmp_path: Path, stack: Exi
         assert not any(code in path.read_text() for path in log.rglob("*.log"))
 
     assert_sentence(cli("recover", code[:-1], "--home", home), 2, "copy the whole of it again")
-    assert_sentence(cli("revoke", "kitchen", "--home", home), 1, "has the role serve and may not revoke")
+    assert_sentence(
+        cli("revoke", "kitchen", "--home", home), 1, "has the role serve and may not revoke"
+    )
     assert "This node is an admin of" in told(attic, "recover", code)
     wait_until(lambda: members(cellar)["attic"]["basis"] == "recovery", "it is an admin")
     assert "kitchen is out of the mesh." in told(attic, "revoke", "kitchen")

@@ -18,6 +18,11 @@ def served(node: Node) -> dict[str, str]:
     return {model["id"]: model["state"] for model in node.status()["models"]}
 
 
+def owners(node: Node, model: str) -> list[str]:
+    found = [one for one in node.status()["models"] if one["id"] == model]
+    return [one["name"] for each in found for one in each["replicas"]]
+
+
 def test_what_a_user_names_is_served_by_whoever_has_it(tmp_path: Path) -> None:
     chat = tiny_gguf(tmp_path / "my-chat.gguf")
     meaning = tiny_gguf(tmp_path / "my-meaning.gguf", pooling="mean")
@@ -59,6 +64,35 @@ def test_another_node_with_the_same_file_takes_over(tmp_path: Path) -> None:
                 model="my-chat", messages=[{"role": "user", "content": "Hi"}], max_tokens=3
             )
         assert answer.headers["x-p2pmesh-served-by"] == "two/whole"
+    finally:
+        end(second)
+        end(first)
+
+
+@pytest.mark.full
+def test_a_node_whose_engine_is_broken_leaves_the_model_to_another(tmp_path: Path) -> None:
+    chat = tiny_gguf(tmp_path / "my-chat.gguf")
+    broken = tmp_path / "llama-server"
+    server = install(BUILT, report=lambda _: None).command[0]
+    broken.write_text(f"""#!/bin/sh
+case "$*" in *--model*) exit 1;; esac
+exec {server} "$@"
+""")
+    broken.chmod(0o755)
+    # With the larger budget it is nearly always the one that the model belongs on.
+    first = start(tmp_path / "1", f"--model={chat}", f"--engine={broken}", name="broken")
+    options = f"--model={chat}", "--memory=512MiB"
+    second = start(tmp_path / "2", *options, "--join", first.invite(), name="sound")
+    try:
+        wait_until(lambda: served(first)["my-chat"] == "ready", "it is served")
+        with OpenAI(base_url=first.api, api_key="none", max_retries=0) as client:
+            answer = client.chat.completions.with_raw_response.create(
+                model="my-chat", messages=[{"role": "user", "content": "Hi"}], max_tokens=3
+            )
+        assert answer.headers["x-p2pmesh-served-by"] == "sound/whole"
+        wait_until(lambda: owners(first, "my-chat") == ["sound"], "the other one gives up")
+        warning = "my-chat is served elsewhere because it failed here: it ended with exit code 1"
+        assert warning in first.status()["node"]["warnings"]
     finally:
         end(second)
         end(first)

@@ -71,6 +71,16 @@ async def test_who_watches_hears_of_each_change_until_it_leaves(parts: Parts) ->
         assert heard == ["ready", "failed"]
 
 
+async def test_why_a_part_failed_is_known_until_it_is_ready_here(parts: Parts) -> None:
+    async with serving(parts):
+        parts.engine(0).become("failed", "out of memory")
+        assert parts.manager.failures == {DEMO: "out of memory"}
+        parts.engine(0).become("loading", "starting")
+        assert parts.manager.failures == {DEMO: "out of memory"}
+        parts.engine(0).become("ready", port=81)
+        assert parts.manager.failures == {}
+
+
 @pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (8, 7)])
 def test_one_core_is_left_to_others(cores: int | None, threads: int) -> None:
     assert compute_threads(cores) == threads

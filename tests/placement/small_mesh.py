@@ -7,9 +7,9 @@ is gone. No node ever loads more than fits: that is asserted at each start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
+from typing import NamedTuple
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
@@ -40,15 +40,22 @@ from p2pmesh.placement.shape import Shape
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES
 from tests.placement.split_world import engine
 
+RETRY_SHARE = 0.2  # of looks at a failed process: it is tried again later than others load
 PLACES = 16  # of experts, which take three quarters of their models
 
-Signed = tuple[Resident, ...]
+
+class Signed(NamedTuple):
+    """What a node has told the others: what runs there, and of what a copy failed."""
+
+    residents: tuple[Resident, ...] = ()
+    failing: frozenset[ModelDigest] = frozenset()
 
 
 class SmallMesh:
     """Attributes:
     stale: Whether nodes act on old news.
     failing: Whether loads may fail.
+    broken: Where copies fail whenever they are loaded.
     split: Whether some models are to be split.
     experts: Whether models have experts, and are too large for most nodes.
     shards: What each shard that was started holds.
@@ -72,6 +79,7 @@ class SmallMesh:
         self.units: dict[tuple[NodeId, PartId], tuple[Stage, ...]] = {}
         self.stale = stale
         self.failing = failing
+        self.broken: set[tuple[NodeId, ModelDigest]] = set()
         self.priorities = priorities
         self.budgets = {n: rng.randint(2, 8) * GIB for n in NODES}
         size = (5, 9) if experts else (1, 4)
@@ -91,7 +99,7 @@ class SmallMesh:
             self.models = tuple(with_experts(one, rng) for one in self.models)
         self.wants: tuple[PlacementRequest, ...] = ()
         self.running: dict[NodeId, dict[PartId, str]] = {n: {} for n in NODES}
-        self.signed: dict[NodeId, list[Signed]] = {n: [()] for n in NODES}
+        self.signed: dict[NodeId, list[Signed]] = {n: [Signed()] for n in NODES}
         self.known = {n: dict.fromkeys(NODES, 0) for n in NODES}
         self.stops: list[Stop] = []
         self.acted = 0
@@ -121,6 +129,14 @@ class SmallMesh:
         self.wants = (PlacementRequest(owner=NODES[0], digest=one.digest),)
         room = shard_bytes(one.need_bytes, one.need_bytes * 3 // 4, kept)
         self.budgets = dict.fromkeys(NODES, room)
+
+    def break_some(self) -> None:
+        """Want one copy of a model that fits on some of its holders, and loads on one of these."""
+        one = self.rng.choice([model for model in self.models if model.holders])
+        sound = self.rng.choice(one.holders)
+        self.budgets[sound] = max(self.budgets[sound], one.need_bytes)
+        self.wants = (PlacementRequest(owner=NODES[0], digest=one.digest),)
+        self.broken = {(n, one.digest) for n in one.holders if n != sound}
 
     def crash(self) -> None:
         gone = self.rng.choice(sorted(self.budgets))
@@ -163,15 +179,21 @@ class SmallMesh:
 
     def facts(self, reader: NodeId | None = None) -> PlacementInputs:
         """What `reader` knows; the whole truth for None."""
-        heard: Iterable[Signed] = (
-            self.signed[n][self.known[reader][n] if reader and self.stale and n != reader else -1]
+        heard = {
+            n: self.signed[n][
+                self.known[reader][n] if reader and self.stale and n != reader else -1
+            ]
             for n in self.budgets
-        )
+        }
+        failing = {
+            model.digest: tuple(n for n, said in heard.items() if model.digest in said.failing)
+            for model in self.models
+        }
         return PlacementInputs(
             nodes=tuple(engine(n, b) for n, b in self.budgets.items()),
-            models=self.models,
+            models=tuple(replace(one, failing=failing[one.digest]) for one in self.models),
             wants=self.wants,
-            residents=tuple(resident for part in heard for resident in part),
+            residents=tuple(resident for said in heard.values() for resident in said.residents),
         )
 
     def todo(self, n: NodeId) -> tuple[Start | Stop, ...]:
@@ -246,19 +268,24 @@ class SmallMesh:
             del self.running[n][part]
         elif state == "loading":
             failed = self.failing and self.rng.random() < 0.3
+            failed |= part.name == WHOLE and (n, part.digest) in self.broken
             self.running[n][part] = "failed" if failed else "ready"
-        elif state == "failed":
+        elif state == "failed" and self.rng.random() < RETRY_SHARE:
             self.running[n][part] = "loading"
         self._sign(n)
 
     def _sign(self, n: NodeId) -> None:
-        self.signed[n].append(
-            tuple(
-                self._resident(n, part, "ready" if state == "ready" else "loading")
-                for part, state in self.running[n].items()
-                if state in {"loading", "ready"}
-            )
+        residents = tuple(
+            self._resident(n, part, "ready" if state == "ready" else "loading")
+            for part, state in self.running[n].items()
+            if state in {"loading", "ready"}
         )
+        failing = frozenset(
+            part.digest
+            for part, state in self.running[n].items()
+            if state == "failed" and part.name == WHOLE
+        )
+        self.signed[n].append(Signed(residents, failing))
 
     def _resident(self, n: NodeId, part: PartId, state: ResidentState) -> Resident:
         stages = tuple(stage.range for stage in self.units.get((n, part), ()))

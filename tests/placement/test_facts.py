@@ -80,6 +80,7 @@ def test_every_field_reaches_the_digest() -> None:
         replace(base, models=(replace(described, qualities=(quality,)),)),
         replace(base, models=(replace(described, hearsay=(quality,)),)),
         replace(base, models=(replace(described, smaller=(model("n"),)),)),
+        replace(base, models=(replace(described, failing=(a,)),)),
         replace(base, wants=(replace(want, owner=b),)),
         replace(base, wants=(replace(want, digest=model("n")),)),
         replace(base, wants=(replace(want, replicas=2),)),

@@ -49,6 +49,7 @@ from p2pmesh.state.registers import (
     HeldModel,
     ModelRequest,
     Served,
+    ServeState,
     held_pages,
     held_register,
     serves_to_wire,
@@ -142,6 +143,20 @@ def test_what_one_holder_of_several_says_of_shards_is_hearsay() -> None:
     assert (model.qualities, model.hearsay) == ((quality,), (lie,))
     [model] = facts_of(world.view(), [C]).models
     assert model.qualities == (), "the dead say nothing"
+
+
+def test_where_a_copy_failed_is_told_by_its_node_alone() -> None:
+    world = World()
+    states: tuple[ServeState, ...] = ("failed", "ready", "loading")
+    for number, state in enumerate(states):
+        served = Served(digest=ALPHA, state=state)
+        world.node(number, holds=[held(1)], serves=[served])
+    [model] = facts_of(world.view(), ()).models
+    assert model.failing == (A,)
+    stage = Served(digest=ALPHA, state="failed", name=str(StageName("0" * 16, 1)))
+    world.node(0, holds=[held(1)], serves=[stage])
+    [model] = facts_of(world.view(), ()).models
+    assert model.failing == (), "a stage that failed is no copy"
 
 
 def test_experts_are_looked_at_only_where_a_model_is_wanted_or_shared() -> None:

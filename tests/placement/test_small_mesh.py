@@ -90,6 +90,23 @@ def test_a_mesh_at_rest_stays_there(seed: int) -> None:
     assert mesh.acted == acted
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(seeds)
+def test_a_model_ends_up_where_it_loads_wherever_it_fails(seed: int) -> None:
+    mesh = SmallMesh(Random(seed), priorities=1, stale=bool(seed % 2), failing=bool(seed % 3))
+    mesh.break_some()
+    for _ in range(80):
+        mesh.step()
+    mesh.settle()
+    assert_at_rest_on_the_plan(mesh)
+    [want] = mesh.wants
+    assert mesh.ready(want.digest) == 1
+    stops = len(mesh.stops)
+    for _ in range(60):
+        mesh.step()
+    assert len(mesh.stops) == stops, "and stays there"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_smaller_budget_is_kept_as_soon_as_processes_are_gone(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=2, stale=False)

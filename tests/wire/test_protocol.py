@@ -82,6 +82,7 @@ DOCUMENT = ROOT / "p2pmesh" / "wire" / "PROTOCOL.md"
 BOUNDED = (
     "identity/keys",
     "identity/credentials",
+    "identity/spelling",
     "identity/tokens",
     "identity/hello",
     "wire/codec",
