@@ -306,6 +306,8 @@ def _lack(lack: str, one: Mapping[str, Any]) -> str:
             return "an engine with the same RPC"
         case "right":
             return "the right stage, to be the head"
+        case "load":
+            return "a load that does not fail"
         case _:
             return lack
 
@@ -323,6 +325,8 @@ def _help(one: Mapping[str, Any], model: Mapping[str, Any]) -> str:
             return f"p2pmesh engine install on {name}, which has {_free(one)} free"
         case "right":
             return f"p2pmesh grant {name} stage"
+        case "load":
+            return f"p2pmesh status says why it fails on {name}"
         case _:
             return f"{one['lack']} on {name}"
 

@@ -164,7 +164,7 @@ def explained(**changes: Any) -> list[str]:
         "need_bytes": 3 * GIB,
         "free_bytes": GIB,
         "missing_bytes": 2 * GIB,
-        "lacks": ["memory", "right", "engine", "file"],
+        "lacks": ["memory", "right", "engine", "file", "load"],
     }
     helps = [{"lack": lack, **lacking} for lack in lacking["lacks"]]  # type: ignore[attr-defined]
     return shown(
@@ -186,15 +186,16 @@ def test_a_model_is_explained() -> None:
         " bert, 0.9 ms between the nodes; about 24 tok/s"
     )
     assert lines[5] == "  Measured  21 tok/s over the latest answers"
-    assert lines[6:10] == [
+    assert lines[6:11] == [
         "  Helps     2.0 GiB more on cleo: a larger --memory there, or fewer other models",
         "  Helps     p2pmesh grant cleo stage",
         "  Helps     p2pmesh engine install on cleo, which has 1.0 GiB free",
         "  Helps     the file of big on cleo, which has 1.0 GiB free",
+        "  Helps     p2pmesh status says why it fails on cleo",
     ]
     assert lines[-1] == (
         "cleo  yes   3.0 GiB  1.0 GiB  2.0 GiB, the right stage, to be the head,"
-        " an engine with the same RPC, the file"
+        " an engine with the same RPC, the file, a load that does not fail"
     )
 
 

@@ -142,6 +142,13 @@ def test_what_would_help_is_the_least_of_each_thing() -> None:
     ]
 
 
+def test_a_node_where_a_copy_fails_lacks_a_load_that_does_not() -> None:
+    one = replace(described(MODELS[0], GIB, *NODES[:2]), failing=(NODES[0],))
+    facts = facts_of(dict.fromkeys(NODES[:2], 4 * GIB), [one], [want(MODELS[0])])
+    found = {one.node: (one.runs, one.lacks) for one in candidates(facts, made(facts), MODELS[0])}
+    assert found == {NODES[0]: (False, (Lack.LOAD,)), NODES[1]: (True, ())}
+
+
 def test_nothing_has_to_help_a_model_that_has_its_place() -> None:
     facts = facts_of({NODES[0]: 4 * GIB}, [described(MODELS[0], GIB, NODES[0])], [want(MODELS[0])])
     assert helps(facts, made(facts), MODELS[0]) == []
