@@ -40,6 +40,7 @@ from p2pmesh.placement.shape import Shape
 from tests.placement.placement_strategies import GIB, MIB, MODELS, NODES
 from tests.placement.split_world import engine
 
+ROUNDS_MAX = 300  # until a failed process was tried again for sure
 RETRY_SHARE = 0.2  # of looks at a failed process: it is tried again later than others load
 PLACES = 16  # of experts, which take three quarters of their models
 
@@ -165,7 +166,7 @@ class SmallMesh:
     def settle(self) -> None:
         """Brings all news everywhere and lets all nodes act until nothing happens any more."""
         self.stale = self.failing = False
-        for _ in range(100):
+        for _ in range(ROUNDS_MAX):
             if self.at_rest():
                 return
             for n in self.rng.sample(sorted(self.budgets), len(self.budgets)):
