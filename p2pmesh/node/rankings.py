@@ -201,8 +201,8 @@ class Rankings:
 
     async def _get_neurons(self, giver: NodeView, offer: _Offer) -> None:
         ranking = self._library.ranking(offer.ranking)
-        assert ranking is not None, "it was fetched before"
-        assert ranking.neurons is not None, "else nothing is lacking"
+        if ranking is None or ranking.neurons is None:
+            raise LinkError("the ranking was deleted meanwhile")
         stream = await self._mesh.open_stream(giver.node, RANKING)
         async with stream:
             with _patience():
