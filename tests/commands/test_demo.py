@@ -81,6 +81,7 @@ def test_the_nodes_end_with_a_demo_that_is_killed() -> None:
         wait_until(lambda: not any(one.is_running() for one in family), "all gone")
 
 
+@pytest.mark.full
 def test_people_are_shown_an_answer_and_what_to_type() -> None:
     with demo() as run:
         lines = lines_until(run, "Ctrl-C")

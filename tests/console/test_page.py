@@ -176,7 +176,9 @@ def test_a_lonely_node_without_models_is_explained_and_addresses_can_be_copied()
     assert complaints == []
 
 
-@pytest.mark.parametrize("others", [2, 11, 40])
+@pytest.mark.parametrize(
+    "others", [2, *(pytest.param(number, marks=pytest.mark.full) for number in (11, 40))]
+)
 def test_nothing_sticks_out_of_the_page_at_any_width(others: int) -> None:
     complaints: list[str] = []
     status = three_nodes()

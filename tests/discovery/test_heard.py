@@ -84,7 +84,7 @@ def test_a_private_mesh_that_speaks_to_this_node_is_not_open() -> None:
     assert [mesh.open for mesh in heard.meshes(0)] == [True]
 
 
-@pytest.mark.parametrize("hosts", [1, 3, 200, 10_000])
+@pytest.mark.parametrize("hosts", [1, 3, pytest.param(200, marks=pytest.mark.full), 10_000])
 def test_a_flood_pushes_out_no_mesh_that_is_heard_regularly(hosts: int) -> None:
     heard = Heard()
     heard.announced(said(), "10.0.0.2", -ANNOUNCE_INTERVAL_S)

@@ -66,6 +66,7 @@ async def test_only_who_has_the_key_is_answered(tmp_path: Path) -> None:
         assert process.environ()["GGML_NO_BACKTRACE"] == "1"
 
 
+@pytest.mark.full
 async def test_a_stopped_engine_is_soon_not_ready_and_ready_again_when_it_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -202,7 +202,7 @@ def _state(node: Node) -> str:
     return str(node.status()["models"][0]["state"])
 
 
-@pytest.mark.parametrize("victim", ["engine", "launcher"])
+@pytest.mark.parametrize("victim", ["engine", pytest.param("launcher", marks=pytest.mark.full)])
 def test_a_killed_engine_is_replaced_and_the_next_request_answered(
     tmp_path: Path, victim: str
 ) -> None:

@@ -172,7 +172,14 @@ def ask_inside(host: Host, node: Node) -> str:
 # --- noise ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["foreign", "damaged", "lies", "mdns"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pytest.param(kind, marks=pytest.mark.full) for kind in ("foreign", "damaged")),
+        "lies",
+        "mdns",
+    ],
+)
 def test_ten_thousand_lies_cost_little_and_lead_nobody_in(home: Home, kind: str) -> None:
     process = psutil.Process(home.node.me["pid"])
     before = process.cpu_times()
@@ -237,6 +244,7 @@ def _lie(kind: str, number: int) -> bytes:
     return packet
 
 
+@pytest.mark.full
 def test_newcomers_that_say_nothing_or_little_are_in_nobodys_way(home: Home) -> None:
     with ExitStack() as stack, home.neighbour.inside():
         silent = [stack.enter_context(_connected(home)) for _ in range(HALF_OPEN)]

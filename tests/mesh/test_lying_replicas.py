@@ -73,7 +73,11 @@ async def one_answer(stream: trio.abc.Stream) -> None:
 
 @pytest.mark.parametrize(
     ("on_stream", "stalls"),
-    [(never_answer, True), (hang_up, False), (one_answer, False)],
+    [
+        pytest.param(never_answer, True, marks=pytest.mark.full),
+        (hang_up, False),
+        (one_answer, False),
+    ],
     ids=["never answers", "hangs up", "head only"],
 )
 async def test_a_replica_that_does_not_answer_costs_next_to_nothing(

@@ -309,6 +309,7 @@ def parts(node: Node) -> dict[str, str]:
     return {one["name"]: one["part"] for one in model(node)["replicas"]}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     not machine_confinement().is_full, reason=f"on this machine: {machine_confinement()}"
 )

@@ -272,6 +272,7 @@ def own_question(host: Host, node: Node) -> str:
     raise AssertionError("no conversation is its own")
 
 
+@pytest.mark.full
 def test_the_death_of_a_node_moves_its_conversations(tmp_path: Path) -> None:
     with mesh(tmp_path, 12, 12, 12, is_grown=True) as nodes:
         before = {f"question {n}": ask(nodes[0], f"question {n}")[0] for n in range(12)}

@@ -71,6 +71,7 @@ def removed(everybody: Iterable[Started]) -> set[frozenset[NodeId]]:
     return {one.mesh.dead for one in everybody}
 
 
+@pytest.mark.full
 async def test_twenty_that_know_one_of_them_become_one_mesh(autojump_clock: MockClock) -> None:
     async with twenty() as (_, everybody):
         await trio.sleep(40)  # links that were needed for joining only are given up

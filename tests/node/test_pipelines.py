@@ -150,6 +150,7 @@ async def test_a_stage_takes_weights_from_its_nodes_file(tmp_path: Path) -> None
             files.append(MODEL)
 
 
+@pytest.mark.full
 async def test_a_head_whose_layers_went_elsewhere_than_planned_is_not_ready(tmp_path: Path) -> None:
     """The plan's card has one layer more than the file, so that llama-server counts otherwise."""
     stages = (Stage(NODES[0], 0, 3, 64 * MIB), Stage(NODES[1], 4, LAYERS, 64 * MIB))

@@ -15,7 +15,7 @@ from tests.placement.small_mesh import SmallMesh
 
 seeds = st.integers(0, 2**32)
 # Each is a whole life of a mesh.
-EXAMPLES = 100 if os.environ.get("P2PMESH_TESTS") == "full" else 30
+EXAMPLES = 100 if os.environ.get("P2PMESH_TESTS") == "full" else 12
 
 
 def assert_at_rest_on_the_plan(mesh: SmallMesh) -> None:

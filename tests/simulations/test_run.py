@@ -23,6 +23,7 @@ def test_the_same_seed_is_the_same_run() -> None:
     assert first.trace != play(mixed, 2, FEW).trace
 
 
+@pytest.mark.full
 def test_no_process_and_no_hash_seed_changes_a_run() -> None:
     # So many nodes that orders differ which a few nodes do not show.
     options = ["--seed", "3", "--nodes", "27", "--json"]
@@ -47,23 +48,18 @@ def test_no_process_and_no_hash_seed_changes_a_run() -> None:
     "name",
     [
         "attack",
-        "churn",
         "clones",
         "crash",
         "drop",
-        "flipflop",
         "half",
         "join",
         "liars",
         "loss",
-        "loss-heavy",
         "mass_crash",
         "pair",
         "partition",
         "roam",
         "spread",
-        "undialable",
-        "versions",
     ],
 )
 def test_each_scenario_keeps_its_limits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +67,19 @@ def test_each_scenario_keeps_its_limits(name: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["lopsided", "separation", "sleep"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "churn",
+        "flipflop",
+        "lopsided",
+        "loss-heavy",
+        "separation",
+        "sleep",
+        "undialable",
+        "versions",
+    ],
+)
 def test_each_long_scenario_keeps_its_limits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name]) == 0, capsys.readouterr().out
 
@@ -92,6 +100,7 @@ def test_a_few_seeds_of_everything_at_once(capsys: pytest.CaptureFixture[str]) -
     assert len(told.splitlines()) < 40
 
 
+@pytest.mark.full
 def test_two_nodes_are_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
     for nodes in ("2", "3"):
         status = main(["mixed", "--seeds", "1..2", "--jobs", "1", "--nodes", nodes])
