@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from p2pmesh.commands.orders import give, given_or_piped
 from p2pmesh.config import Settings
+from p2pmesh.errors import ConfigError
 
 
 @click.command()
@@ -20,5 +23,7 @@ def recover(settings: Settings, *, code: str | None) -> None:
 
 
 def _ask() -> str:
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ConfigError("there is no recovery code: p2pmesh recover CODE")
     answer: str = click.prompt("Recovery code", hide_input=True)
     return answer

@@ -32,11 +32,23 @@ def test_the_node_is_told_the_code(running_home: Path, arguments: list[str], typ
 def test_on_a_terminal_it_is_asked_for_and_not_shown(
     running_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p2pmesh.commands.recover.given_or_piped", lambda code: code or "")
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    for module in ("orders", "recover"):
+        terminal = type("Sys", (), {"stdin": Terminal()})
+        monkeypatch.setattr(f"p2pmesh.commands.{module}.sys", terminal)
     done = call(running_home, typed=f"{CODE}\n")
     assert done.exit_code == 0
     assert done.stdout.splitlines()[-1] == f"recover code={CODE}"
     assert done.stdout.count(CODE) == 1
+
+
+def test_nothing_on_standard_input_is_a_wrong_usage(tmp_path: Path) -> None:
+    failure = call(tmp_path).exception
+    assert isinstance(failure, ConfigError)
+    assert "p2pmesh recover CODE" in str(failure)
 
 
 def test_a_refusal_is_the_nodes_sentence(running_home: Path) -> None:
