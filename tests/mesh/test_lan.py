@@ -268,6 +268,7 @@ def _connected(home: Home) -> socket.socket:
 # --- whole nodes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_plain_nodes_are_one_mesh_and_others_need_a_token(tmp_path: Path) -> None:
     with network() as net, ExitStack() as stack:
         lan, internet, guests = net.lan(), net.lan("203.0.113.0/24"), net.lan("10.1.1.0/24")
