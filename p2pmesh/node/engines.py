@@ -20,8 +20,9 @@ import trio
 
 from p2pmesh.engine.find import Engine
 from p2pmesh.engine.speed import read_speed
-from p2pmesh.engine.supervisor import EngineKind, EngineStatus, Supervisor
+from p2pmesh.engine.supervisor import RETRY_FAILED_S, EngineKind, EngineStatus, Supervisor
 from p2pmesh.errors import EngineError
+from p2pmesh.models.cards import ModelDigest
 from p2pmesh.models.parts import PartId, Shard, StageRange
 from p2pmesh.state.registers import Served, ServeState
 
@@ -43,12 +44,24 @@ class _Running:
     stages: tuple[StageRange, ...] = ()
     shard: Shard | None = None
     draining: bool = False
+    resting: bool = False
     token_us: int = 0
 
     @property
     def state(self) -> ServeState:
         state = self.process.status.state
         return "stopping" if self.draining or state == "stopped" else state
+
+    def served(self, part: PartId) -> Served:
+        return Served(
+            digest=part.digest,
+            name=part.name,
+            state=self.state,
+            detail=self.process.status.detail,
+            stages=self.stages,
+            shard=self.shard,
+            token_us=self.token_us,
+        )
 
 
 class EngineManager:
@@ -66,6 +79,8 @@ class EngineManager:
     def __init__(self, engine: Engine, *, logs: Path) -> None:
         self.engine = engine
         self.failures: dict[PartId, str] = {}
+        self._resting: dict[ModelDigest, Served] = {}
+        self._rests: Counter[ModelDigest] = Counter()
         self._logs = logs
         self._running: dict[PartId, _Running] = {}
         self._in_flight: Counter[PartId] = Counter()
@@ -85,19 +100,10 @@ class EngineManager:
         return {part: one.state for part, one in self._running.items()}
 
     def served(self) -> list[Served]:
-        """Return the `serving` body: the parts that this node tells a mesh it runs."""
-        return [
-            Served(
-                digest=part.digest,
-                name=part.name,
-                state=one.state,
-                detail=one.process.status.detail,
-                stages=one.stages,
-                shard=one.shard,
-                token_us=one.token_us,
-            )
-            for part, one in self._running.items()
-        ]
+        """Return the `serving` body: the parts that this node runs, or says that they failed."""
+        running = [one.served(part) for part, one in self._running.items() if not one.resting]
+        tried = {one.digest for one in running}
+        return running + [one for one in self._resting.values() if one.digest not in tried]
 
     def status(self, part: PartId) -> EngineStatus | None:
         """The engine of a part, while it takes requests; None otherwise."""
@@ -231,6 +237,26 @@ class EngineManager:
         """Stop an engine at once, whatever it is asked."""
         self._running[part].scope.cancel()
 
+    def rest(self, part: PartId) -> None:
+        """Stop a part that failed, and go on saying so for a while, each time for longer.
+
+        As long as it is said, no plan has its model here that can have it elsewhere.
+        """
+        running = self._running[part]
+        if running.state == "failed" and self._nursery is not None:
+            self._resting[part.digest] = row = running.served(part)
+            running.resting = True
+            pause_s = RETRY_FAILED_S[min(self._rests[part.digest], len(RETRY_FAILED_S) - 1)]
+            self._rests[part.digest] += 1
+            self._nursery.start_soon(self._forget, row, pause_s)
+        self.drain(part)
+
+    async def _forget(self, row: Served, pause_s: float) -> None:
+        await trio.sleep(pause_s)
+        if self._resting.get(row.digest) is row:
+            del self._resting[row.digest]
+            self._tell()
+
     async def _serve(self, part: PartId, running: _Running) -> None:
         try:
             with running.scope:
@@ -284,6 +310,8 @@ class EngineManager:
             self.failures[part] = status.detail
         elif status.state == "ready":
             self.failures.pop(part, None)
+            self._resting.pop(part.digest, None)
+            del self._rests[part.digest]
         self._tell()
 
     def _tell(self) -> None:

@@ -132,6 +132,8 @@ class Reconciler:
                     log.info("part_stopping", part=part, reason=str(reason))
                     if reason is StopReason.BROKEN:
                         self._engines.cut(part)
+                    elif reason is StopReason.FAILED:
+                        self._engines.rest(part)
                     else:
                         self._engines.drain(part)
         self._publish()

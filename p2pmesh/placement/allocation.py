@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from p2pmesh.identity.keys import NodeId
-from p2pmesh.models.parts import StageRange, unit_id
+from p2pmesh.models.parts import StageRange
 from p2pmesh.placement.assignment import Assignment, Reason, Refusal, ShardRefusal
 from p2pmesh.placement.demand import Demand
 from p2pmesh.placement.experts import (
@@ -18,7 +18,7 @@ from p2pmesh.placement.experts import (
     new_set,
     why_no_set,
 )
-from p2pmesh.placement.facts import ModelFacts, NodeFacts, PlacementInputs
+from p2pmesh.placement.facts import ModelFacts, PlacementInputs
 from p2pmesh.placement.layout import Pipeline, Whole
 from p2pmesh.placement.ledger import Ledger
 from p2pmesh.placement.pipeline import (
@@ -30,7 +30,7 @@ from p2pmesh.placement.pipeline import (
     odd_one,
 )
 from p2pmesh.placement.rendezvous import rank
-from p2pmesh.placement.running import Running
+from p2pmesh.placement.running import Running, may_share
 from p2pmesh.sharing import Sharing
 
 # In the rank of a model more memory than this many of its copies take counts no more: nobody draws
@@ -113,13 +113,16 @@ class Allocation:
             return
         if demand.sharing is Sharing.EXPERTS and not demand.split:
             return  # nothing but shards will do
-        units = self._running.units(digest)
-        for ranges in sorted(
-            units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
-        ):
-            if stages := self._feasible(demand, ranges):
-                self._given.give_stages(digest, stages)
-                return
+        if stages := self._unit(demand, demand.model.failing):
+            self._given.give_stages(digest, stages)
+
+    def _unit(self, demand: Demand, without: Collection[NodeId]) -> tuple[Stage, ...] | None:
+        """The pipeline that runs and can go on, the readiest first, on none of some nodes."""
+        for ranges in self._running.units(demand.model.digest):
+            is_meant = all(one.node not in without for one in ranges)
+            if is_meant and (stages := self._feasible(demand, ranges)):
+                return stages
+        return None
 
     def _of_smaller(self, demand: Demand) -> list[Demand]:
         """Return a demand for each smaller quantisation of its model, the largest first."""
@@ -204,13 +207,16 @@ class Allocation:
             self._given.give_shards(extended_set(kept, self._hosts(demand)))
 
     def _hosts(self, demand: Demand) -> list[Host]:
-        """The nodes that have the file and say what its experts take, with their room."""
+        """The nodes that have the file and say what its experts take, with their room.
+
+        One where a shard failed lately is none, unless it runs one.
+        """
         experts = dict(demand.model.expert_bytes)
         running = self._running.shards(demand.model.digest)
         hosts = []
         for node in self._holders(demand.model):
-            if experts.get(node):
-                one = running.get(node)
+            one = running.get(node)
+            if experts.get(node) and (one or node not in demand.model.failing):
                 shard, is_ready = (one.shard, one.state == "ready") if one else (None, False)
                 need_bytes = self._need(demand, node)
                 hosts.append(
@@ -219,10 +225,17 @@ class Allocation:
         return hosts
 
     def split(self, demand: Demand) -> None:
-        """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs."""
+        """Make a pipeline of a demand of which no unit runs; if asked for, else keep what runs.
+
+        Where a stage failed it is tried again only when there is none without that node.
+        """
         if demand.model.digest in self._given.pipelines:
             return
-        stages = choose(self._candidates(demand), split=demand.split)
+        candidates, failing = self._candidates(demand), demand.model.failing
+        sound = [one for one in candidates if one.node not in failing]
+        stages = choose(sound, split=demand.split)
+        if stages is None and failing:
+            stages = self._unit(demand, ()) or choose(candidates, split=demand.split)
         if stages is not None:
             self._given.give_stages(demand.model.digest, stages)
         elif demand.split:
@@ -419,7 +432,7 @@ class Allocation:
         """The stages of a running unit with what they take now; None when it cannot go on."""
         nodes = [self._nodes.get(one.node) for one in ranges]
         shape = dict(demand.model.shapes).get(ranges[0].node)
-        if demand.split not in (0, len(ranges)) or shape is None or not _may_share(nodes):
+        if demand.split not in (0, len(ranges)) or shape is None or not may_share(nodes):
             return None
         if ranges[-1].last_layer != len(shape.layer_bytes) - 1:
             return None
@@ -484,14 +497,3 @@ class Allocation:
         most = WEIGHT_COPIES_MAX * demand.model.need_bytes
         weights = [(node, min(self._budgets[node], most) // MIB) for node in nodes]
         return rank(demand.model.digest, weights)
-
-
-def _may_share(nodes: Sequence[NodeFacts | None]) -> bool:
-    """Whether live nodes, the head first, may be one pipeline."""
-    head, *others = nodes
-    if head is None or not head.rpc:
-        return False
-    return all(
-        one is not None and one.rpc == head.rpc and (head.may_head or one.confined)
-        for one in others
-    )

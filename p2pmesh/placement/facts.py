@@ -69,7 +69,7 @@ class ModelFacts:
         hearsay: How good others are that only one holder of several says it can make; sorted.
         smaller: Of a model of experts that is wanted, the quantisations of the same model that take
             less, by what holders say of both, the largest first.
-        failing: The holders that say a copy failed there and is to be tried again; sorted.
+        failing: The nodes that say a part of it failed there lately; sorted.
     """
 
     digest: ModelDigest

@@ -13,7 +13,7 @@ from statistics import median_low
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import Card, Family, ModelDigest, family_of, need_bytes
 from p2pmesh.models.claims import Claims, agreed, vouched
-from p2pmesh.models.parts import WHOLE, PartId
+from p2pmesh.models.parts import WHOLE
 from p2pmesh.placement.distance import FARTHEST
 from p2pmesh.placement.facts import (
     ModelFacts,
@@ -209,7 +209,6 @@ def _read_facts(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> Mo
     shapes: dict[NodeId, Shape] = {}
     experts: dict[NodeId, int] = {}
     said: list[Claims] = []
-    failing: list[NodeId] = []
     # A model that fits on no node may be shared by several, and which fit is up to the plan.
     is_shared = model.wanted is not None or any(
         served.name != WHOLE for _, served in model.replicas
@@ -219,9 +218,6 @@ def _read_facts(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> Mo
             card = node.held[digest].card
             context = launch_context(model.wanted, card, node.budget_bytes)
             needs[node.node] = need_bytes(card, context=context)
-            served = node.serves.get(PartId(digest))
-            if served is not None and served.state == "failed":
-                failing.append(node.node)
             if is_shared:
                 context = pipeline_context(model.wanted, card)
                 shapes[node.node] = shape_of(card, context=context)
@@ -240,7 +236,11 @@ def _read_facts(model: ModelView, gone: Collection[NodeId], *, demo: bool) -> Mo
         expert_bytes=tuple(experts.items()) if any(experts.values()) else (),
         qualities=tuple(one for one in known if one[:2] in sure),
         hearsay=tuple(one for one in known if one[:2] not in sure),
-        failing=tuple(failing),
+        failing=tuple(
+            node.node
+            for node, served in model.replicas
+            if served.state == "failed" and node.node not in gone
+        ),
     )
 
 

@@ -9,13 +9,16 @@ for models whose owners ask for it, and for those that fit on no node, and there
 The rules. Higher priority goes first and sees nothing of what is below it. Among models of one
 priority, what runs keeps its place as long as it fits: copies (ready ones before loading ones) and
 pipelines. Then come pipelines that owners ask for, then missing copies, larger models first, each
-on the nodes that have the file and the room, in the order of weighted rendezvous, those last that
-say that a copy fails there; and in the end
+on the nodes that have the file and the room, in the order of weighted rendezvous; and in the end
 shards and pipelines of models that found no place for any copy. Where the owners leave the choice,
 a smaller quantisation of the same model that has or finds a place stands in before all. Shards that
 are measured to be good enough go before a pipeline; where there is neither, shards that are
 predicted to be so will do. A pipeline that runs stays, unless its owner asks for shards. What only
 one holder of several says of shards starts none, but those that run stay.
+
+A node that says that a part of a model failed there lately gets none of it that can be elsewhere,
+and what runs of a pipeline with a stage there does not keep its place. It says so for longer each
+time, so that others are tried meanwhile.
 
 Why a plan does not chase its own tail: carry out any part of it, in any order, and planning again
 gives the same plan. Take one priority, everything above it being settled. Copies that the plan

@@ -12,7 +12,6 @@ a copy too many, never a wrong one. Five rules:
   important first.
 - What waits for its copies elsewhere, while the plan has them where they have no room, and keeps
   something more important from starting here, is stopped at once: they might wait for each other.
-  A copy that failed here, which the plan has elsewhere, keeps nothing from starting.
 
 A pipeline is one unit, of which each node runs one stage by the name `stage-<unit>-<i>`:
 
@@ -213,9 +212,7 @@ class _Turn:
             alone = alone and part.digest in planned
             # It keeps something more important from starting, and waits for what cannot start.
             in_the_way = min(blocked, default=len(order)) < order.get(part.digest, 0)
-            in_the_way = in_the_way and self._is_stuck(part.digest)
-            is_idle = bool(blocked) and self._running[part] == "failed"
-            if excess_bytes > 0 or alone or in_the_way or is_idle:
+            if excess_bytes > 0 or alone or (in_the_way and self._is_stuck(part.digest)):
                 stops[part] = StopReason.EVICTED
                 excess_bytes -= self._size([part])
 
@@ -260,7 +257,7 @@ class _Turn:
             return StopReason.UNWANTED
         if not assignment.nodes:
             return StopReason.EVICTED
-        if state == "failed" and part.name != WHOLE:
+        if state == "failed":
             return StopReason.FAILED
         stage = parse_stage(part.name)
         if stage is None:

@@ -328,7 +328,7 @@ def _candidacy(
         Lack.ENGINE: in_stages and (not facts.rpc or facts.rpc != rpc),
         # Nodes that confine stages take those of any head.
         Lack.RIGHT: in_stages and holds and not facts.may_head and not confined - {facts.node},
-        Lack.LOAD: not in_stages and facts.node in model.failing,
+        Lack.LOAD: facts.node in model.failing,
     }
     return Candidacy(
         node=facts.node,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from p2pmesh.identity.keys import NodeId
 from p2pmesh.models.cards import ModelDigest
-from p2pmesh.models.parts import WHOLE, StageRange, parse_stage
-from p2pmesh.placement.facts import PlacementInputs, Resident, ResidentState
+from p2pmesh.models.parts import WHOLE, StageRange, parse_stage, unit_id
+from p2pmesh.placement.facts import NodeFacts, PlacementInputs, Resident, ResidentState
 
 
 class Running:
@@ -36,9 +36,12 @@ class Running:
         """Return the nodes on which a whole copy is in this state."""
         return self._copies.get((digest, state), [])
 
-    def units(self, digest: ModelDigest) -> Mapping[tuple[StageRange, ...], Sequence[str]]:
-        """Return the states of the stages of each pipeline of which one runs."""
-        return self._units.get(digest, {})
+    def units(self, digest: ModelDigest) -> list[tuple[StageRange, ...]]:
+        """Return the pipelines of which a stage runs, that with the most ready stages first."""
+        units = self._units.get(digest, {})
+        return sorted(
+            units, key=lambda u: (-units[u].count("ready"), -len(units[u]), unit_id(digest, u))
+        )
 
     def shards(self, digest: ModelDigest) -> Mapping[NodeId, Resident]:
         """Return the shard that each node runs."""
@@ -51,3 +54,14 @@ def _is_own_stage(part: Resident) -> bool:
     if stage is None or stage.number >= len(part.stages):
         return False
     return part.stages[stage.number].node == part.node
+
+
+def may_share(nodes: Sequence[NodeFacts | None]) -> bool:
+    """Whether live nodes, the head first, may be one pipeline."""
+    head, *others = nodes
+    if head is None or not head.rpc:
+        return False
+    return all(
+        one is not None and one.rpc == head.rpc and (head.may_head or one.confined)
+        for one in others
+    )

@@ -18,9 +18,10 @@ def served(node: Node) -> dict[str, str]:
     return {model["id"]: model["state"] for model in node.status()["models"]}
 
 
-def owners(node: Node, model: str) -> list[str]:
+def owners(node: Node, model: str) -> dict[str, str]:
+    """Who runs a model, in which state."""
     found = [one for one in node.status()["models"] if one["id"] == model]
-    return [one["name"] for each in found for one in each["replicas"]]
+    return {one["name"]: one["state"] for each in found for one in each["replicas"]}
 
 
 def test_what_a_user_names_is_served_by_whoever_has_it(tmp_path: Path) -> None:
@@ -82,6 +83,7 @@ exec {server} "$@"
     # With the larger budget it is nearly always the one that the model belongs on.
     first = start(tmp_path / "1", f"--model={chat}", f"--engine={broken}", name="broken")
     options = f"--model={chat}", "--memory=512MiB"
+    told = {"broken": "failed", "sound": "ready"}
     second = start(tmp_path / "2", *options, "--join", first.invite(), name="sound")
     try:
         wait_until(lambda: served(first)["my-chat"] == "ready", "it is served")
@@ -90,7 +92,7 @@ exec {server} "$@"
                 model="my-chat", messages=[{"role": "user", "content": "Hi"}], max_tokens=3
             )
         assert answer.headers["x-p2pmesh-served-by"] == "sound/whole"
-        wait_until(lambda: owners(first, "my-chat") == ["sound"], "the other one gives up")
+        wait_until(lambda: owners(first, "my-chat") == told, "the other one gives up")
         warning = "my-chat is served elsewhere because it failed here: it ended with exit code 1"
         assert warning in first.status()["node"]["warnings"]
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.error
@@ -79,6 +80,10 @@ def split(folder: Path, count: int, *, spare: int = 0) -> Iterator[list[Node]]:
 def model(node: Node, name: str = NAME) -> dict[str, Any]:
     [found] = [one for one in node.status()["models"] if one["id"] == name]
     return dict(found)
+
+
+def failed(node: Node) -> set[str]:
+    return {one["name"] for one in model(node)["replicas"] if one["state"] == "failed"}
 
 
 def state(node: Node, name: str = NAME) -> str:
@@ -254,6 +259,31 @@ def test_a_model_that_fits_on_no_node_is_split_by_itself_and_whole_while_a_large
         wait_until(lambda: set(parts(first)) == {"one", "two"}, "split anew", within_s=BACK_S)
         wait_until(lambda: state(first) == "ready", "it answers", within_s=LOADED_S)
         assert text(ask(other)) == ANSWER
+
+
+@pytest.mark.full
+def test_a_node_on_which_stages_fail_is_left_for_another(tmp_path: Path) -> None:
+    broken = tmp_path / "engine"
+    broken.mkdir()
+    shutil.copy(native() / "llama-server", broken)
+    (broken / "ggml-rpc-server").write_text(f"""#!/bin/sh
+case "$*" in *--port*) exit 1;; esac
+exec {native() / "ggml-rpc-server"} "$@"
+""")
+    (broken / "ggml-rpc-server").chmod(0o755)
+    good = f"--engine={native()}"
+    with ExitStack() as stack:
+        first = start(tmp_path / "one", good, "--model", str(MODEL), "--split=2", name="one")
+        stack.callback(end, first)
+        invitation = first.invite()
+        for name, engine in (("broken", f"--engine={broken}"), ("sound", good)):
+            other = start(tmp_path / name, engine, "--join", invitation, name=name)
+            stack.callback(end, other)
+            if name == "broken":
+                wait_until(lambda: failed(first) == {"broken"}, "it fails", within_s=LOADED_S)
+        wait_until(lambda: state(first) == "ready", "the pipeline answers", within_s=LOADED_S)
+        assert text(ask(first)) == ANSWER
+        assert {"one", "sound"} <= set(parts(first))
 
 
 @pytest.mark.full

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
@@ -9,6 +14,8 @@ import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from p2pmesh.engine.server import LlamaServer
+from p2pmesh.engine.supervisor import RETRY_FAILED_S
 from p2pmesh.models.parts import PartId
 from p2pmesh.node import engines
 from p2pmesh.node.engines import DRAIN_S, compute_threads
@@ -79,6 +86,58 @@ async def test_why_a_part_failed_is_known_until_it_is_ready_here(parts: Parts) -
         assert parts.manager.failures == {DEMO: "out of memory"}
         parts.engine(0).become("ready", port=81)
         assert parts.manager.failures == {}
+
+
+@asynccontextmanager
+async def managed(parts: Parts) -> AsyncIterator[Callable[[], None]]:
+    """The engines alone, without a plan; gives a function that starts the model."""
+    kind = cast("LlamaServer", SimpleNamespace(name="x", launch=SimpleNamespace(alias="model-0")))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parts.manager.run)
+        yield partial(parts.manager.start, DEMO, kind)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_failed_and_rests_is_said_for_longer_each_time(
+    parts: Parts, autojump_clock: MockClock
+) -> None:
+    rows: list[list[tuple[str, str]]] = []
+
+    def said() -> list[tuple[str, str]]:
+        return [(one.state, one.detail) for one in parts.manager.served()]
+
+    failed = [("failed", "out of memory")]
+    async with managed(parts) as start:
+        for rest_s in RETRY_FAILED_S[:3]:
+            start()
+            await wait_all_tasks_blocked()
+            parts.engines[-1].become("failed", "out of memory")
+            rows.clear()
+            with parts.manager.watched(lambda: rows.append(said())):
+                parts.manager.rest(DEMO)
+                await wait_all_tasks_blocked()
+            assert parts.manager.states() == {}, "it can be started again"
+            assert all(one == failed for one in rows), "never anything else meanwhile"
+            await trio.sleep(rest_s - 1)
+            assert said() == failed
+            await trio.sleep(2)
+            assert said() == []
+
+
+async def test_what_rests_fails_no_more_when_it_is_tried(parts: Parts) -> None:
+    async with managed(parts) as start:
+        start()
+        await wait_all_tasks_blocked()
+        parts.engines[-1].become("failed", "out of memory")
+        parts.manager.rest(DEMO)
+        await wait_all_tasks_blocked()
+        start()
+        await wait_all_tasks_blocked()
+        assert [one.state for one in parts.manager.served()] == ["loading"]
+        parts.engines[-1].become("ready", port=81)
+        parts.manager.drain(DEMO)
+        await wait_all_tasks_blocked()
+        assert parts.manager.served() == []
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 1), (8, 7)])

@@ -278,6 +278,25 @@ async def test_a_start_waits_for_the_memory_of_what_stops(
         assert parts.running() == ["model-1"]
 
 
+async def test_a_failed_engine_leaves_the_model_to_another_node_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts(Hearsay(), tmp_path, monkeypatch, files=(0, 1))
+    parts.hearsay.want(1, wanted(1))
+    async with serving(parts):
+        assert parts.running() == ["model-1"]
+        parts.hearsay.join(1, budget_bytes=8 * GIB)
+        parts.hearsay.hold(1, held(1))
+        await wait_all_tasks_blocked()
+        assert parts.running() == ["model-1"], "what loads keeps its place"
+        parts.engine(1).become("failed", "out of memory")
+        await wait_all_tasks_blocked()
+        assert parts.running() == []
+        assert parts.hearsay.served() == {ALPHA: ("failed", "out of memory")}
+        [assignment] = (a for a in parts.reconciler.plan.assignments if a.digest == ALPHA)
+        assert assignment.nodes == (NODES[1],)
+
+
 async def test_a_failed_engine_is_told_and_goes_when_nobody_wants_it(
     autojump_clock: MockClock, parts: Parts
 ) -> None:

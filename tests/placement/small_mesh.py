@@ -42,11 +42,12 @@ from tests.placement.split_world import engine
 
 ROUNDS_MAX = 300  # until a failed process was tried again for sure
 RETRY_SHARE = 0.2  # of looks at a failed process: it is tried again later than others load
+FORGET_SHARE = 0.02  # a node says for longer that something failed than it takes to try others
 PLACES = 16  # of experts, which take three quarters of their models
 
 
 class Signed(NamedTuple):
-    """What a node has told the others: what runs there, and of what a copy failed."""
+    """What a node has told the others: what runs there, and of what a part failed lately."""
 
     residents: tuple[Resident, ...] = ()
     failing: frozenset[ModelDigest] = frozenset()
@@ -56,7 +57,8 @@ class SmallMesh:
     """Attributes:
     stale: Whether nodes act on old news.
     failing: Whether loads may fail.
-    broken: Where copies fail whenever they are loaded.
+    broken: Where parts fail whenever they are loaded.
+    resting: What failed and was stopped; its node goes on saying so for a while.
     split: Whether some models are to be split.
     experts: Whether models have experts, and are too large for most nodes.
     shards: What each shard that was started holds.
@@ -81,6 +83,7 @@ class SmallMesh:
         self.stale = stale
         self.failing = failing
         self.broken: set[tuple[NodeId, ModelDigest]] = set()
+        self.resting: set[tuple[NodeId, ModelDigest]] = set()
         self.priorities = priorities
         self.budgets = {n: rng.randint(2, 8) * GIB for n in NODES}
         size = (5, 9) if experts else (1, 4)
@@ -139,8 +142,19 @@ class SmallMesh:
         self.wants = (PlacementRequest(owner=NODES[0], digest=one.digest),)
         self.broken = {(n, one.digest) for n in one.holders if n != sound}
 
+    def break_some_of_many(self) -> None:
+        """Want a model that fits on no node, and have two of its holders on which parts load."""
+        one = self.models[1]
+        sound = self.rng.sample(NODES, 2)
+        self.models = (in_layers(replace(one, holders=NODES)),)
+        # As a pipeline it takes a layer and half of another on each of two nodes.
+        self.budgets = dict.fromkeys(NODES, one.need_bytes * 3 // 5)
+        self.wants = (PlacementRequest(owner=NODES[0], digest=one.digest),)
+        self.broken = {(n, one.digest) for n in NODES if n not in sound}
+
     def crash(self) -> None:
         gone = self.rng.choice(sorted(self.budgets))
+        self.resting = {one for one in self.resting if one[0] != gone}
         del self.budgets[gone]
         del self.running[gone]
 
@@ -256,11 +270,17 @@ class SmallMesh:
                 assert behind <= {one.node for one in self.facts(n).residents}, "a head too early"
             assert self.held_bytes(n) <= self.budgets[n], "loaded more than fits"
         else:
+            if action.reason is StopReason.FAILED:
+                self.resting.add((n, action.part.digest))
             self.running[n][action.part] = "stopping"
             self.stops.append(action)
         self._sign(n)
 
     def _progress(self, n: NodeId) -> None:
+        rested = [one for one in sorted(self.resting) if one[0] == n]
+        if rested and self.rng.random() < FORGET_SHARE:
+            self.resting.discard(self.rng.choice(rested))
+            self._sign(n)
         if not self.running[n]:
             return
         part = self.rng.choice(sorted(self.running[n]))
@@ -269,8 +289,10 @@ class SmallMesh:
             del self.running[n][part]
         elif state == "loading":
             failed = self.failing and self.rng.random() < 0.3
-            failed |= part.name == WHOLE and (n, part.digest) in self.broken
+            failed |= (n, part.digest) in self.broken
             self.running[n][part] = "failed" if failed else "ready"
+            if not failed:
+                self.resting.discard((n, part.digest))
         elif state == "failed" and self.rng.random() < RETRY_SHARE:
             self.running[n][part] = "loading"
         self._sign(n)
@@ -281,11 +303,10 @@ class SmallMesh:
             for part, state in self.running[n].items()
             if state in {"loading", "ready"}
         )
-        failing = frozenset(
-            part.digest
-            for part, state in self.running[n].items()
-            if state == "failed" and part.name == WHOLE
-        )
+        failed = {part.digest for part, state in self.running[n].items() if state == "failed"}
+        tried = {part.digest for part, state in self.running[n].items() if state != "stopping"}
+        rested = {digest for node, digest in self.resting if node == n and digest not in tried}
+        failing = frozenset(failed | rested)
         self.signed[n].append(Signed(residents, failing))
 
     def _resident(self, n: NodeId, part: PartId, state: ResidentState) -> Resident:

@@ -49,6 +49,48 @@ def test_any_part_of_a_plan_with_pipelines_leads_to_the_same_plan(seed: int) -> 
         facts = changed(rng, after_some)
 
 
+def failing_somewhere(rng: Random, facts: PlacementInputs) -> PlacementInputs:
+    """The facts with nodes on which parts of a model failed that do not run any."""
+    running = {(one.digest, one.node) for one in facts.residents}
+    nodes = [one.node for one in facts.nodes]
+    some = {
+        model.digest: [n for n in rng.sample(nodes, 2) if (model.digest, n) not in running]
+        for model in facts.models
+    }
+    models = (replace(model, failing=tuple(some[model.digest])) for model in facts.models)
+    return replace(facts, models=tuple(models))
+
+
+def test_where_parts_failed_nothing_is_placed_that_fits_elsewhere() -> None:
+    avoided = 0
+    for seed in range(300):
+        rng = Random(seed)
+        facts = failing_somewhere(rng, random_facts(rng))
+        result = plan(facts)
+        failing = {one.digest: set(one.failing) for one in facts.models}
+        if any(failing[one.digest] & set(one.nodes) for one in result.assignments):
+            continue  # a node that is tried again fails no more, by what it says
+        avoided += any(one.nodes and failing[one.digest] for one in result.assignments)
+        assert plan(some_of(rng, result, facts)) == result
+    assert avoided > 100
+
+
+def test_a_pipeline_of_which_a_stage_failed_makes_way_for_one_without_that_node() -> None:
+    nodes = (engine(A, 9 * GIB), engine(B, 9 * GIB), engine(C, 9 * GIB))
+    facts = split_facts(*nodes)
+    first = only(plan(facts), BIG)
+    assert isinstance(first.layout, Pipeline)
+    head, behind = first.nodes
+    [other] = {A, B, C} - {head, behind}
+    running = tuple(residents(first, only=[0]))
+    failing = tuple(replace(one, failing=(behind,)) for one in facts.models)
+    facts = replace(facts, models=failing, residents=running)
+    second = only(plan(facts), BIG)
+    assert set(second.nodes) == {head, other}
+    alone = replace(facts, nodes=tuple(one for one in nodes if one.node != other))
+    assert only(plan(alone), BIG).nodes == first.nodes, "where it can be nowhere else it stays"
+
+
 def test_plans_with_pipelines_fit_and_do_not_hang_on_the_order_of_facts() -> None:
     pipelines = 0
     for seed in range(100):

@@ -191,21 +191,9 @@ def test_a_node_over_its_budget_does_not_wait_for_others() -> None:
     assert actions(A, facts, high="ready", low="stopping") == ()
 
 
-def test_a_failed_copy_that_the_plan_has_elsewhere_is_said_until_it_is_ready_there() -> None:
+def test_a_failed_copy_that_the_plan_has_elsewhere_goes() -> None:
     facts = world({A: 4 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (B, LOW, "loading"))
-    assert actions(A, facts, low="failed") == ()
-    assert actions(A, facts, low="loading") == ()
-    ready = world({A: 4 * GIB, B: 4 * GIB}, {LOW: (1, 0)}, (B, LOW, "ready"))
-    assert actions(A, ready, low="failed") == (Stop(part=PartId(LOW), reason=StopReason.MOVED),)
-
-
-def test_a_failed_copy_keeps_nothing_from_starting() -> None:
-    facts = world({A: 2 * GIB, B: 4 * GIB}, {LOW: (1, 0), HIGH: (1, 0)}, (B, LOW, "loading"))
-    here_alone = [replace(one, holders=(A,)) if one.digest == HIGH else one for one in facts.models]
-    facts = replace(facts, models=tuple(here_alone))
-    assert plan(facts).on(A) == (PartId(HIGH),)
-    evict = Stop(part=PartId(LOW), reason=StopReason.EVICTED)
-    assert actions(A, facts, low="failed") == (evict,)
+    assert actions(A, facts, low="failed") == (Stop(part=PartId(LOW), reason=StopReason.FAILED),)
     assert actions(A, facts, low="loading") == ()
 
 

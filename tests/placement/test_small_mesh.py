@@ -107,6 +107,21 @@ def test_a_model_ends_up_where_it_loads_wherever_it_fails(seed: int) -> None:
     assert len(mesh.stops) == stops, "and stays there"
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(seeds)
+def test_a_pipeline_ends_up_where_its_stages_load(seed: int) -> None:
+    mesh = SmallMesh(Random(seed), priorities=1, stale=bool(seed % 2), split=True)
+    mesh.break_some_of_many()
+    for _ in range(80):
+        mesh.step()
+    mesh.settle()
+    assert_at_rest_on_the_plan(mesh)
+    [want] = mesh.wants
+    assert mesh.ready(want.digest) == 1
+    [assignment] = plan(mesh.facts()).assignments
+    assert len(assignment.nodes) == 2
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_smaller_budget_is_kept_as_soon_as_processes_are_gone(seed: int) -> None:
     mesh = SmallMesh(Random(seed), priorities=2, stale=False)
