@@ -176,7 +176,7 @@ class ShardLibrary:
     def _qualities(
         self, ranking: Ranking, models: Mapping[ModelDigest, ModelFile]
     ) -> Iterator[ShardQuality]:
-        """What can be said of shards that this node can make: it vouches for them by saying it."""
+        """Yield what is known of shards that this node can make: it vouches for them by that."""
         file = models[ranking.model]
         known = measured.load(self._folder, digest_of(ranking))
         kinds = (Places(ranking, self._layout(ranking.model, file)), self._thin(ranking, file))

@@ -53,6 +53,7 @@ class _Running:
         return "stopping" if self.draining or state == "stopped" else state
 
     def served(self, part: PartId) -> Served:
+        """Return what the mesh is told of it."""
         return Served(
             digest=part.digest,
             name=part.name,

@@ -117,7 +117,7 @@ class Rankings:
         return not is_asked_elsewhere and self._given[node, offer.model] < FROM_ONE_MAX
 
     def _offers(self) -> Iterator[tuple[_Offer, list[NodeView]]]:
-        """What others claim to have for wanted models that are here, and who they are."""
+        """Yield what others claim to have for wanted models that are here, and who they are."""
         for digest, model in self._mesh.view.models.items():
             if model.wishes and self._file_of(digest) is not None:
                 yield from self._offers_for(digest)
