@@ -74,12 +74,12 @@ class EngineManager:
 
     Attributes:
         engine: What runs models.
-        failures: Why the last copy of a part failed here, until one of it is ready here.
+        failures: Why a part of a model failed here last, until one of it is ready here.
     """
 
     def __init__(self, engine: Engine, *, logs: Path) -> None:
         self.engine = engine
-        self.failures: dict[PartId, str] = {}
+        self.failures: dict[ModelDigest, str] = {}
         self._resting: dict[ModelDigest, Served] = {}
         self._rests: Counter[ModelDigest] = Counter()
         self._logs = logs
@@ -308,9 +308,9 @@ class EngineManager:
 
     def _note(self, part: PartId, status: EngineStatus) -> None:
         if status.state == "failed":
-            self.failures[part] = status.detail
+            self.failures[part.digest] = status.detail
         elif status.state == "ready":
-            self.failures.pop(part, None)
+            self.failures.pop(part.digest, None)
             self._resting.pop(part.digest, None)
             del self._rests[part.digest]
         self._tell()

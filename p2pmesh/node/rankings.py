@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from p2pmesh.errors import LinkError, MeshError, PeerError
-from p2pmesh.identity.credentials import Role
+from p2pmesh.identity.credentials import DAY_S, Role
 from p2pmesh.identity.hello import RANKING, Needs, Peer
 from p2pmesh.identity.keys import NodeId, show_id
 from p2pmesh.models.cards import ModelDigest
@@ -41,7 +41,7 @@ ANSWER_TIMEOUT_S = 30.0  # for at most 2 MiB, and for each piece of more
 PIECE_BYTES = 2**20
 PAUSE_S = 1.0  # whatever others claim, and however often they change it
 RETRY_S = 60.0  # of a node that failed, and of others while one is slow
-FROM_ONE_MAX = 8  # files of one model that one node fills a disk with
+FROM_ONE_MAX = 16  # files of one model that one node fills a disk with in a day
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _BROKEN = "the connection broke before all was there"
@@ -81,6 +81,7 @@ class Rankings:
         self._due: dict[tuple[NodeId, _Offer], float] = {}
         self._asked: dict[NodeId, tuple[_Offer, float]] = {}  # and since when
         self._given: Counter[tuple[NodeId, ModelDigest]] = Counter()
+        self._counted_from_s = 0.0
 
     def handlers(self) -> Handlers:
         """The service for those who lack a ranking."""
@@ -99,6 +100,9 @@ class Rankings:
     def _ask_around(self, nursery: trio.Nursery) -> None:
         """Ask each node for one of the things that it offers, and one node at a time for each."""
         now = trio.current_time()
+        if now - self._counted_from_s >= DAY_S:
+            self._given.clear()
+            self._counted_from_s = now
         offers = [(giver, offer) for offer, givers in self._offers() for giver in givers]
         self._done.intersection_update({offer for _, offer in offers})
         known = {(giver.node, offer) for giver, offer in offers}

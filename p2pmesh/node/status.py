@@ -212,10 +212,11 @@ class NodeStatus:
 
     def _failed_here(self) -> list[str]:
         """Sentences about what failed here and is served by others instead."""
+        running = {part.digest for part in self._engines.states()}
         return [
-            f"{self._id(part.digest)} is served elsewhere because it failed here: {why}"
-            for part, why in self._engines.failures.items()
-            if part not in self._engines.states() and self._routes.state(part.digest) == "ready"
+            f"{self._id(digest)} is served elsewhere because it failed here: {why}"
+            for digest, why in self._engines.failures.items()
+            if digest not in running and self._routes.state(digest) == "ready"
         ]
 
     def _peer(self, view: NodeView) -> dict[str, Any]:

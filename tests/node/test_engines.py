@@ -4,7 +4,6 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -16,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pmesh.engine.server import LlamaServer
 from p2pmesh.engine.supervisor import RETRY_FAILED_S
-from p2pmesh.models.parts import PartId
+from p2pmesh.models.parts import PartId, StageName
 from p2pmesh.node import engines
 from p2pmesh.node.engines import DRAIN_S, compute_threads
 from tests.node.isolated_node import Parts, serving
@@ -78,23 +77,23 @@ async def test_who_watches_hears_of_each_change_until_it_leaves(parts: Parts) ->
         assert heard == ["ready", "failed"]
 
 
-async def test_why_a_part_failed_is_known_until_it_is_ready_here(parts: Parts) -> None:
+async def test_why_a_model_failed_is_known_until_a_part_of_it_is_ready_here(parts: Parts) -> None:
     async with serving(parts):
         parts.engine(0).become("failed", "out of memory")
-        assert parts.manager.failures == {DEMO: "out of memory"}
+        assert parts.manager.failures == {DEMO.digest: "out of memory"}
         parts.engine(0).become("loading", "starting")
-        assert parts.manager.failures == {DEMO: "out of memory"}
+        assert parts.manager.failures == {DEMO.digest: "out of memory"}
         parts.engine(0).become("ready", port=81)
         assert parts.manager.failures == {}
 
 
 @asynccontextmanager
-async def managed(parts: Parts) -> AsyncIterator[Callable[[], None]]:
-    """The engines alone, without a plan; gives a function that starts the model."""
+async def managed(parts: Parts) -> AsyncIterator[Callable[..., None]]:
+    """The engines alone, without a plan; gives a function that starts a part, or the model."""
     kind = cast("LlamaServer", SimpleNamespace(name="x", launch=SimpleNamespace(alias="model-0")))
     async with trio.open_nursery() as nursery:
         await nursery.start(parts.manager.run)
-        yield partial(parts.manager.start, DEMO, kind)
+        yield lambda part=DEMO: parts.manager.start(part, kind)
         nursery.cancel_scope.cancel()
 
 
@@ -125,16 +124,18 @@ async def test_what_failed_and_rests_is_said_for_longer_each_time(
 
 
 async def test_what_rests_fails_no_more_when_it_is_tried(parts: Parts) -> None:
+    stage = PartId(DEMO.digest, str(StageName("0" * 16, 1)))
     async with managed(parts) as start:
-        start()
+        start(stage)
         await wait_all_tasks_blocked()
         parts.engines[-1].become("failed", "out of memory")
-        parts.manager.rest(DEMO)
+        parts.manager.rest(stage)
         await wait_all_tasks_blocked()
         start()
         await wait_all_tasks_blocked()
         assert [one.state for one in parts.manager.served()] == ["loading"]
         parts.engines[-1].become("ready", port=81)
+        assert parts.manager.failures == {}, "the stage of it that failed as well"
         parts.manager.drain(DEMO)
         await wait_all_tasks_blocked()
         assert parts.manager.served() == []
